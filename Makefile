@@ -1,0 +1,38 @@
+# Two commands for a newcomer: `make report` and `make test`. PYTHON names another interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: report test check reproduce clean
+
+report: .venv/installed
+	$(RUN) mlflow run . --env-manager local
+	@echo "The report is $(CURDIR)/report/index.html; all runs: $(BIN)/mlflow ui"
+
+test: .venv/tested
+	$(BIN)/pytest -n 2
+
+check: .venv/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# The coursework protocol on 20,000 images of MNIST, whose files are looked for in $$ELBOLAB_DATA: about an hour.
+reproduce: .venv/installed
+	$(BIN)/elbolab main --dataset mnist --train-size 20000 --out report-mnist
+
+# The versions that were tested are those of conda.yaml.
+.venv/installed: pyproject.toml conda.yaml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "elbolab needs Python 3.11 or newer; set PYTHON")'
+	$(PYTHON) -m venv .venv
+	sed -n 's/^ *- \([a-z0-9_-]*==.*\)/\1/p' conda.yaml > .venv/constraints.txt
+	$(BIN)/pip install --quiet --constraint .venv/constraints.txt --editable .
+	$(BIN)/mlflow db upgrade "sqlite:///mlflow.db"
+	touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/pip install --quiet --constraint .venv/constraints.txt --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv report checkpoints

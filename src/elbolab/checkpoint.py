@@ -1,0 +1,44 @@
+"""A model as one file: safetensors for the weights, JSON in its header for the config. Nothing in it can execute."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from elbolab.data import DataSpec
+from elbolab.errors import UserError
+from elbolab.models import MODELS, Model
+
+
+def save_checkpoint(path: Path, model: Model, epoch: int, score: float) -> None:
+    """Write the model, replacing ``path`` at once or not at all."""
+    name = next(name for name, kind in MODELS.items() if type(model) is kind)
+    header = {
+        "model": name,
+        "config": model.config.model_dump(mode="json"),
+        "spec": asdict(model.spec),
+        "epoch": epoch,
+        "score": score,
+    }
+    part = path.with_name(path.name + ".part")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, part, {"elbolab": json.dumps(header)})
+    os.replace(part, path)
+
+
+def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Model:
+    """The model of a checkpoint, in evaluation mode; raises UserError where the file is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["elbolab"])
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{path} is not a checkpoint of elbolab: {error}") from error
+    kind = MODELS[header["model"]]
+    spec = DataSpec(**{**header["spec"], "shape": tuple(header["spec"]["shape"])})
+    model = kind(kind.Config.parse(header["config"]), spec)
+    model.load_state_dict(weights)
+    return model.to(device).eval()

@@ -1,0 +1,153 @@
+"""The command line: every flag comes from a field of a config, every training command from ``MODELS``."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+import click
+
+from elbolab.config import CompareConfig, EvaluateConfig, MainConfig, Settings
+from elbolab.errors import UserError
+
+
+QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+
+
+class Commands(click.Group):
+    """The group whose training commands are known only once the models are imported, which takes torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from elbolab.models import MODELS
+
+        return [*MODELS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if (command := super().get_command(ctx, cmd_name)) is not None:
+            return command
+        from elbolab.models import MODELS
+
+        return _training(cmd_name) if cmd_name in MODELS else None
+
+
+def options_of(settings: type[Settings]) -> list[click.Parameter]:
+    """A click option for each field: `--latent-dim` and `--latent_dim`, with its type, bounds, default and help."""
+    options: list[click.Parameter] = []
+    for name, field in settings.model_fields.items():
+        kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+        kinds = [_plain(kind) for kind in kinds if kind is not NoneType]
+        bounds = [str(item) for item in field.metadata if type(item).__module__.startswith("annotated_types")]
+        help_text = " ".join([field.description or "", *(f"[{bound}]" for bound in bounds)])
+        many = get_origin(kinds[0]) is tuple
+        shown = not (field.is_required() or field.default is None or field.default_factory or many)
+        options.append(
+            click.Option(
+                list(dict.fromkeys([name, f"--{name.replace('_', '-')}", f"--{name}"])),
+                type=_click_type(kinds),
+                multiple=many,
+                default=() if many else None,
+                show_default=str(field.default) if shown else False,
+                help=help_text,
+            )
+        )
+    return options
+
+
+def _plain(kind: Any) -> Any:
+    """``Annotated[int, Gt(0)]`` as ``int``."""
+    return get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
+
+
+def _click_type(kinds: list[Any]) -> click.ParamType:
+    if len(kinds) > 1 or get_origin(kinds[0]) is tuple:
+        return click.STRING
+    if get_origin(kinds[0]) is Literal:
+        return click.Choice(get_args(kinds[0]))
+    return {int: click.INT, float: click.FLOAT, bool: click.BOOL, Path: click.Path(path_type=Path)}.get(
+        kinds[0], click.STRING
+    )
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None and value != ()}
+
+
+def _training(name: str) -> click.Command:
+    from elbolab.models import MODELS
+
+    model = MODELS[name]
+
+    def command(**values: Any) -> None:
+        config = model.Config.parse(_given(values))
+        from elbolab.experiment import train_model
+
+        click.echo(train_model(name, config))
+
+    summary = (model.__doc__ or "").strip().splitlines()[0]
+    return click.Command(name, callback=command, params=options_of(model.Config), help=f"Train {name}: {summary}")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="elbolab")
+def cli() -> None:
+    """Train, evaluate and compare latent-variable generative models of images, tracked in MLflow."""
+
+
+def _evaluate(run: str, **values: Any) -> None:
+    """Evaluate the trained run RUN: log p(x) by importance sampling, and class preservation."""
+    config = EvaluateConfig.parse(_given(values))
+    from elbolab.experiment import evaluate_run
+
+    for key, value in evaluate_run(run, config).items():
+        click.echo(f"{key} {value:.4f}")
+
+
+def _compare(**values: Any) -> None:
+    """Write the report of the newest run of each model, or of the runs named by --run, from the tracking server."""
+    config = CompareConfig.parse(_given(values))
+    from elbolab.compare import compare
+
+    click.echo(compare(config))
+
+
+def _main(**values: Any) -> None:
+    """Train every model, evaluate every run, and write the report."""
+    given = MainConfig.parse(_given(values))
+    from elbolab.experiment import run_all
+
+    click.echo(f"report: {run_all(given)}")
+
+
+cli.add_command(
+    click.Command(
+        "evaluate",
+        callback=_evaluate,
+        params=[click.Argument(["run"]), *options_of(EvaluateConfig)],
+        help=_evaluate.__doc__,
+    )
+)
+cli.add_command(click.Command("compare", callback=_compare, params=options_of(CompareConfig), help=_compare.__doc__))
+cli.add_command(click.Command("main", callback=_main, params=options_of(MainConfig), help=_main.__doc__))
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def main() -> None:
+    """Run the command line: 0 when done, 2 and one line on a mistake of the user, 130 or 143 when interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except UserError as error:
+        click.echo(f"elbolab: {error}", err=True)
+        sys.exit(2)

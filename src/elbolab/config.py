@@ -1,0 +1,136 @@
+"""The Config base: one typed definition of a field is its flag, its tracked parameter, its search range and its JSON."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional, Self
+
+import platformdirs
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+
+from elbolab.errors import UserError
+
+
+def default_data_dir() -> Path:
+    """Where datasets are kept: the environment variable ELBOLAB_DATA, else the user's cache folder."""
+    return Path(os.environ.get("ELBOLAB_DATA") or platformdirs.user_cache_path("elbolab"))
+
+
+class Settings(BaseModel):
+    """A frozen, flat set of typed fields; the docstring under a field is its help text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate ``values``; raises UserError naming every wrong field, its value and what is allowed."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError("; ".join(cls._explain(problem) for problem in error.errors())) from None
+
+    @classmethod
+    def _explain(cls, problem: Any) -> str:
+        name = str(problem["loc"][0]) if problem["loc"] else "config"
+        if problem["type"] == "extra_forbidden":
+            return f"{name} is not a parameter; there are: {', '.join(cls.model_fields)}"
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        field = cls.model_fields.get(name)
+        default = "" if field is None or field.default is None else f" (default {field.default})"
+        return f"{name}={problem['input']!r}: {message}{default}"
+
+    def params(self) -> dict[str, str]:
+        """The fields that are set, as the strings that a tracking server keeps."""
+        return {key: str(value) for key, value in self.model_dump(mode="json").items() if value is not None}
+
+    @classmethod
+    def search_range(cls, name: str) -> BaseDistribution:
+        """The range in which a study searches the field ``name``; raises UserError where it declares none."""
+        if (field := cls.model_fields.get(name)) is None:
+            raise UserError(f"{name} is not a parameter; there are: {', '.join(cls.model_fields)}")
+        for item in field.metadata:
+            if isinstance(item, BaseDistribution):
+                return item
+        raise UserError(f"{name} declares no search range; give it one where {cls.__name__} defines it")
+
+
+class Config(Settings):
+    """What every training has in common: the data, the budget, the optimiser's rate, the seed and the device."""
+
+    dataset: str = "mnist5k"
+    """Dataset: mnist5k (embedded), mnist, fashion_mnist, kmnist, or npz:PATH for your own arrays."""
+    data_dir: Annotated[Path, Field(default_factory=default_data_dir)]
+    """Folder of the datasets that are downloaded [default: $ELBOLAB_DATA, else the user's cache folder]."""
+    train_size: Annotated[int, Field(gt=0)] | None = None
+    """Number of training images, stratified by class [default: all that the other splits leave]."""
+    val_size: Annotated[int, Field(gt=0)] | None = None
+    """Number of validation images, held out of the training images [default: the dataset's]."""
+    test_size: Annotated[int, Field(gt=0)] | None = None
+    """Number of test images, stratified by class [default: the dataset's]."""
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the stratified split."""
+    epochs: Annotated[int, Field(gt=0)] = 30
+    """Passes over the training images."""
+    batch_size: Annotated[int, Field(gt=0), IntDistribution(16, 512, log=True)] = 64
+    """Images in one step."""
+    lr: Annotated[float, Field(gt=0), FloatDistribution(1e-4, 1e-2, log=True)] = 1e-3
+    """Learning rate of Adam on the networks at the first step; it falls to 0 along a half cosine."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the initial weights, the order of the images and the latent noise."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes the GPU where there is one."""
+
+
+class EvaluateConfig(Settings):
+    """How a trained model is evaluated: the same protocol for every model."""
+
+    samples: Annotated[int, Field(gt=0)] = 1000
+    """Importance samples an image."""
+    images: Annotated[int, Field(gt=0)] | Literal["all"] = 1000
+    """Images of each split, stratified by class, or all."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the choice of images, of the importance samples and of fitted posteriors."""
+    classifier: str | None = None
+    """Run id of the cnn that judges class preservation [default: the newest finished cnn on the same data]."""
+
+
+class CompareConfig(Settings):
+    """Which runs are compared, and where the report goes."""
+
+    run: tuple[str, ...] = ()
+    """Run ids to compare, repeated or separated by commas [default: the newest finished run of each model]."""
+    dataset: str | None = None
+    """Dataset of the newest runs [default: that of the newest latent-variable model]."""
+    out: Path = Path("report")
+    """Folder of the report."""
+
+    @field_validator("run", mode="before")
+    @classmethod
+    def _split(cls, run: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for item in run for name in item.split(","))
+
+
+class Given(Settings):
+    """What is given for the whole experiment."""
+
+    out: Path = Path("report")
+    """Folder of the report."""
+
+    def shared_with(self, settings: type[Settings]) -> dict[str, Any]:
+        """The given values whose fields ``settings`` has too."""
+        given = self.model_dump(exclude_none=True)
+        return {key: value for key, value in given.items() if key in settings.model_fields}
+
+
+def _optional(*sources: type[Settings]) -> dict[str, Any]:
+    """The fields of ``sources`` with their bounds and help, each absent by default."""
+    return {
+        name: (Annotated[(Optional[field.annotation], *field.metadata, Field(description=field.description))], None)
+        for source in sources
+        for name, field in source.model_fields.items()
+    }
+
+
+MainConfig = create_model("MainConfig", __base__=Given, **_optional(EvaluateConfig, Config))
+"""The whole experiment: what is given here is handed to every training and evaluation that has the field."""

@@ -1,0 +1,14 @@
+"""The evaluators by name: each takes a trained model on its data and gives metrics and files."""
+
+from collections.abc import Callable
+
+from elbolab.evaluators.classes import classes
+from elbolab.evaluators.importance import likelihood
+from elbolab.evaluators.subject import Findings, Subject
+
+EVALUATORS: dict[str, Callable[[Subject], Findings]] = {
+    "likelihood": likelihood,
+    "classes": classes,
+}
+
+__all__ = ["EVALUATORS", "Findings", "Subject"]

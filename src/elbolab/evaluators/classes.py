@@ -1,0 +1,78 @@
+"""What a classifier says: of a classifier itself its accuracy, of a generative model whether it keeps an image's class."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elbolab.evaluators.subject import Findings, Subject
+from elbolab.models.cnn import CNN
+from elbolab.models.latent import LatentModel
+
+
+def classes(subject: Subject) -> Findings:
+    """Accuracy of a classifier, or class preservation of a latent-variable model as its classifier sees it."""
+    if isinstance(subject.model, CNN):
+        return _accuracy(subject.model, subject)
+    if isinstance(subject.model, LatentModel) and subject.classifier is not None:
+        return _preservation(subject.model, subject, *subject.classifier)
+    return Findings()
+
+
+@torch.no_grad()
+def _predict(cnn: CNN, x: Tensor) -> Tensor:
+    return cnn.logits(x).argmax(-1)
+
+
+def _confusion(true: Tensor, predicted: Tensor, count: int) -> list[list[int]]:
+    """Counts (count, count): row ``true``, column ``predicted``."""
+    return torch.bincount(true * count + predicted, minlength=count * count).reshape(count, count).tolist()
+
+
+@torch.no_grad()
+def _accuracy(cnn: CNN, subject: Subject) -> Findings:
+    """On every image of each split: a classifier is cheap."""
+    metrics, splits = {}, {}
+    for name, split in subject.data.splits.items():
+        batches = [(batch.y, cnn.logits(batch.x).log_softmax(-1)) for batch in split.batches(500)]
+        y, log_p = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        predicted = log_p.argmax(-1)
+        splits[name] = {"n": len(y), "confusion": _confusion(y, predicted, subject.data.spec.classes)}
+        metrics[f"{name}/accuracy"] = (predicted == y).double().mean().item()
+        metrics[f"{name}/loss"] = -log_p.gather(1, y[:, None]).double().mean().item()
+    return Findings({key: metrics[key] for key in ("test/accuracy", "test/loss")}, {}, {"classes.json": {"splits": splits}})
+
+
+def _preservation(model: LatentModel, subject: Subject, run: str, cnn: CNN) -> Findings:
+    metrics: dict[str, float] = {}
+    splits: dict[str, Any] = {}
+    for split in subject.data.splits:
+        parts = [
+            (batch.y, _predict(cnn, batch.x), _predict(cnn, model.reconstruct(q)))
+            for batch, q in zip(subject.batches(split), subject.inferred(split), strict=True)
+        ]
+        y, original, reconstruction = (torch.cat(values) for values in zip(*parts, strict=True))
+        splits[split] = {"n": len(y), "confusion": _confusion(original, reconstruction, subject.data.spec.classes)}
+        metrics[f"{split}/accuracy_original"] = (original == y).double().mean().item()
+        metrics[f"{split}/accuracy_reconstruction"] = (reconstruction == y).double().mean().item()
+        metrics[f"{split}/class_preservation"] = (reconstruction == original).double().mean().item()
+    test = subject.data.test
+    correct = sum((_predict(cnn, batch.x) == batch.y).sum().item() for batch in test.batches(500))
+    found = {
+        "cnn_run": run,
+        "cnn_test_accuracy": correct / len(test),
+        "splits": splits,
+        "ten": {split: _ten(model, subject, cnn, split) for split in ("train", "val")},
+    }
+    return Findings(metrics, {"evaluation.cnn_run": run}, {"classes.json": found})
+
+
+def _ten(model: LatentModel, subject: Subject, cnn: CNN, split: str) -> list[dict[str, int]]:
+    """The fixed digits that training shows, one a class, with the posteriors that training has for them."""
+    batch = subject.data.splits[split].one_per_class()
+    seen = model.observe(batch, subject.generator())
+    with torch.no_grad():
+        reconstruction = _predict(cnn, model.reconstruct(model.posterior(seen)))
+    columns = (batch.index, batch.y, _predict(cnn, batch.x), reconstruction)
+    names = ("index", "label", "original", "reconstruction")
+    return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]

@@ -1,0 +1,58 @@
+"""What an evaluator is given and gives: a trained model with the images it is judged on, and figures about it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+
+from elbolab.config import EvaluateConfig
+from elbolab.data import Batch, Data
+from elbolab.models.cnn import CNN
+from elbolab.models.latent import DiagonalGaussian, LatentModel, Model
+
+IMAGES_AT_ONCE = 500
+
+
+@dataclass
+class Findings:
+    """Metrics by key, tags by key, and artifacts by file name: a table, arrays or plain values."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Any] = field(default_factory=dict)
+
+    def __or__(self, other: "Findings") -> "Findings":
+        return Findings(self.metrics | other.metrics, self.tags | other.tags, self.files | other.files)
+
+
+class Subject:
+    """A trained model, its data, the evaluation's config, and the classifier with its run id where there is one."""
+
+    def __init__(
+        self, model: Model, data: Data, config: EvaluateConfig, classifier: tuple[str, CNN] | None = None
+    ) -> None:
+        self.model = model
+        self.data = data
+        self.config = config
+        self.classifier = classifier
+
+    def generator(self) -> torch.Generator:
+        """A fresh stream of random numbers on the model's device."""
+        return torch.Generator(self.model.device).manual_seed(self.config.seed)
+
+    def batches(self, split: str) -> Iterator[Batch]:
+        """The evaluated images of a split as the observation model sees them: the same for every model and call."""
+        images = self.data.splits[split]
+        size = len(images) if self.config.images == "all" else self.config.images
+        generator = self.generator()
+        for rows in images.stratified(size, self.config.seed).split(IMAGES_AT_ONCE):
+            yield self.model.observe(images.batch(rows), generator)
+
+    @cache  # noqa: B019 - a free posterior costs minutes, and a subject lives as long as its evaluation
+    def inferred(self, split: str) -> list[DiagonalGaussian]:
+        """The posterior of every batch of ``batches(split)``, by the model's protocol for images it has no row for."""
+        assert isinstance(self.model, LatentModel)
+        generator = self.generator()
+        return [self.model.infer(batch, generator).detach() for batch in self.batches(split)]

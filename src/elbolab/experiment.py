@@ -1,0 +1,124 @@
+"""The jobs of the suite: train a model, evaluate a run, do the whole experiment."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import reduce
+from operator import or_
+from pathlib import Path
+
+import torch
+
+from elbolab import tracker
+from elbolab.compare import CompareConfig, compare
+from elbolab.config import Config, EvaluateConfig, Given
+from elbolab.data import Data, load_data
+from elbolab.errors import UserError
+from elbolab.evaluators import EVALUATORS, Findings, Subject
+from elbolab.models import MODELS, Model
+from elbolab.models.cnn import CNN
+from elbolab.progress import Progress
+from elbolab.registry import load_model, log_model
+from elbolab.trainer import Event, train
+
+
+def choose_device(wanted: str) -> str:
+    """The device to compute on; raises UserError where the wanted one is not there."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("device='cuda' is not to be had on this machine; use device=cpu or device=auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def _load(config: Config, device: str) -> Data:
+    return load_data(
+        config.dataset, config.data_dir, config.train_size, config.val_size, config.test_size, config.split_seed, device
+    )
+
+
+def train_model(name: str, config: Config) -> str:
+    """Train the model ``name`` and track it as a run, whose id is returned."""
+    device = choose_device(config.device)
+    data = _load(config, device)
+    torch.manual_seed(config.seed)
+    model = MODELS[name](config, data.spec).to(device)
+    tags = {
+        "data.name": data.name,
+        "data.digest": data.spec.digest,
+        "observation_model": model.observation_model,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    }
+    with tracker.run("train", name, {"model": name, **config.params()}, tags) as track:
+        track.log_value(config.model_dump(mode="json"), "config.json")
+        track.log_data(data)
+        # Checkpoints stay where they are when the training fails; a finished run has them as artifacts.
+        folder = Path("checkpoints", track.id)
+        folder.mkdir(parents=True)
+        with Progress(name, config.epochs) as progress:
+            train(model, data, _both(track.report, progress), folder)
+        track.set_tags({"observation_model": model.observation_model})
+        track.log_curves()
+        for file in ("last", "best"):
+            track.log_artifact(folder / f"{file}.safetensors", "checkpoints")
+        log_model(folder / "best.safetensors", data.test.images[:2].permute(0, 2, 3, 1).cpu().numpy())
+        shutil.rmtree(folder)
+        return track.id
+
+
+def _both(*reports: Callable[[Event], None]) -> Callable[[Event], None]:
+    def report(event: Event) -> None:
+        for each in reports:
+            each(event)
+
+    return report
+
+
+def _classifier(chosen: str | None, data: Data, device: str) -> tuple[str, CNN] | None:
+    """The cnn of the run ``chosen``, else of the newest finished cnn run on the same data, else none."""
+    if chosen is None:
+        runs = [run for run in tracker.find_runs() if run.params.get("model") == "cnn"]
+        same = [run.id for run in runs if run.tags.get("data.digest") == data.spec.digest]
+        if not same:
+            return None
+        chosen = same[0]
+    model = load_model(chosen, device)
+    if not isinstance(model, CNN):
+        raise UserError(f"classifier={chosen!r} is the run of another model than cnn; name a cnn's run")
+    return chosen, model
+
+
+def evaluate_run(run_id: str, config: EvaluateConfig) -> dict[str, float]:
+    """Evaluate a finished training by every evaluator and log what they find on that run; returns the metrics."""
+    run = tracker.get_run(run_id)
+    if run.tags.get(tracker.KIND) != "train" or run.status != "FINISHED":
+        raise UserError(f"run {run_id!r} is not a finished training (it is {run.status}); name one that is")
+    device = choose_device("auto")
+    model: Model = load_model(run_id, device)
+    data = _load(model.config, device)
+    if data.spec.digest != model.spec.digest:
+        raise UserError(
+            f"run {run_id!r} was trained on data with digest {model.spec.digest}, but {data.name} now has the digest "
+            f"{data.spec.digest}; bring back the files that it was trained on"
+        )
+    subject = Subject(model, data, config, _classifier(config.classifier, data, device))
+    found = reduce(or_, (evaluator(subject) for evaluator in EVALUATORS.values()), Findings())
+    track = tracker.Tracker(run_id)
+    track.log_metrics(found.metrics)
+    for name, value in found.files.items():
+        track.log_value(value, f"evaluation/{name}")
+    # Last, since these tags say that an evaluation is there.
+    settings = {f"evaluation.{key}": str(getattr(config, key)) for key in ("samples", "images", "seed")}
+    track.set_tags(settings | found.tags)
+    return found.metrics
+
+
+def run_all(given: Given) -> Path:
+    """Train every model, evaluate every run, compare them; returns the report."""
+    configs = {name: model.Config.parse(given.shared_with(model.Config)) for name, model in MODELS.items()}
+    evaluation = EvaluateConfig.parse(given.shared_with(EvaluateConfig))
+    with tracker.run("main", "main", given.params(), {}):
+        for start in ("zeros", "normal"):
+            train_model("latent_opt", configs["latent_opt"].model_copy(update={"latent_init": start}))
+        runs = [train_model(name, config) for name, config in configs.items()]
+        for run_id in runs:
+            evaluate_run(run_id, evaluation)
+        return compare(CompareConfig(run=tuple(runs), out=given.out))

@@ -1,0 +1,49 @@
+"""A LeNet-size classifier: the judge of class preservation."""
+
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from elbolab.config import Config
+from elbolab.data import Batch, DataSpec
+from elbolab.models.latent import Model
+from elbolab.nets import lenet
+from elbolab.objectives import Terms
+
+
+class CNNConfig(Config):
+    """A classifier needs fewer passes than a generative model."""
+
+    epochs: Annotated[int, Field(gt=0)] = 10
+    """Passes over the training images."""
+
+
+class CNN(Model):
+    """p(y | x) by a convolutional net: the case S = 1 whose only term is log p(y | x)."""
+
+    Config = CNNConfig
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.net = lenet(spec.shape, spec.classes)
+
+    @property
+    def observation_model(self) -> str:
+        return "categorical"
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to unnormalised log-probabilities of the classes (B, classes)."""
+        return self.net(x)
+
+    def terms(self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None) -> Terms:
+        logits = self.logits(batch.x)
+        log_py_x = -F.cross_entropy(logits, batch.y, reduction="none")
+        zero = torch.zeros_like(log_py_x)
+        correct = (logits.argmax(-1) == batch.y).float()
+        return Terms(log_py_x[None], zero[None], zero[None], zero, {"accuracy": correct})
+
+    def metrics(self, terms: Terms) -> dict[str, Tensor]:
+        return dict(terms.also)

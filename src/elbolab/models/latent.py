@@ -1,0 +1,202 @@
+"""The contract of every model, and of latent-variable models: a prior, a decoder, a posterior, three log-densities."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import chain
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from optuna.distributions import FloatDistribution, IntDistribution
+from pydantic import Field
+from torch import Tensor, nn
+
+from elbolab.config import Config
+from elbolab.data import Batch, Data, DataSpec
+from elbolab.likelihoods import PIXELS, Likelihood, make_likelihood
+from elbolab.nets import conv_decoder
+from elbolab.objectives import Terms, beta_loss, elbo
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+class Model(nn.Module, ABC):
+    """What the trainer needs: ``Model(config, spec)``, the terms of a batch, a loss and the optimisers."""
+
+    Config: ClassVar[type[Config]]
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = spec
+
+    @property
+    def device(self) -> torch.device:
+        return next(chain(self.parameters(), self.buffers())).device
+
+    @property
+    @abstractmethod
+    def observation_model(self) -> str:
+        """What the likelihood is of, in words; only models of equal observation models can be compared."""
+
+    @abstractmethod
+    def terms(self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None) -> Terms:
+        """The log-densities of a batch, (S, B) each."""
+
+    @abstractmethod
+    def metrics(self, terms: Terms) -> dict[str, Tensor]:
+        """What is logged of a batch beside its loss, each (B,)."""
+
+    def prepare(self, data: Data) -> None:
+        """Everything that a model takes from its training data before the first step."""
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimisers of the free parameters, their rates those of the first step; none for a closed form."""
+        return [torch.optim.Adam(self.parameters(), self.config.lr)]
+
+    def observe(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        """The batch as the observation model sees it."""
+        return batch
+
+    def visit(self, batch: Batch, epochs: float) -> None:
+        """Inference on a batch before its step, ``epochs`` into the training, where posteriors are free parameters."""
+
+    def loss(self, terms: Terms, epochs: float) -> Tensor:
+        """The training loss, a scalar, ``epochs`` into the training."""
+        return -elbo(terms).mean()
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """N(mean, diag(exp(log_var))) for each of B images; ``mean`` and ``log_var`` are (B, D)."""
+
+    mean: Tensor
+    log_var: Tensor
+
+    def sample(self, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Reparameterised samples (S, B, D)."""
+        shape = (samples, *self.mean.shape)
+        noise = torch.randn(shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return torch.addcmul(self.mean, noise, (0.5 * self.log_var).exp())
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q(z), (S, B, D) to (S, B)."""
+        return -0.5 * (((z - self.mean).square() * (-self.log_var).exp() + self.log_var).sum(-1) + z.shape[-1] * LOG_2PI)
+
+    def kl(self) -> Tensor:
+        """KL(q || N(0, I)), (B,) (Kingma & Welling 2014, appendix B)."""
+        return 0.5 * (self.mean.square() + self.log_var.exp() - 1 - self.log_var).sum(-1)
+
+    def detach(self) -> "DiagonalGaussian":
+        return DiagonalGaussian(self.mean.detach(), self.log_var.detach())
+
+    def __getitem__(self, rows: Any) -> "DiagonalGaussian":
+        return DiagonalGaussian(self.mean[rows], self.log_var[rows])
+
+
+class LatentConfig(Config):
+    """The prior N(0, I) and the observation model, which every latent-variable model has."""
+
+    latent_dim: Annotated[int, Field(gt=0), IntDistribution(2, 256, log=True)] = 200
+    """Number of latent dimensions."""
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
+    """Observation model: gaussian on pixels in [0, 1], or bernoulli on pixels binarised at every visit."""
+    sigma: Annotated[float, Field(gt=0), FloatDistribution(0.05, 1.0, log=True)] = 0.4
+    """Standard deviation of the gaussian observation model, in units of the pixel range."""
+
+
+class LatentModel(Model):
+    """p(x, z) = p(x | z) N(z; 0, I) with a posterior q(z | x) that each subclass gets in its own way."""
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.likelihood: Likelihood = make_likelihood(config.likelihood, config.sigma)
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """Parameters of p(x | z): (..., D) to (..., C, H, W)."""
+
+    @abstractmethod
+    def posterior(self, batch: Batch) -> DiagonalGaussian:
+        """q(z | x) as it is trained, differentiable in its parameters."""
+
+    @property
+    @abstractmethod
+    def inference(self) -> str:
+        """How ``infer`` gets its posterior, in words."""
+
+    def infer(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
+        """q(z | x) of any images, seen in training or not."""
+        with torch.no_grad():
+            return self.posterior(batch)
+
+    def stored_posterior(self, batch: Batch) -> DiagonalGaussian | None:
+        """The posteriors that training left for these very images; None where there is no such table."""
+        return None
+
+    def exact_log_px(self, x: Tensor) -> Tensor | None:
+        """log p(x), (B, C, H, W) to (B,), where it has a closed form, else None."""
+        return None
+
+    @property
+    def observation_model(self) -> str:
+        return self.likelihood.description
+
+    def observe(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        return batch.with_x(self.likelihood.observe(batch.x, generator))
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x, z): (B, C, H, W) and (S, B, D) to (S, B)."""
+        return self.likelihood.log_prob(x, self.decode(z)) + log_prior(z)
+
+    def terms(self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None) -> Terms:
+        q = self.posterior(batch)
+        z = q.sample(samples, generator)
+        params = self.decode(z)
+        error = (self.likelihood.mean(params.detach()) - batch.x).square().mean(PIXELS).mean(0)
+        log_px_z = self.likelihood.log_prob(batch.x, params)
+        return Terms(log_px_z, log_prior(z), q.log_prob(z), q.kl(), {"mse": error})
+
+    def metrics(self, terms: Terms) -> dict[str, Tensor]:
+        return {"elbo": elbo(terms), **terms.also, "kl": terms.kl}
+
+    def reconstruct(self, q: DiagonalGaussian) -> Tensor:
+        """The expected image at the mean of q, (B, C, H, W)."""
+        with torch.no_grad():
+            return self.likelihood.mean(self.decode(q.mean)).clamp(0, 1)
+
+    def sample(self, count: int, seed: int) -> Tensor:
+        """Expected images at ``count`` draws from the prior, (count, C, H, W); equal seeds give equal latent vectors."""
+        z = torch.randn(count, self.config.latent_dim, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            return self.likelihood.mean(self.decode(z.to(self.device))).clamp(0, 1)
+
+
+class DeepLatentConfig(LatentConfig):
+    """The weight of the KL term, for models trained by gradient."""
+
+    beta: Annotated[float, Field(ge=0), FloatDistribution(0.1, 10.0, log=True)] = 1.0
+    """Weight of the KL term in the training loss; 1 is the ELBO."""
+    beta_warmup: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs over which the weight of the KL term rises linearly from 0 to beta."""
+
+
+class DeepLatentModel(LatentModel):
+    """A latent-variable model whose decoder is the convolutional net, trained on the beta-weighted ELBO."""
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.decoder = conv_decoder(config.latent_dim, spec.shape)
+
+    def decode(self, z: Tensor) -> Tensor:
+        activations = self.decoder(z.reshape(-1, z.shape[-1]))
+        return self.likelihood.params(activations).reshape(*z.shape[:-1], *self.spec.shape)
+
+    def loss(self, terms: Terms, epochs: float) -> Tensor:
+        warmup = self.config.beta_warmup
+        return beta_loss(terms, self.config.beta * (min(1.0, epochs / warmup) if warmup else 1.0))
+
+
+def log_prior(z: Tensor) -> Tensor:
+    """log N(z; 0, I), (..., D) to (...)."""
+    return -0.5 * (z.square().sum(-1) + z.shape[-1] * LOG_2PI)

@@ -1,0 +1,179 @@
+"""Latent optimisation: no encoder, every training image owns the mean and log-variance of its posterior."""
+
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import Field
+from torch import Tensor, nn
+
+from elbolab.data import Batch, Data, DataSpec, Split
+from elbolab.errors import UserError
+from elbolab.models.latent import DeepLatentConfig, DeepLatentModel, DiagonalGaussian
+from elbolab.models.ppca import fit_ppca, linear_posterior
+
+START_LOG_VAR = -2.0
+
+
+class LatentOptConfig(DeepLatentConfig):
+    """How the rows of the table are started and trained, and how an image without a row is fitted."""
+
+    latent_init: Annotated[Literal["zeros", "normal", "pca"], CategoricalDistribution(["zeros", "normal", "pca"])] = "pca"
+    """Start of the rows: means zero, means drawn from the prior, or the exact posterior of a PPCA of the images."""
+    latent_lr: Annotated[float, Field(gt=0), FloatDistribution(0.005, 0.5, log=True)] = 0.05
+    """Learning rate of the rows at the first step; it falls along the same half cosine as lr."""
+    latent_steps: Annotated[int, Field(gt=0), IntDistribution(1, 8)] = 2
+    """Updates of an image's row at each visit; the last of them is shared with the decoder."""
+    fit_steps: Annotated[int, Field(gt=0)] = 300
+    """Steps that fit the posterior of an image without a row, the decoder frozen."""
+    fit_lr: Annotated[float, Field(gt=0)] = 0.1
+    """Learning rate of that fit at its first step; it falls to 0 along a half cosine."""
+    fit_restarts: Annotated[int, Field(gt=0)] = 1
+    """Starts of that fit, the first from mean zero, the others from the prior; each image keeps its best."""
+
+
+class RowAdam(torch.optim.Optimizer):
+    """Adam on the rows of a table that a step visited, with each row's own moments and step count.
+
+    The update of Kingma & Ba 2015 (algorithm 1), where unvisited rows neither move nor decay; gradients must be sparse.
+    """
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for table in group["params"]:
+                if table.grad is None:
+                    continue
+                state = self.state[table]
+                if not state:
+                    state["mean"], state["square"] = torch.zeros_like(table), torch.zeros_like(table)
+                    state["steps"] = torch.zeros(len(table), 1, device=table.device)
+                gradient = table.grad.coalesce()
+                rows, values = gradient.indices()[0], gradient.values()
+                steps = state["steps"][rows] + 1
+                mean = torch.lerp(values, state["mean"][rows], first)
+                square = torch.lerp(values.square(), state["square"][rows], second)
+                state["steps"][rows], state["mean"][rows], state["square"][rows] = steps, mean, square
+                scale = (square / (1 - second**steps)).sqrt_().add_(group["eps"])
+                table[rows] -= group["lr"] * (mean / (1 - first**steps)) / scale
+
+
+class LatentOpt(DeepLatentModel):
+    """q(z | x_i) = N(mean_i, diag(exp(log_var_i))) with free rows, trained with the decoder (Bojanowski et al. 2018).
+
+    The rows of validation images are updated as often as training rows, but never move the decoder. Any other image is
+    fitted from nothing by ``infer``.
+    """
+
+    Config = LatentOptConfig
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        width = 2 * config.latent_dim
+        self.train_rows = nn.Parameter(torch.zeros(spec.train, width))
+        self.val_rows = nn.Parameter(torch.zeros(spec.val, width))
+        self.register_buffer("train_index", torch.zeros(spec.train, dtype=torch.int64))
+        self.register_buffer("val_index", torch.zeros(spec.val, dtype=torch.int64))
+        self._optimizers: list[torch.optim.Optimizer] = []
+
+    def prepare(self, data: Data) -> None:
+        for split in (data.train, data.val):
+            index, order = split.index.sort()
+            self.get_buffer(f"{split.name}_index").copy_(index)
+            with torch.no_grad():
+                self.get_parameter(f"{split.name}_rows").copy_(self._start(split, data.train)[order])
+
+    def _start(self, split: Split, train: Split) -> Tensor:
+        shape = (len(split), self.config.latent_dim)
+        if self.config.latent_init == "pca":
+            mean, loadings, sigma = fit_ppca(
+                train.images.flatten(1).double() / 255,
+                self.config.latent_dim,
+                self.config.sigma if self.config.likelihood == "gaussian" else None,
+            )
+            q = linear_posterior(split.images.flatten(1).float() / 255, mean, loadings, sigma)
+            # Fewer pixels than latent dimensions leave some without a component: these start at the prior.
+            pad = (0, shape[1] - q.mean.shape[1])
+            return torch.cat([F.pad(q.mean, pad), F.pad(q.log_var, pad)], -1)
+        mean = torch.randn(shape) if self.config.latent_init == "normal" else torch.zeros(shape)
+        return torch.cat([mean, torch.full(shape, START_LOG_VAR)], -1).to(split.images.device)
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        if not self._optimizers:
+            self._optimizers = [
+                torch.optim.Adam(self.decoder.parameters(), self.config.lr),
+                RowAdam([self.train_rows, self.val_rows], self.config.latent_lr),
+            ]
+        return self._optimizers
+
+    def posterior(self, batch: Batch) -> DiagonalGaussian:
+        if batch.split not in ("train", "val"):
+            raise ValueError(f"{batch.split} images have no row; infer() fits their posterior")
+        if batch.digest != self.spec.digest:
+            raise UserError(
+                f"this table of posteriors belongs to the data with digest {self.spec.digest}, not to the data with "
+                f"digest {batch.digest}; load the data that it was trained on, or fit the images by infer()"
+            )
+        place = torch.searchsorted(self.get_buffer(f"{batch.split}_index"), batch.index)
+        rows = F.embedding(place, self.get_parameter(f"{batch.split}_rows"), sparse=True)
+        return DiagonalGaussian(*rows.chunk(2, -1))
+
+    def visit(self, batch: Batch, epochs: float) -> None:
+        """The updates of the rows that leave the decoder as it is: all of a validation image's, all but one of others."""
+        table, row_adam = self.get_parameter(f"{batch.split}_rows"), self.optimizers()[1]
+        for _ in range(self.config.latent_steps - (batch.split == "train")):
+            with torch.enable_grad():
+                loss = self.loss(self.terms(batch), epochs)
+            loss.backward(inputs=[table])
+            row_adam.step()
+            row_adam.zero_grad()
+
+    @property
+    def inference(self) -> str:
+        steps, rate, restarts = self.config.fit_steps, self.config.fit_lr, self.config.fit_restarts
+        starts = "1 start" if restarts == 1 else f"best of {restarts} starts"
+        return f"fitted: {steps} Adam steps at rate {rate:g} falling to 0, {starts}, decoder frozen"
+
+    def infer(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
+        """Maximise the ELBO over each image's own mean and log-variance, the decoder frozen, from no stored row."""
+        best, best_elbo = None, None
+        for restart in range(self.config.fit_restarts):
+            q, value = self._fit(batch.x, restart, generator)
+            if best is None or best_elbo is None:
+                best, best_elbo = q, value
+            else:
+                better = value > best_elbo
+                best = DiagonalGaussian(
+                    torch.where(better[:, None], q.mean, best.mean), torch.where(better[:, None], q.log_var, best.log_var)
+                )
+                best_elbo = torch.maximum(value, best_elbo)
+        assert best is not None
+        return best
+
+    def _fit(self, x: Tensor, restart: int, generator: torch.Generator | None) -> tuple[DiagonalGaussian, Tensor]:
+        shape = (len(x), self.config.latent_dim)
+        mean = torch.randn(shape, generator=generator, device=x.device) if restart else x.new_zeros(shape)
+        rows = torch.cat([mean, torch.full_like(mean, START_LOG_VAR)], -1).requires_grad_()
+        adam = torch.optim.Adam([rows], self.config.fit_lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.config.fit_steps)
+        for _ in range(self.config.fit_steps):
+            with torch.enable_grad():
+                (-self._elbo(x, rows, 1, generator).sum()).backward(inputs=[rows])
+            adam.step()
+            adam.zero_grad()
+            schedule.step()
+        with torch.no_grad():
+            value = self._elbo(x, rows, 16, generator)
+        return DiagonalGaussian(*rows.detach().chunk(2, -1)), value
+
+    def _elbo(self, x: Tensor, rows: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:
+        q = DiagonalGaussian(*rows.chunk(2, -1))
+        return self.likelihood.log_prob(x, self.decode(q.sample(samples, generator))).mean(0) - q.kl()
+
+    def stored_posterior(self, batch: Batch) -> DiagonalGaussian | None:
+        return self.posterior(batch).detach() if batch.split == "train" else None

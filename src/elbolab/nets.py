@@ -1,0 +1,66 @@
+"""Network bodies: images to features and latent vectors to images."""
+
+from torch import nn
+
+from elbolab.errors import UserError
+
+Shape = tuple[int, int, int]
+
+
+def _quarter(shape: Shape) -> tuple[int, int]:
+    _, height, width = shape
+    if height % 4 or width % 4 or min(height, width) < 8:
+        raise UserError(
+            f"images are {height} by {width}; the conv nets halve them twice and need sides that are multiples of 4, "
+            "at least 8: pad or crop them"
+        )
+    return height // 4, width // 4
+
+
+def conv_encoder(shape: Shape, outputs: int) -> nn.Sequential:
+    """Images (B, C, H, W) to (B, outputs): two strided convolutions of 32 and 64 channels, a dense layer of 256."""
+    height, width = _quarter(shape)
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 32, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64 * height * width, 256),
+        nn.ReLU(),
+        nn.Linear(256, outputs),
+    )
+
+
+def conv_decoder(inputs: int, shape: Shape) -> nn.Sequential:
+    """Latent vectors (B, inputs) to unbounded activations (B, C, H, W): the mirror of ``conv_encoder``."""
+    height, width = _quarter(shape)
+    return nn.Sequential(
+        nn.Linear(inputs, 256),
+        nn.ReLU(),
+        nn.Linear(256, 64 * height * width),
+        nn.ReLU(),
+        nn.Unflatten(1, (64, height, width)),
+        nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1),
+    )
+
+
+def lenet(shape: Shape, classes: int) -> nn.Sequential:
+    """Images (B, C, H, W) to logits (B, classes): LeNet's layout (LeCun et al. 1998) with ReLU and max pooling."""
+    height, width = _quarter(shape)
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 16, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.25),
+        nn.Linear(32 * height * width, 128),
+        nn.ReLU(),
+        nn.Dropout(0.25),
+        nn.Linear(128, classes),
+    )

@@ -1,0 +1,50 @@
+"""Packaging a trained model as an MLflow model, and loading it again."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+import elbolab
+from elbolab import serving
+from elbolab.checkpoint import load_checkpoint
+from elbolab.errors import UserError
+from elbolab.models.latent import Model
+from elbolab.tracker import prepare_store
+
+REQUIREMENTS = ("torch", "safetensors", "pydantic", "platformdirs", "optuna", "numpy")
+
+
+def log_model(checkpoint: Path, example: np.ndarray) -> None:
+    """Log a checkpoint as the model ``model`` of the active run: a pyfunc made from code, no pickle in it.
+
+    ``example`` is what it predicts from, images uint8 (N, H, W, C).
+    """
+    images = TensorSpec(example.dtype, (-1, *example.shape[1:]))
+    mlflow.pyfunc.log_model(
+        name="model",
+        python_model=serving.__file__,
+        artifacts={"checkpoint": str(checkpoint)},
+        code_paths=[str(Path(elbolab.__file__).parent)],
+        pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
+        signature=ModelSignature(Schema([images]), Schema([TensorSpec(np.dtype(np.float32), (-1,))])),
+        input_example=example,
+    )
+
+
+def load_model(source: str, device: str = "cpu") -> Model:
+    """The trained module of a run id or a model URI (models:/name@alias), in evaluation mode, with its ``config``.
+
+    Raises UserError where the tracking server has no such model.
+    """
+    prepare_store()
+    uri = source if ":/" in source else f"runs:/{source}/model"
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{source!r} has no trained model on {mlflow.get_tracking_uri()}") from error
+    return load_checkpoint(next(folder.glob("artifacts/*.safetensors")), device)

@@ -1,0 +1,130 @@
+"""The training loop: epochs, validation, falling rates, checkpoints. What becomes of the figures is ``report``'s."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from elbolab.checkpoint import save_checkpoint
+from elbolab.data import Batch, Data, Split
+from elbolab.errors import UserError
+from elbolab.models.latent import LatentModel, Model
+from elbolab.objectives import elbo
+
+SNAPSHOT_EPOCHS = (1, 5, 10, 20, 30)
+VALIDATION_BATCH = 500
+SAMPLES = (4, 10)
+SAMPLE_SEED = 0
+
+
+@dataclass(frozen=True)
+class Event:
+    """An epoch that ended: its metrics by key, and at some epochs grids of images (rows, columns, C, H, W) in [0, 1]."""
+
+    epoch: int
+    epochs: int
+    metrics: dict[str, float]
+    images: dict[str, Tensor]
+    seconds_left: float
+
+
+def train(model: Model, data: Data, report: Callable[[Event], None], folder: Path) -> None:
+    """Train ``model`` on ``data`` as its config says, leaving last.safetensors and best.safetensors in ``folder``.
+
+    The best epoch is the one of highest validation ELBO at beta = 1 (for a classifier: lowest cross-entropy). On a CPU
+    equal config and seed give equal weights, bit for bit. Raises UserError where the loss is no longer a number.
+    """
+    config = model.config
+    torch.manual_seed(config.seed + 1)
+    shuffle = torch.Generator().manual_seed(config.seed)
+    model.prepare(data)
+    optimizers = model.optimizers()
+    first_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    steps_an_epoch = math.ceil(len(data.train) / config.batch_size)
+    best, started = -math.inf, time.perf_counter()
+
+    for epoch in range(1, config.epochs + 1):
+        model.train()
+        train_means, epoch_started = _Means(), time.perf_counter()
+        for step, batch in enumerate(data.train.batches(config.batch_size, shuffle)):
+            epochs = epoch - 1 + step / steps_an_epoch
+            factor = 0.5 * (1 + math.cos(math.pi * epochs / config.epochs))
+            for group, rate in zip(_groups(optimizers), first_rates, strict=True):
+                group["lr"] = factor * rate
+            batch = model.observe(batch)
+            model.visit(batch, epochs)
+            terms = model.terms(batch)
+            loss = model.loss(terms, epochs)
+            if optimizers:
+                loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            train_means.add(batch, loss, model.metrics(terms), elbo(terms))
+        train_metrics, _ = train_means.metrics("train")
+        seconds = time.perf_counter() - epoch_started
+        if not math.isfinite(train_metrics["train/loss"]):
+            raise UserError(f"the loss is {train_metrics['train/loss']} in epoch {epoch}; lower lr={config.lr:g}")
+
+        val_metrics, score = _validate(model, data.val, epoch)
+        save_checkpoint(folder / "last.safetensors", model, epoch, score)
+        if score > best:
+            best = score
+            save_checkpoint(folder / "best.safetensors", model, epoch, score)
+        rates = {"train/lr": next(_groups(optimizers))["lr"]} if optimizers else {}
+        speed = {"train/images_per_s": len(data.train) / seconds}
+        images = _snapshot(model, data) if epoch in SNAPSHOT_EPOCHS else {}
+        left = (time.perf_counter() - started) / epoch * (config.epochs - epoch)
+        report(Event(epoch, config.epochs, {**train_metrics, **rates, **speed, **val_metrics}, images, left))
+
+
+def _groups(optimizers: list[torch.optim.Optimizer]) -> Iterator[dict]:
+    return (group for optimizer in optimizers for group in optimizer.param_groups)
+
+
+class _Means:
+    """Means over images, kept on the device: reading a number at each step would make the device wait."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, batch: Batch, loss: Tensor, metrics: dict[str, Tensor], bound: Tensor) -> None:
+        self.count += len(batch)
+        sums = {"loss": loss.detach() * len(batch), "score": bound.detach().sum()}
+        sums |= {key: value.detach().sum() for key, value in metrics.items()}
+        self.sums = {key: value + self.sums[key] if self.sums else value for key, value in sums.items()}
+
+    def metrics(self, split: str) -> tuple[dict[str, float], float]:
+        means = {key: value.item() / self.count for key, value in self.sums.items()}
+        score = means.pop("score")
+        return {f"{split}/{key}": value for key, value in means.items()}, score
+
+
+def _validate(model: Model, split: Split, epochs: int) -> tuple[dict[str, float], float]:
+    model.eval()
+    means = _Means()
+    for batch in split.batches(VALIDATION_BATCH):
+        batch = model.observe(batch)
+        model.visit(batch, epochs)
+        with torch.no_grad():
+            terms = model.terms(batch)
+            means.add(batch, model.loss(terms, epochs), model.metrics(terms), elbo(terms))
+    return means.metrics(split.name)
+
+
+def _snapshot(model: Model, data: Data) -> dict[str, Tensor]:
+    if not isinstance(model, LatentModel):
+        return {}
+    images = {}
+    for split in (data.train, data.val):
+        batch = split.one_per_class()
+        with torch.no_grad():
+            reconstructions = model.reconstruct(model.posterior(batch))
+        images[f"reconstructions_{split.name}"] = torch.stack([batch.x, reconstructions])
+    images["samples"] = model.sample(math.prod(SAMPLES), SAMPLE_SEED).unflatten(0, SAMPLES)
+    return images

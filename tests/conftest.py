@@ -1,0 +1,60 @@
+"""What the tests share: a few real digits, and a tracking store of their own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+from elbolab.data import Data, load_data
+
+REPOSITORY = Path(__file__).parent.parent
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+# Two threads that wait for each other on two busy cores cost more than they give on batches this small.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Data:
+    """64 training, 20 validation and 20 test digits."""
+    return load_data("mnist5k", Path(), train_size=64, val_size=20, test_size=20)
+
+
+@pytest.fixture(scope="session")
+def sixteen() -> Data:
+    return load_data("mnist5k", Path(), train_size=16, val_size=10, test_size=10)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder as working folder, with a sqlite store in it as tracking server."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    yield tmp_path
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def command(store: Path) -> Command:
+    """Run `elbolab ARGUMENTS` as a process of its own in the store's folder."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "elbolab", *arguments],
+            cwd=store,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run

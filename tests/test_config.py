@@ -1,0 +1,115 @@
+"""One definition of a field, four surfaces: flag, parameter, search range, JSON. And MLproject, CLI and pins in step."""
+
+import json
+import re
+import tomllib
+from importlib.metadata import version
+from typing import Any
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+from conftest import REPOSITORY
+
+from elbolab.cli import cli, options_of
+from elbolab.config import CompareConfig, Config, EvaluateConfig, MainConfig, Settings
+from elbolab.errors import UserError
+from elbolab.models import MODELS
+
+ALL: list[type[Settings]] = [*(model.Config for model in MODELS.values()), EvaluateConfig, CompareConfig, MainConfig]
+
+
+@pytest.mark.parametrize("settings", ALL)
+def test_every_field_is_a_flag_in_both_spellings_with_help(settings: type[Settings]):
+    options = {option.name: option for option in options_of(settings)}
+    assert list(options) == list(settings.model_fields)
+    for name, option in options.items():
+        assert isinstance(option, click.Option)
+        assert {f"--{name}", f"--{name.replace('_', '-')}"} == set(option.opts)
+        assert option.help, f"{settings.__name__}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_config_survives_json_and_parameters_bit_for_bit(name: str):
+    kind = MODELS[name].Config
+    config = kind.parse({"lr": 0.1 + 0.2, "seed": 7, "train_size": 12, "dataset": "npz:a b/ü.npz"})
+    assert kind.parse(json.loads(json.dumps(config.model_dump(mode="json")))) == config
+    assert kind.parse(config.params()) == config
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_search_range_lies_within_the_bounds_of_its_field(name: str):
+    kind = MODELS[name].Config
+    searched = 0
+    for field in kind.model_fields:
+        try:
+            found: Any = kind.search_range(field)
+        except UserError as error:
+            assert "declares no search range" in str(error)
+            continue
+        searched += 1
+        for value in getattr(found, "choices", None) or (found.low, found.high):
+            assert getattr(kind.parse({field: value}), field) == value
+    assert searched >= 2
+    with pytest.raises(UserError, match="nonsense is not a parameter; there are: .*lr"):
+        kind.search_range("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lr": 0}, "lr=0: should be greater than 0 (default 0.001)"),
+        ({"latent_dim": -3}, "latent_dim=-3: should be greater than 0 (default 200)"),
+        ({"likelihood": "poisson"}, "likelihood='poisson': should be 'gaussian' or 'bernoulli'"),
+        ({"sigma": float("nan")}, "sigma=nan: should be a finite number"),
+        ({"latentdim": 3}, "latentdim is not a parameter; there are: dataset"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_bound(values: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=re.escape(message)):
+        MODELS["vae"].Config.parse(values)
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().lr = 1.0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_main_hands_on_what_is_given_and_nothing_else():
+    given = MainConfig.parse({"epochs": "2", "images": "all"})
+    assert given.shared_with(MODELS["vae"].Config) == {"epochs": 2}
+    assert given.shared_with(EvaluateConfig) == {"images": "all"}
+
+
+def test_mlproject_has_the_commands_of_the_cli_and_repeats_no_parameter():
+    project = yaml.safe_load((REPOSITORY / "MLproject").read_text())
+    commands = cli.list_commands(click.Context(cli))
+    assert set(project["entry_points"]) == set(commands)
+    for name, entry in project["entry_points"].items():
+        assert entry["command"].split()[:4] == ["python", "-m", "elbolab", name]
+        assert set(entry.get("parameters", {})) <= {"run"}
+
+
+def test_pins_are_those_of_pyproject_and_of_what_is_installed():
+    conda = yaml.safe_load((REPOSITORY / "conda.yaml").read_text())
+    pip = next(item["pip"] for item in conda["dependencies"] if isinstance(item, dict))
+    assert pip[-1] == "-e ."
+    pins = dict(line.split("==") for line in pip[:-1])
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    names = [re.split(r"[<>=]", line)[0] for line in project["dependencies"]]
+    assert list(pins) == names
+    for line in project["dependencies"]:
+        for relation, bound in re.findall(r"(>=|<)([\d.]+)", line):
+            pinned, limit = (tuple(map(int, text.split("."))) for text in (pins[re.split(r"[<>=]", line)[0]], bound))
+            assert pinned >= limit if relation == ">=" else pinned < limit
+    assert {name: version(name).split("+")[0] for name in pins} == pins
+
+
+@pytest.mark.parametrize("name", [*MODELS, "evaluate", "compare", "main"])
+def test_help_shows_defaults_and_bounds(name: str):
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0
+    if name in MODELS:
+        assert "--batch-size, --batch_size" in result.output
+        assert "[Gt(gt=0)]" in result.output or "> 0" in result.output

@@ -1,0 +1,138 @@
+"""Datasets: stratified, reproducible, bound to their content, refused with one clear line."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from elbolab.config import default_data_dir
+from elbolab.data import load_data, stratified_order
+from elbolab.errors import UserError
+
+
+def test_mnist5k_has_the_declared_split_and_every_digit_in_its_proportion():
+    data = load_data("mnist5k", Path())
+    for split, each in (("train", 400), ("val", 50), ("test", 50)):
+        assert torch.bincount(data.splits[split].labels).tolist() == [each] * 10
+    index = torch.cat([split.index for split in data.splits.values()])
+    assert index.sort().values.tolist() == list(range(5000))
+    assert data.train.images.dtype == torch.uint8
+    assert data.train.images.max() == 255
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_slice_of_a_stratified_order_is_stratified(seed: int):
+    labels = np.repeat([0, 1, 2], [600, 300, 100])
+    np.random.default_rng(seed).shuffle(labels)
+    order = stratified_order(labels, seed)
+    assert sorted(order) == list(range(1000))
+    for start, stop in ((0, 10), (100, 400), (333, 777)):
+        counts = np.bincount(labels[order[start:stop]], minlength=3)
+        assert np.abs(counts - (stop - start) * np.array([0.6, 0.3, 0.1])).max() <= 1.5
+
+
+def test_seeds_and_sizes_make_the_split_and_its_digest():
+    first, again = load_data("mnist5k", Path(), train_size=100), load_data("mnist5k", Path(), train_size=100)
+    other, more = load_data("mnist5k", Path(), train_size=100, split_seed=1), load_data("mnist5k", Path(), train_size=200)
+    assert first.spec.digest == again.spec.digest
+    assert len({first.spec.digest, other.spec.digest, more.spec.digest}) == 3
+    assert torch.equal(first.test.index, more.test.index)
+    assert torch.equal(first.val.index, more.val.index)
+    assert torch.equal(first.train.index, more.train.index[:100])
+
+
+def test_the_digest_sees_the_last_pixel_of_the_last_image(tmp_path: Path):
+    images, labels = np.zeros((30, 8, 8), np.uint8), np.arange(30) % 3
+    digests = set()
+    for value in (0, 1):
+        images[-1, -1, -1] = value
+        np.savez(tmp_path / "own.npz", images=images, labels=labels)
+        digests.add(load_data(f"npz:{tmp_path / 'own.npz'}", Path()).spec.digest)
+    assert len(digests) == 2
+
+
+def test_batches_carry_pixels_labels_and_indices_of_the_same_images():
+    data = load_data("mnist5k", Path(), train_size=50, val_size=10, test_size=10)
+    seen = list(data.train.batches(16, torch.Generator().manual_seed(0)))
+    assert [len(batch) for batch in seen] == [16, 16, 16, 2]
+    index = torch.cat([batch.index for batch in seen])
+    assert sorted(index.tolist()) == sorted(data.train.index.tolist())
+    assert index.tolist() != data.train.index.tolist()
+    whole = load_data("mnist5k", Path(), train_size=4000)
+    images = {int(i): image for split in whole.splits.values() for i, image in zip(split.index, split.images, strict=True)}
+    for batch in seen:
+        for x, i in zip(batch.x, batch.index, strict=True):
+            assert torch.equal((x * 255).round().byte(), images[int(i)])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"train_size": 4001}, r"train_size=4001 must be at most 4000"),
+        ({"val_size": 4500}, r"val_size=4500 must be less than 4500"),
+        ({"test_size": 5001}, r"test_size=5001 must be at most 5000"),
+    ],
+)
+def test_sizes_that_the_data_cannot_give_are_refused(sizes: dict[str, int], message: str):
+    with pytest.raises(UserError, match=message):
+        load_data("mnist5k", Path(), **sizes)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("name", ["mnist6k", "npz", "mnist:somewhere"])
+def test_a_dataset_that_does_not_exist_names_those_that_do(name: str):
+    with pytest.raises(UserError, match=r"does not exist; there are: mnist5k, mnist, fashion_mnist, kmnist, npz"):
+        load_data(name, Path())
+
+
+GOOD: dict[str, Any] = {"images": np.zeros((20, 8, 8), np.uint8), "labels": np.arange(20) % 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((20, 8, 8), np.float32)}, "dtype float32; they must be uint8"),
+        ({"images": np.zeros((20, 64), np.uint8)}, r"shape \(20, 64\); allowed"),
+        ({"images": np.zeros((20, 8, 8, 2), np.uint8)}, r"shape \(20, 8, 8, 2\); allowed"),
+        ({"labels": np.arange(19)}, r"shape \(19,\); they must be integers of shape \(20,\)"),
+        ({"labels": np.ones(20)}, "dtype float64"),
+        ({"labels": np.full(20, -1)}, "labels from 0"),
+        ({"labels": None}, "no array 'labels'; it has: images"),
+        ({"images": np.array([object()] * 20)}, "cannot be read"),
+    ],
+)
+def test_arrays_that_are_wrong_are_refused_by_name(change: dict[str, Any], message: str, tmp_path: Path):
+    arrays = {key: value for key, value in {**GOOD, **change}.items() if value is not None}
+    np.savez(tmp_path / "own.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        load_data(f"npz:{tmp_path / 'own.npz'}", Path())
+
+
+def test_a_missing_npz_file_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match="nothing.npz cannot be read"):
+        load_data(f"npz:{tmp_path / 'nothing.npz'}", Path())
+
+
+def test_a_download_that_fails_names_folder_files_and_the_embedded_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import torchvision.datasets.mnist
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", refuse)
+    with pytest.raises(UserError) as error:
+        load_data("kmnist", tmp_path)
+    for part in (str(tmp_path / "KMNIST" / "raw"), "train-images-idx3-ubyte", "dataset=mnist5k", "ELBOLAB_DATA"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_mnist_is_the_original_with_its_own_test_set():
+    if not (default_data_dir() / "MNIST" / "raw" / "t10k-images-idx3-ubyte").exists():
+        pytest.skip("the MNIST files are not in $ELBOLAB_DATA" if "ELBOLAB_DATA" in os.environ else "no ELBOLAB_DATA")
+    data = load_data("mnist", default_data_dir(), train_size=20000)
+    assert [len(split) for split in data.splits.values()] == [20000, 5000, 10000]
+    assert torch.bincount(data.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert data.test.index.min() == 60000

@@ -1,0 +1,257 @@
+"""Likelihoods and bounds against closed forms: a linear-Gaussian decoder has an exact answer to everything."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from torch import Tensor
+
+from elbolab.config import EvaluateConfig
+from elbolab.data import Batch, Data, DataSpec
+from elbolab.evaluators import Subject
+from elbolab.evaluators import importance as module
+from elbolab.evaluators.classes import classes
+from elbolab.evaluators.importance import importance_estimate, likelihood
+from elbolab.models import MODELS
+from elbolab.models.cnn import CNN
+from elbolab.models.latent import DiagonalGaussian
+from elbolab.models.ppca import PPCA, PPCAConfig, fit_ppca
+from elbolab.objectives import Terms, elbo, iw_bound
+
+
+def linear_gaussian(latent_dim: int, sigma: float = 0.4, shape: tuple[int, int, int] = (1, 3, 4)) -> tuple[PPCA, Tensor]:
+    """A decoder x = W z + mean + sigma noise with orthogonal W, and eight images drawn from it."""
+    generator = torch.Generator().manual_seed(latent_dim)
+    model = PPCA(PPCAConfig(latent_dim=latent_dim, sigma=sigma), DataSpec(shape, 10, 8, 8, ""))
+    pixels = math.prod(shape)
+    basis = torch.linalg.qr(torch.randn(pixels, latent_dim, generator=generator)).Q
+    model.loadings = basis * torch.linspace(0.2, 1.5, latent_dim)
+    model.mean = torch.rand(pixels, generator=generator)
+    z = torch.randn(8, latent_dim, generator=generator)
+    return model, model.decode(z) + sigma * torch.randn(8, *shape, generator=generator)
+
+
+def batch_of(x: Tensor) -> Batch:
+    nothing = torch.zeros(len(x), dtype=torch.int64)
+    return Batch(x, nothing, nothing, "test", "")
+
+
+@pytest.mark.parametrize(("latent_dim", "sigma"), [(1, 0.4), (3, 0.1), (7, 1.0)])
+def test_ppca_is_the_multivariate_normal(latent_dim: int, sigma: float):
+    model, x = linear_gaussian(latent_dim, sigma)
+    covariance = (model.loadings @ model.loadings.T).double() + sigma**2 * torch.eye(12, dtype=torch.float64)
+    expected = multivariate_normal(model.mean.numpy(), covariance.numpy()).logpdf(x.flatten(1).numpy())
+    np.testing.assert_allclose(model.exact_log_px(x).numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 3, 7])
+def test_the_exact_posterior_makes_elbo_estimate_and_log_px_equal(latent_dim: int):
+    model, x = linear_gaussian(latent_dim)
+    exact = model.exact_log_px(x)
+    terms = model.terms(batch_of(x), 5)
+    # Every weight is p(x): the bound is tight at one sample, and so is its importance-weighted form at any number.
+    torch.testing.assert_close(terms.log_w, exact.expand(5, 8), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(iw_bound(terms), exact, atol=1e-3, rtol=1e-4)
+    estimate = importance_estimate(model, x, model.posterior(batch_of(x)), 50)
+    torch.testing.assert_close(estimate.log_px.float(), exact, atol=1e-3, rtol=1e-4)
+    assert estimate.std_err.max() < 1e-3
+    torch.testing.assert_close(estimate.ess, torch.full_like(estimate.ess, 50), atol=1e-2, rtol=0)
+
+
+def test_ppca_fit_is_the_maximum_likelihood():
+    torch.manual_seed(0)
+    x = torch.randn(400, 6) @ torch.randn(6, 6) + torch.rand(6)
+    config = PPCAConfig(latent_dim=2, sigma=0.5)
+    model = PPCA(config, DataSpec((1, 2, 3), 10, 400, 1, ""))
+
+    def total(mean: Tensor, loadings: Tensor, sigma: float) -> float:
+        model.mean, model.loadings = mean, loadings
+        model.sigma.fill_(sigma)
+        return model.exact_log_px(x.reshape(-1, 1, 2, 3)).sum().item()
+
+    for fixed in (0.5, None):
+        mean, loadings, sigma = fit_ppca(x, 2, fixed)
+        assert fixed is None or sigma == fixed
+        best = total(mean, loadings, sigma)
+        for _ in range(20):
+            moved = total(mean + 0.05 * torch.randn(6), loadings + 0.05 * torch.randn(6, 2), sigma)
+            assert moved < best
+        if fixed is None:
+            assert max(total(mean, loadings, 0.97 * sigma), total(mean, loadings, 1.03 * sigma)) < best
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bounds_rise_to_log_px_with_the_number_of_samples(seed: int):
+    model, x = linear_gaussian(4)
+    q = model.posterior(batch_of(x))
+    wrong = DiagonalGaussian(q.mean + 0.1, q.log_var + 0.6)
+    generator = torch.Generator().manual_seed(seed)
+    exact = model.exact_log_px(x).mean().item()
+    means = [importance_estimate(model, x, wrong, 20000, generator).elbo.mean().item()]
+    for samples in (4, 64):
+        repeats = [importance_estimate(model, x, wrong, samples, generator).log_px for _ in range(300)]
+        means.append(torch.stack(repeats).mean().item())
+    assert means[0] < means[1] < means[2] < exact + 0.01
+    assert means[2] == pytest.approx(exact, abs=0.05)
+
+
+def test_a_known_defect_of_q_gives_the_known_gap():
+    model, x = linear_gaussian(5)
+    q = model.posterior(batch_of(x))
+    shifted = DiagonalGaussian(q.mean + 0.2, q.log_var + math.log(1.5))
+    # KL between two diagonal Gaussians.
+    gap = 0.5 * (1.5 + 0.2**2 * (-q.log_var).exp() - 1 - math.log(1.5)).sum(-1)
+    estimate = importance_estimate(model, x, shifted, 50000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(estimate.elbo.float(), model.exact_log_px(x) - gap, atol=0.05, rtol=0)
+
+
+def test_the_standard_error_is_the_spread_of_repeated_estimates():
+    model, x = linear_gaussian(4)
+    q = model.posterior(batch_of(x))
+    wide = DiagonalGaussian(q.mean, q.log_var + 0.5)
+    generator = torch.Generator().manual_seed(0)
+    repeats = [importance_estimate(model, x, wide, 500, generator) for _ in range(200)]
+    spread = torch.stack([estimate.log_px for estimate in repeats]).std(0)
+    claimed = torch.stack([estimate.std_err for estimate in repeats]).mean(0)
+    torch.testing.assert_close(claimed, spread, rtol=0.2, atol=0)
+    efficiency = torch.stack([estimate.ess for estimate in repeats]).mean() / 500
+    # E[w]^2 / E[w^2] for each of four dimensions whose proposal has r = exp(0.5) times the variance.
+    r = math.exp(0.5)
+    assert efficiency.item() == pytest.approx((math.sqrt(2 * r - 1) / r) ** 4, rel=0.05)
+
+
+def test_streaming_asks_for_the_samples_it_was_asked_for_and_bounds_what_is_decoded(monkeypatch: pytest.MonkeyPatch):
+    model, x = linear_gaussian(3)
+    decoded: list[int] = []
+    decode = model.decode
+
+    def counted(z: Tensor) -> Tensor:
+        decoded.append(z.shape[0] * z.shape[1])
+        return decode(z)
+
+    monkeypatch.setattr(model, "decode", counted)
+    for samples in (1, 99, 1000, 5001):
+        decoded.clear()
+        importance_estimate(model, x, model.posterior(batch_of(x)), samples)
+        assert sum(decoded) == samples * len(x)
+        assert max(decoded) <= module.DECODES_AT_ONCE
+
+
+def test_one_sample_is_the_elbo_and_its_error_is_not_known():
+    model, x = linear_gaussian(3)
+    estimate = importance_estimate(model, x, model.posterior(batch_of(x)), 1)
+    assert torch.equal(estimate.log_px, estimate.elbo)
+    assert estimate.std_err.isinf().all()
+
+
+def test_far_images_do_not_underflow():
+    model, x = linear_gaussian(3)
+    estimate = importance_estimate(model, x + 1000, model.posterior(batch_of(x + 1000)), 10)
+    torch.testing.assert_close(estimate.log_px.float(), model.exact_log_px(x + 1000), rtol=1e-3, atol=0)
+
+
+def test_objectives_are_what_their_equations_say():
+    torch.manual_seed(0)
+    log_px_z, log_pz, log_qz = torch.randn(3, 50, 4).unbind()
+    terms = Terms(log_px_z, log_pz, log_qz, torch.rand(4))
+    weights = (log_px_z + log_pz - log_qz).exp()
+    torch.testing.assert_close(iw_bound(terms), weights.mean(0).log())
+    torch.testing.assert_close(elbo(terms), log_px_z.mean(0) - terms.kl)
+    # Jensen: the mean of logs is below the log of the mean.
+    assert (terms.log_w.mean(0) < iw_bound(terms)).all()
+
+
+def test_the_closed_form_kl_is_the_mean_of_its_samples():
+    q = DiagonalGaussian(torch.randn(5, 3), torch.randn(5, 3))
+    z = q.sample(100000, torch.Generator().manual_seed(0))
+    prior = torch.distributions.Normal(0, 1).log_prob(z).sum(-1)
+    log_ratio = q.log_prob(z) - prior
+    error = log_ratio.std(0) / math.sqrt(len(z))
+    assert ((log_ratio.mean(0) - q.kl()).abs() < 5 * error).all()
+
+
+# The evaluators on a model
+
+
+def trained(name: str, data: Data, **fields: Any) -> Any:
+    torch.manual_seed(0)
+    model = MODELS[name](MODELS[name].Config.parse({"dataset": "mnist5k", **fields}), data.spec)
+    model.prepare(data)
+    return model.eval()
+
+
+def test_likelihood_tables_hold_every_chosen_image_once(digits: Data):
+    model = trained("latent_opt", digits, latent_dim=4, fit_steps=3)
+    found = likelihood(Subject(model, digits, EvaluateConfig(samples=20, images=10)))
+    table = found.files["likelihood.parquet"]
+    counts = table.groupby(["split", "posterior"]).size().to_dict()
+    assert counts == {("train", "fitted"): 10, ("train", "table"): 10, ("val", "fitted"): 10, ("test", "fitted"): 10}
+    for (_, _), part in table.groupby(["split", "posterior"]):
+        assert part["index"].is_unique
+        assert sorted(part.label) == list(range(10))
+    test = table[table.split == "test"]
+    assert found.metrics["test/log_px"] == pytest.approx(test.log_px.mean())
+    assert found.metrics["test/log_px_se"] == pytest.approx(test.log_px.std() / math.sqrt(10))
+    assert found.metrics["test/log_px_digit_3"] == pytest.approx(test[test.label == 3].log_px.mean())
+    assert found.tags["evaluation.posterior"].startswith("fitted: 3 Adam steps")
+
+
+def test_every_model_is_evaluated_on_the_same_images(digits: Data):
+    config = EvaluateConfig(samples=5, images=10)
+    tables = [
+        likelihood(Subject(trained(name, digits, latent_dim=4), digits, config)).files["likelihood.parquet"]
+        for name in ("vae", "ppca")
+    ]
+    assert tables[0]["index"].equals(tables[1]["index"])
+    assert tables[0].log_px_constant.equals(tables[1].log_px_constant)
+
+
+def test_all_images_can_be_evaluated(digits: Data):
+    found = likelihood(Subject(trained("ppca", digits, latent_dim=4), digits, EvaluateConfig(images="all")))
+    table = found.files["likelihood.parquet"]
+    assert table.groupby("split").size().to_dict() == {"train": 64, "val": 20, "test": 20}
+    # The exact row has no importance noise and no sample size.
+    assert (table.std_err == 0).all()
+    assert "test/ess" not in found.metrics
+
+
+def test_the_constant_image_is_the_mean_training_image(digits: Data):
+    found = likelihood(Subject(trained("ppca", digits, latent_dim=4), digits, EvaluateConfig(images="all")))
+    mean = digits.train.images.double().mean(0) / 255
+    x = digits.test.images.double() / 255
+    distance = (x - mean).square().sum((1, 2, 3)) / (2 * 0.16)
+    expected = -(distance + 784 * math.log(0.4 * math.sqrt(2 * math.pi))).mean().item()
+    assert found.metrics["test/log_px_constant"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_perfect_reconstruction_keeps_every_class(digits: Data, monkeypatch: pytest.MonkeyPatch):
+    model, cnn = trained("ppca", digits, latent_dim=4), trained("cnn", digits)
+    assert isinstance(cnn, CNN)
+    subject = Subject(model, digits, EvaluateConfig(images="all"), ("judge", cnn))
+    blurred = classes(subject)
+    originals = {id(q): batch.x for split in digits.splits for batch, q in _pairs(subject, split)}
+    monkeypatch.setattr(model, "reconstruct", lambda q: originals.get(id(q), torch.zeros(10, 1, 28, 28)))
+    perfect = classes(subject)
+    for split, images in digits.splits.items():
+        assert perfect.metrics[f"{split}/class_preservation"] == 1
+        confusion = np.array(perfect.files["classes.json"]["splits"][split]["confusion"])
+        assert confusion.sum() == np.trace(confusion) == len(images)
+        assert perfect.metrics[f"{split}/accuracy_original"] == perfect.metrics[f"{split}/accuracy_reconstruction"]
+    assert np.array(blurred.files["classes.json"]["splits"]["test"]["confusion"]).sum() == len(digits.test)
+    assert perfect.tags == {"evaluation.cnn_run": "judge"}
+    assert [digit["label"] for digit in perfect.files["classes.json"]["ten"]["train"]] == list(range(10))
+
+
+def _pairs(subject: Subject, split: str) -> Any:
+    return zip(subject.batches(split), subject.inferred(split), strict=True)
+
+
+def test_a_classifier_is_counted_on_every_image(digits: Data):
+    cnn = trained("cnn", digits)
+    found = classes(Subject(cnn, digits, EvaluateConfig(images=1)))
+    confusion = np.array(found.files["classes.json"]["splits"]["test"]["confusion"])
+    assert confusion.sum(1).tolist() == torch.bincount(digits.test.labels, minlength=10).tolist()
+    assert found.metrics["test/accuracy"] == pytest.approx(np.trace(confusion) / 20)

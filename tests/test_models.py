@@ -1,0 +1,245 @@
+"""Conformance: what every model of MODELS must do. A new model joins by its line there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from elbolab.checkpoint import load_checkpoint, save_checkpoint
+from elbolab.data import Data, load_data
+from elbolab.errors import UserError
+from elbolab.models import MODELS, LatentModel, Model
+from elbolab.models.latent import DiagonalGaussian
+from elbolab.models.latent_opt import RowAdam
+from elbolab.objectives import elbo
+from elbolab.trainer import Event, train
+
+SMALL: dict[str, Any] = {"dataset": "mnist5k", "batch_size": 16}
+LATENT = [name for name, kind in MODELS.items() if issubclass(kind, LatentModel)]
+
+
+def make(name: str, data: Data, **fields: Any) -> Model:
+    kind = MODELS[name]
+    if name in LATENT:
+        fields = {"latent_dim": 8, **fields}
+    torch.manual_seed(0)
+    model = kind(kind.Config.parse({**SMALL, **fields}), data.spec)
+    model.prepare(data)
+    return model
+
+
+def run(model: Model, data: Data, folder: Path) -> list[Event]:
+    events: list[Event] = []
+    train(model, data, events.append, folder)
+    return events
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_terms_are_finite_log_densities_of_shape_samples_by_batch(name: str, digits: Data):
+    model = make(name, digits)
+    batch = next(digits.train.batches(12))
+    samples = 3 if name in LATENT else 1
+    terms = model.terms(batch, samples)
+    for value in (terms.log_px_z, terms.log_pz, terms.log_qz):
+        assert value.shape == (samples, 12)
+        assert value.isfinite().all()
+    assert terms.kl.shape == (12,)
+    assert (terms.kl >= 0).all()
+    assert all(value.shape == (12,) for value in model.metrics(terms).values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_free_parameter_has_a_gradient(name: str, digits: Data):
+    model = make(name, digits)
+    batch = next(digits.train.batches(len(digits.train)))
+    loss = model.loss(model.terms(batch), 1)
+    if not list(model.parameters()):
+        assert not model.optimizers()
+        return
+    loss.backward()
+    # Validation rows are nobody's training parameters: they must not move with training images.
+    missing = [key for key, value in model.named_parameters() if value.grad is None and key != "val_rows"]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_checkpoint_gives_the_same_numbers(name: str, digits: Data, tmp_path: Path):
+    model = make(name, digits, epochs=1)
+    run(model, digits, tmp_path)
+    loaded = load_checkpoint(tmp_path / "last.safetensors")
+    assert loaded.config == model.config
+    assert loaded.spec == model.spec
+    batch = next(digits.val.batches(10))
+    model.eval()
+    torch.manual_seed(1)
+    expected = model.terms(batch).log_px_z
+    torch.manual_seed(1)
+    assert torch.equal(loaded.terms(batch).log_px_z, expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sixteen_images_are_learnt_by_heart(name: str, sixteen: Data, tmp_path: Path):
+    model = make(name, sixteen, epochs=150, **({"latent_dim": 16} if name in LATENT else {}))
+    events = run(model, sixteen, tmp_path)
+    first, last = events[0].metrics, events[-1].metrics
+    if name == "cnn":
+        assert last["train/accuracy"] == 1
+    elif len(events) > 1 and model.optimizers():
+        assert last["train/mse"] < 0.4 * first["train/mse"]
+        assert last["train/elbo"] > -100
+    else:
+        assert last["train/elbo"] > -100
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equal_seeds_give_equal_weights_bit_for_bit(name: str, digits: Data, tmp_path: Path):
+    states = []
+    for seed in (0, 0, 1):
+        model = make(name, digits, epochs=2, seed=seed)
+        run(model, digits, tmp_path)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    if list(model.parameters()):
+        assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_equal_noise_gives_equal_samples(name: str, digits: Data):
+    model = make(name, digits)
+    assert isinstance(model, LatentModel)
+    first = model.sample(5, seed=3)
+    assert first.shape == (5, 1, 28, 28)
+    assert torch.equal(first, model.sample(5, seed=3))
+    assert first.min() >= 0
+    assert first.max() <= 1
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_inference_of_unseen_images_leaves_the_model_as_it_was(name: str, digits: Data):
+    model = make(name, digits, **({"fit_steps": 5} if name == "latent_opt" else {}))
+    assert isinstance(model, LatentModel)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    q = model.infer(next(digits.test.batches(7)), torch.Generator().manual_seed(0))
+    assert q.mean.shape == q.log_var.shape == (7, 8)
+    assert not q.mean.requires_grad
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_images_of_three_channels_and_other_sizes(tmp_path: Path):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (40, 16, 20, 3), np.uint8), np.arange(40) % 4
+    np.savez(tmp_path / "own.npz", images=images, labels=labels)
+    data = load_data(f"npz:{tmp_path / 'own.npz'}", Path())
+    for name in MODELS:
+        events = run(make(name, data, epochs=1), data, tmp_path)
+        assert events[0].metrics["val/loss"] == events[0].metrics["val/loss"]
+
+
+def test_a_size_that_the_net_cannot_halve_twice_is_refused():
+    from elbolab.nets import conv_decoder
+
+    with pytest.raises(UserError, match="30 by 28.*multiples of 4"):
+        conv_decoder(4, (1, 30, 28))
+
+
+def test_the_bernoulli_model_sees_binary_pixels(digits: Data, tmp_path: Path):
+    for name in ("vae", "latent_opt"):
+        model = make(name, digits, likelihood="bernoulli", epochs=1)
+        seen = model.observe(next(digits.train.batches(8))).x
+        assert set(seen.unique().tolist()) <= {0.0, 1.0}
+        assert run(model, digits, tmp_path)[0].metrics["train/elbo"] < 0
+
+
+# latent_opt
+
+
+def test_the_table_is_bound_to_its_data(digits: Data):
+    model = make("latent_opt", digits)
+    assert isinstance(model, LatentModel)
+    other = load_data("mnist5k", Path(), train_size=64, val_size=20, test_size=20, split_seed=1)
+    with pytest.raises(UserError) as error:
+        model.posterior(next(other.train.batches(4)))
+    assert digits.spec.digest in str(error.value)
+    assert other.spec.digest in str(error.value)
+
+
+def test_a_row_belongs_to_its_image_whatever_the_order(digits: Data):
+    model = make("latent_opt", digits, latent_init="normal")
+    assert isinstance(model, LatentModel)
+    straight = model.posterior(digits.train.batch(torch.arange(64)))
+    order = torch.randperm(64)
+    shuffled = model.posterior(digits.train.batch(order))
+    assert torch.equal(shuffled.mean, straight.mean[order])
+
+
+def test_test_images_have_no_row(digits: Data):
+    model = make("latent_opt", digits)
+    assert isinstance(model, LatentModel)
+    with pytest.raises(ValueError, match="no row"):
+        model.posterior(next(digits.test.batches(4)))
+
+
+def test_pca_start_is_the_exact_posterior_of_ppca(digits: Data):
+    table, ppca = make("latent_opt", digits, latent_init="pca"), make("ppca", digits)
+    assert isinstance(table, LatentModel)
+    assert isinstance(ppca, LatentModel)
+    for split in (digits.train, digits.val):
+        batch = split.batch(torch.arange(9))
+        torch.testing.assert_close(table.posterior(batch).mean, ppca.posterior(batch).mean, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(table.posterior(batch).log_var, ppca.posterior(batch).log_var, atol=1e-4, rtol=1e-4)
+
+
+def test_validation_images_do_not_move_the_decoder(digits: Data):
+    model = make("latent_opt", digits)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    model.visit(next(digits.val.batches(20)), 1)
+    moved = {key for key, value in model.named_parameters() if not torch.equal(value, before[key])}
+    assert moved == {"val_rows"}
+
+
+def test_row_adam_is_adam_when_every_row_is_visited_and_still_where_none_is():
+    torch.manual_seed(0)
+    start, targets = torch.randn(6, 3), torch.randn(6, 3)
+    sparse, dense = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start[:4].clone())
+    row_adam, adam = RowAdam([sparse], 0.05), torch.optim.Adam([dense], 0.05)
+    for _ in range(20):
+        rows = torch.randperm(4)
+        ((torch.nn.functional.embedding(rows, sparse, sparse=True) - targets[rows]) ** 2).sum().backward()
+        ((dense - targets[:4]) ** 2).sum().backward()
+        for optimizer in (row_adam, adam):
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(sparse[:4], dense)
+    assert torch.equal(sparse[4:], start[4:])
+
+
+def test_fitting_longer_and_from_more_starts_does_not_lose(digits: Data, tmp_path: Path):
+    bounds = {}
+    for steps, restarts in ((1, 1), (100, 1), (100, 3)):
+        model = make("latent_opt", digits, epochs=20, fit_steps=steps, fit_restarts=restarts)
+        run(model, digits, tmp_path)
+        assert isinstance(model, LatentModel)
+        batch = next(digits.test.batches(20))
+        q = model.infer(batch, torch.Generator().manual_seed(0))
+        bounds[steps, restarts] = _elbo(model, batch.x, q)
+    assert bounds[100, 1] > bounds[1, 1] + 5
+    assert bounds[100, 3] > bounds[100, 1] - 0.5
+
+
+def _elbo(model: LatentModel, x: torch.Tensor, q: DiagonalGaussian) -> float:
+    z = q.sample(200, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return (model.log_joint(x, z) - q.log_prob(z)).mean().item()
+
+
+def test_beta_weights_the_kl_and_warms_up(digits: Data):
+    model = make("vae", digits, beta=4.0, beta_warmup=10)
+    terms = model.terms(next(digits.train.batches(16)))
+    distortion, rate = -terms.log_px_z.mean(), terms.kl.mean()
+    for epochs, beta in ((0, 0.0), (5, 2.0), (10, 4.0), (25, 4.0)):
+        torch.testing.assert_close(model.loss(terms, epochs), distortion + beta * rate)
+    torch.testing.assert_close(elbo(terms).mean(), -distortion - rate)

@@ -36,7 +36,10 @@ def test_every_slice_of_a_stratified_order_is_stratified(seed: int):
 
 def test_seeds_and_sizes_make_the_split_and_its_digest():
     first, again = load_data("mnist5k", Path(), train_size=100), load_data("mnist5k", Path(), train_size=100)
-    other, more = load_data("mnist5k", Path(), train_size=100, split_seed=1), load_data("mnist5k", Path(), train_size=200)
+    other, more = (
+        load_data("mnist5k", Path(), train_size=100, split_seed=1),
+        load_data("mnist5k", Path(), train_size=200),
+    )
     assert first.spec.digest == again.spec.digest
     assert len({first.spec.digest, other.spec.digest, more.spec.digest}) == 3
     assert torch.equal(first.test.index, more.test.index)
@@ -62,7 +65,9 @@ def test_batches_carry_pixels_labels_and_indices_of_the_same_images():
     assert sorted(index.tolist()) == sorted(data.train.index.tolist())
     assert index.tolist() != data.train.index.tolist()
     whole = load_data("mnist5k", Path(), train_size=4000)
-    images = {int(i): image for split in whole.splits.values() for i, image in zip(split.index, split.images, strict=True)}
+    images = {
+        int(i): image for split in whole.splits.values() for i, image in zip(split.index, split.images, strict=True)
+    }
     for batch in seen:
         for x, i in zip(batch.x, batch.index, strict=True):
             assert torch.equal((x * 255).round().byte(), images[int(i)])
@@ -111,11 +116,13 @@ def test_arrays_that_are_wrong_are_refused_by_name(change: dict[str, Any], messa
 
 
 def test_a_missing_npz_file_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match="nothing.npz cannot be read"):
+    with pytest.raises(UserError, match=r"nothing\.npz cannot be read"):
         load_data(f"npz:{tmp_path / 'nothing.npz'}", Path())
 
 
-def test_a_download_that_fails_names_folder_files_and_the_embedded_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_download_that_fails_names_folder_files_and_the_embedded_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     import torchvision.datasets.mnist
 
     def refuse(*_: Any, **__: Any) -> None:

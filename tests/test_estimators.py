@@ -22,9 +22,11 @@ from elbolab.models.ppca import PPCA, PPCAConfig, fit_ppca
 from elbolab.objectives import Terms, elbo, iw_bound
 
 
-def linear_gaussian(latent_dim: int, sigma: float = 0.4, shape: tuple[int, int, int] = (1, 3, 4)) -> tuple[PPCA, Tensor]:
+def linear_gaussian(
+    latent_dim: int, sigma: float = 0.4, shape: tuple[int, int, int] = (1, 3, 4)
+) -> tuple[PPCA, Tensor]:
     """A decoder x = W z + mean + sigma noise with orthogonal W, and eight images drawn from it."""
-    generator = torch.Generator().manual_seed(latent_dim)
+    shape, generator = (1, 3, 4), torch.Generator().manual_seed(latent_dim)
     model = PPCA(PPCAConfig(latent_dim=latent_dim, sigma=sigma), DataSpec(shape, 10, 8, 8, ""))
     pixels = math.prod(shape)
     basis = torch.linalg.qr(torch.randn(pixels, latent_dim, generator=generator)).Q
@@ -43,7 +45,7 @@ def batch_of(x: Tensor) -> Batch:
 def test_ppca_is_the_multivariate_normal(latent_dim: int, sigma: float):
     model, x = linear_gaussian(latent_dim, sigma)
     covariance = (model.loadings @ model.loadings.T).double() + sigma**2 * torch.eye(12, dtype=torch.float64)
-    expected = multivariate_normal(model.mean.numpy(), covariance.numpy()).logpdf(x.flatten(1).numpy())
+    expected = multivariate_normal.logpdf(x.flatten(1).numpy(), model.mean.numpy(), covariance.numpy())  # pyright: ignore
     np.testing.assert_allclose(model.exact_log_px(x).numpy(), expected, rtol=1e-5)
 
 

@@ -20,7 +20,7 @@ def test_gaussian_integrates_to_one(sigma: float):
 
 def test_gaussian_is_the_normal_density():
     x, mean = torch.rand(3, 1, 4, 4), torch.rand(5, 3, 1, 4, 4)
-    expected = norm(mean.numpy(), 0.4).logpdf(x.numpy()).sum((-3, -2, -1))
+    expected = norm.logpdf(x.numpy(), mean.numpy(), 0.4).sum((-3, -2, -1))
     torch.testing.assert_close(Gaussian(0.4).log_prob(x, mean), torch.from_numpy(expected).float())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from elbolab.checkpoint import load_checkpoint, save_checkpoint
+from elbolab.checkpoint import load_checkpoint
 from elbolab.data import Data, load_data
 from elbolab.errors import UserError
 from elbolab.models import MODELS, LatentModel, Model
@@ -80,16 +80,14 @@ def test_a_checkpoint_gives_the_same_numbers(name: str, digits: Data, tmp_path: 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_sixteen_images_are_learnt_by_heart(name: str, sixteen: Data, tmp_path: Path):
-    model = make(name, sixteen, epochs=150, **({"latent_dim": 16} if name in LATENT else {}))
+    model = make(name, sixteen, epochs=300, **({"latent_dim": 16} if name in LATENT else {}))
     events = run(model, sixteen, tmp_path)
     first, last = events[0].metrics, events[-1].metrics
     if name == "cnn":
         assert last["train/accuracy"] == 1
-    elif len(events) > 1 and model.optimizers():
-        assert last["train/mse"] < 0.4 * first["train/mse"]
-        assert last["train/elbo"] > -100
     else:
-        assert last["train/elbo"] > -100
+        assert last["train/elbo"] > -140
+        assert last["train/mse"] < 0.25 * first["train/mse"] or not model.optimizers()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -142,7 +140,7 @@ def test_images_of_three_channels_and_other_sizes(tmp_path: Path):
 def test_a_size_that_the_net_cannot_halve_twice_is_refused():
     from elbolab.nets import conv_decoder
 
-    with pytest.raises(UserError, match="30 by 28.*multiples of 4"):
+    with pytest.raises(UserError, match=r"30 by 28.*multiples of 4"):
         conv_decoder(4, (1, 30, 28))
 
 
@@ -196,7 +194,7 @@ def test_pca_start_is_the_exact_posterior_of_ppca(digits: Data):
 def test_validation_images_do_not_move_the_decoder(digits: Data):
     model = make("latent_opt", digits)
     before = {key: value.clone() for key, value in model.named_parameters()}
-    model.visit(next(digits.val.batches(20)), 1)
+    model.refresh(next(digits.val.batches(20)), 1)
     moved = {key for key, value in model.named_parameters() if not torch.equal(value, before[key])}
     assert moved == {"val_rows"}
 
@@ -219,15 +217,15 @@ def test_row_adam_is_adam_when_every_row_is_visited_and_still_where_none_is():
 
 def test_fitting_longer_and_from_more_starts_does_not_lose(digits: Data, tmp_path: Path):
     bounds = {}
-    for steps, restarts in ((1, 1), (100, 1), (100, 3)):
-        model = make("latent_opt", digits, epochs=20, fit_steps=steps, fit_restarts=restarts)
-        run(model, digits, tmp_path)
+    run(make("latent_opt", digits, epochs=10, lr=3e-3), digits, tmp_path)
+    batch = next(digits.test.batches(20))
+    for steps, restarts in ((1, 1), (60, 1), (60, 3)):
+        model = load_checkpoint(tmp_path / "last.safetensors")
         assert isinstance(model, LatentModel)
-        batch = next(digits.test.batches(20))
-        q = model.infer(batch, torch.Generator().manual_seed(0))
-        bounds[steps, restarts] = _elbo(model, batch.x, q)
-    assert bounds[100, 1] > bounds[1, 1] + 5
-    assert bounds[100, 3] > bounds[100, 1] - 0.5
+        model.config = model.config.model_copy(update={"fit_steps": steps, "fit_restarts": restarts})
+        bounds[steps, restarts] = _elbo(model, batch.x, model.infer(batch, torch.Generator().manual_seed(0)))
+    assert bounds[60, 1] > bounds[1, 1] + 5
+    assert bounds[60, 3] > bounds[60, 1] - 0.5
 
 
 def _elbo(model: LatentModel, x: torch.Tensor, q: DiagonalGaussian) -> float:

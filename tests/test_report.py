@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -13,8 +14,10 @@ import pytest
 from mlflow.entities import Metric, Param, RunTag
 from PIL import Image
 
-from elbolab.compare import CompareConfig, compare
+from elbolab import tracker
+from elbolab.compare import CompareConfig, build, compare
 from elbolab.errors import UserError
+from elbolab.report.page import render
 
 GAUSSIAN = "gaussian sigma=0.4, pixels in [0,1]"
 CLASSES = 10
@@ -166,7 +169,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPa
     folder = tmp_path_factory.mktemp("server")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        for variable in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+            patch.delenv(variable, raising=False)
         patch.chdir(folder)
         before = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
@@ -317,6 +321,12 @@ def test_runs_that_cannot_be_compared_are_refused(store: Store, tmp_path: Path) 
         compare(CompareConfig(run=(study,), out=tmp_path / "report"))
     with pytest.raises(UserError, match="0000"):
         compare(CompareConfig(run=("0" * 32,), out=tmp_path / "report"))
+
+
+def test_runs_link_to_their_server(store: Store) -> None:
+    run = tracker.get_run(store.train("vae", pictures=False))
+    page = render(build([replace(run, url="https://server/#/runs/1?a=1&b=2")], []))["index.html"]
+    assert f'<a class="id" href="https://server/#/runs/1?a=1&amp;b=2">{run.id}</a>' in page
 
 
 def test_two_runs_of_one_model_are_told_apart(store: Store, tmp_path: Path) -> None:

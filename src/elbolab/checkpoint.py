@@ -25,7 +25,9 @@ def save_checkpoint(path: Path, model: Model, epoch: int, score: float) -> None:
         "score": score,
     }
     part = path.with_name(path.name + ".part")
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, part, {"elbolab": json.dumps(header)})
+    save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()}, part, {"elbolab": json.dumps(header)}
+    )
     os.replace(part, path)
 
 

@@ -12,7 +12,6 @@ import click
 from elbolab.config import CompareConfig, EvaluateConfig, MainConfig, Settings
 from elbolab.errors import UserError
 
-
 QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 
 
@@ -36,7 +35,9 @@ def options_of(settings: type[Settings]) -> list[click.Parameter]:
     """A click option for each field: `--latent-dim` and `--latent_dim`, with its type, bounds, default and help."""
     options: list[click.Parameter] = []
     for name, field in settings.model_fields.items():
-        kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+        kinds = (
+            get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+        )
         kinds = [_plain(kind) for kind in kinds if kind is not NoneType]
         bounds = [str(item) for item in field.metadata if type(item).__module__.startswith("annotated_types")]
         help_text = " ".join([field.description or "", *(f"[{bound}]" for bound in bounds)])

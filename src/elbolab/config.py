@@ -1,9 +1,9 @@
-"""The Config base: one typed definition of a field is its flag, its tracked parameter, its search range and its JSON."""
+"""The Config base: one typed definition of a field is its flag, its parameter, its search range and its JSON."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, Self
+from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
@@ -60,7 +60,7 @@ class Config(Settings):
 
     dataset: str = "mnist5k"
     """Dataset: mnist5k (embedded), mnist, fashion_mnist, kmnist, or npz:PATH for your own arrays."""
-    data_dir: Annotated[Path, Field(default_factory=default_data_dir)]
+    data_dir: Path = Field(default_factory=default_data_dir)
     """Folder of the datasets that are downloaded [default: $ELBOLAB_DATA, else the user's cache folder]."""
     train_size: Annotated[int, Field(gt=0)] | None = None
     """Number of training images, stratified by class [default: all that the other splits leave]."""
@@ -126,7 +126,7 @@ class Given(Settings):
 def _optional(*sources: type[Settings]) -> dict[str, Any]:
     """The fields of ``sources`` with their bounds and help, each absent by default."""
     return {
-        name: (Annotated[(Optional[field.annotation], *field.metadata, Field(description=field.description))], None)
+        name: (Annotated[(field.annotation | None, *field.metadata, Field(description=field.description))], None)
         for source in sources
         for name, field in source.model_fields.items()
     }

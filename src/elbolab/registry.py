@@ -4,6 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
+import mlflow.artifacts
 import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature

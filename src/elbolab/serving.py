@@ -1,11 +1,12 @@
 """The model as MLflow serves it: images in, reconstructions or class probabilities out."""
 
+from pathlib import Path
 from typing import Any
 
-import mlflow.pyfunc
 import numpy as np
 import torch
 from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 from elbolab.checkpoint import load_checkpoint
 from elbolab.data import Batch
@@ -13,15 +14,15 @@ from elbolab.models.cnn import CNN
 from elbolab.models.latent import LatentModel
 
 
-class Served(mlflow.pyfunc.PythonModel):
+class Served(PythonModel):
     """``predict`` takes images uint8 (N, H, W, C): (N, classes) from a cnn, else expected images (N, H, W, C)."""
 
     def load_context(self, context: Any) -> None:
-        from pathlib import Path
-
         self.model = load_checkpoint(Path(context.artifacts["checkpoint"]))
 
-    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ) -> np.ndarray:
         x = torch.from_numpy(np.ascontiguousarray(model_input)).permute(0, 3, 1, 2).float() / 255
         if isinstance(self.model, CNN):
             with torch.no_grad():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import mlflow.artifacts
 import numpy as np
 import pandas as pd
 from filelock import FileLock
@@ -117,7 +118,7 @@ def _tile(grid: Tensor) -> np.ndarray:
 
 @contextmanager
 def run(kind: str, name: str, params: dict[str, str], tags: dict[str, str]) -> Iterator[Tracker]:
-    """A run that is under way: the one that `mlflow run` started for this process, else a new one, nested in an active one.
+    """A run under way: the one that `mlflow run` made for this process, else a new one, nested in one that is active.
 
     It ends FINISHED, or KILLED when it is interrupted, or FAILED with the reason as the tag ``failure``.
     """
@@ -172,7 +173,11 @@ def _code() -> dict[str, str]:
 def _record(found: Run) -> RunRecord:
     info, data = found.info, found.data
     server = mlflow.get_tracking_uri()
-    url = f"{server.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}" if server.startswith("http") else None
+    url = (
+        f"{server.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+        if server.startswith("http")
+        else None
+    )
     return RunRecord(
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
         dict(data.params), dict(data.tags), dict(data.metrics), url,

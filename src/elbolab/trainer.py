@@ -13,7 +13,7 @@ from elbolab.checkpoint import save_checkpoint
 from elbolab.data import Batch, Data, Split
 from elbolab.errors import UserError
 from elbolab.models.latent import LatentModel, Model
-from elbolab.objectives import elbo
+from elbolab.objectives import Terms, elbo
 
 SNAPSHOT_EPOCHS = (1, 5, 10, 20, 30)
 VALIDATION_BATCH = 500
@@ -23,7 +23,7 @@ SAMPLE_SEED = 0
 
 @dataclass(frozen=True)
 class Event:
-    """An epoch that ended: its metrics by key, and at some epochs grids of images (rows, columns, C, H, W) in [0, 1]."""
+    """An epoch that ended: metrics by key, and at some epochs grids of images (rows, columns, C, H, W) in [0, 1]."""
 
     epoch: int
     epochs: int
@@ -56,14 +56,9 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
             for group, rate in zip(_groups(optimizers), first_rates, strict=True):
                 group["lr"] = factor * rate
             batch = model.observe(batch)
-            model.visit(batch, epochs)
-            terms = model.terms(batch)
-            loss = model.loss(terms, epochs)
-            if optimizers:
-                loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+            for _ in range(model.steps_per_visit - 1):
+                _step(model, batch, epochs, optimizers)
+            terms, loss = _step(model, batch, epochs, optimizers)
             train_means.add(batch, loss, model.metrics(terms), elbo(terms))
         train_metrics, _ = train_means.metrics("train")
         seconds = time.perf_counter() - epoch_started
@@ -80,6 +75,17 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
         images = _snapshot(model, data) if epoch in SNAPSHOT_EPOCHS else {}
         left = (time.perf_counter() - started) / epoch * (config.epochs - epoch)
         report(Event(epoch, config.epochs, {**train_metrics, **rates, **speed, **val_metrics}, images, left))
+
+
+def _step(model: Model, batch: Batch, epochs: float, optimizers: list[torch.optim.Optimizer]) -> tuple[Terms, Tensor]:
+    terms = model.terms(batch)
+    loss = model.loss(terms, epochs)
+    if optimizers:
+        loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return terms, loss
 
 
 def _groups(optimizers: list[torch.optim.Optimizer]) -> Iterator[dict]:
@@ -110,7 +116,7 @@ def _validate(model: Model, split: Split, epochs: int) -> tuple[dict[str, float]
     means = _Means()
     for batch in split.batches(VALIDATION_BATCH):
         batch = model.observe(batch)
-        model.visit(batch, epochs)
+        model.refresh(batch, epochs)
         with torch.no_grad():
             terms = model.terms(batch)
             means.add(batch, model.loss(terms, epochs), model.metrics(terms), elbo(terms))

@@ -1,4 +1,4 @@
-"""What a classifier says: of a classifier itself its accuracy, of a generative model whether it keeps an image's class."""
+"""The accuracy of a classifier, and whether a generative model keeps the class that the classifier sees."""
 
 from typing import Any
 
@@ -40,7 +40,9 @@ def _accuracy(cnn: CNN, subject: Subject) -> Findings:
         splits[name] = {"n": len(y), "confusion": _confusion(y, predicted, subject.data.spec.classes)}
         metrics[f"{name}/accuracy"] = (predicted == y).double().mean().item()
         metrics[f"{name}/loss"] = -log_p.gather(1, y[:, None]).double().mean().item()
-    return Findings({key: metrics[key] for key in ("test/accuracy", "test/loss")}, {}, {"classes.json": {"splits": splits}})
+    return Findings(
+        {key: metrics[key] for key in ("test/accuracy", "test/loss")}, {}, {"classes.json": {"splits": splits}}
+    )
 
 
 def _preservation(model: LatentModel, subject: Subject, run: str, cnn: CNN) -> Findings:

@@ -58,8 +58,13 @@ class Model(nn.Module, ABC):
         """The batch as the observation model sees it."""
         return batch
 
-    def visit(self, batch: Batch, epochs: float) -> None:
-        """Inference on a batch before its step, ``epochs`` into the training, where posteriors are free parameters."""
+    @property
+    def steps_per_visit(self) -> int:
+        """Optimiser steps on a batch each time that its turn comes."""
+        return 1
+
+    def refresh(self, batch: Batch, epochs: float) -> None:
+        """Bring what the model keeps of validation images up to date, ``epochs`` into the training."""
 
     def loss(self, terms: Terms, epochs: float) -> Tensor:
         """The training loss, a scalar, ``epochs`` into the training."""
@@ -81,7 +86,9 @@ class DiagonalGaussian:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z), (S, B, D) to (S, B)."""
-        return -0.5 * (((z - self.mean).square() * (-self.log_var).exp() + self.log_var).sum(-1) + z.shape[-1] * LOG_2PI)
+        return -0.5 * (
+            ((z - self.mean).square() * (-self.log_var).exp() + self.log_var).sum(-1) + z.shape[-1] * LOG_2PI
+        )
 
     def kl(self) -> Tensor:
         """KL(q || N(0, I)), (B,) (Kingma & Welling 2014, appendix B)."""
@@ -166,7 +173,7 @@ class LatentModel(Model):
             return self.likelihood.mean(self.decode(q.mean)).clamp(0, 1)
 
     def sample(self, count: int, seed: int) -> Tensor:
-        """Expected images at ``count`` draws from the prior, (count, C, H, W); equal seeds give equal latent vectors."""
+        """Expected images at ``count`` draws from the prior, (count, C, H, W); equal seeds give equal draws."""
         z = torch.randn(count, self.config.latent_dim, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
             return self.likelihood.mean(self.decode(z.to(self.device))).clamp(0, 1)
@@ -192,9 +199,13 @@ class DeepLatentModel(LatentModel):
         activations = self.decoder(z.reshape(-1, z.shape[-1]))
         return self.likelihood.params(activations).reshape(*z.shape[:-1], *self.spec.shape)
 
-    def loss(self, terms: Terms, epochs: float) -> Tensor:
+    def beta(self, epochs: float) -> float:
+        """The weight of the KL term, ``epochs`` into the training."""
         warmup = self.config.beta_warmup
-        return beta_loss(terms, self.config.beta * (min(1.0, epochs / warmup) if warmup else 1.0))
+        return self.config.beta * (min(1.0, epochs / warmup) if warmup else 1.0)
+
+    def loss(self, terms: Terms, epochs: float) -> Tensor:
+        return beta_loss(terms, self.beta(epochs))
 
 
 def log_prior(z: Tensor) -> Tensor:

@@ -19,12 +19,14 @@ START_LOG_VAR = -2.0
 class LatentOptConfig(DeepLatentConfig):
     """How the rows of the table are started and trained, and how an image without a row is fitted."""
 
-    latent_init: Annotated[Literal["zeros", "normal", "pca"], CategoricalDistribution(["zeros", "normal", "pca"])] = "pca"
+    latent_init: Annotated[Literal["zeros", "normal", "pca"], CategoricalDistribution(["zeros", "normal", "pca"])] = (
+        "pca"
+    )
     """Start of the rows: means zero, means drawn from the prior, or the exact posterior of a PPCA of the images."""
     latent_lr: Annotated[float, Field(gt=0), FloatDistribution(0.005, 0.5, log=True)] = 0.05
     """Learning rate of the rows at the first step; it falls along the same half cosine as lr."""
     latent_steps: Annotated[int, Field(gt=0), IntDistribution(1, 8)] = 2
-    """Updates of an image's row at each visit; the last of them is shared with the decoder."""
+    """Steps on a batch at each visit, of its rows and the decoder together."""
     fit_steps: Annotated[int, Field(gt=0)] = 300
     """Steps that fit the posterior of an image without a row, the decoder frozen."""
     fit_lr: Annotated[float, Field(gt=0)] = 0.1
@@ -43,7 +45,7 @@ class RowAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
             first, second = group["betas"]
             for table in group["params"]:
@@ -71,6 +73,8 @@ class LatentOpt(DeepLatentModel):
     """
 
     Config = LatentOptConfig
+    train_index: Tensor
+    val_index: Tensor
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
@@ -119,17 +123,27 @@ class LatentOpt(DeepLatentModel):
                 f"this table of posteriors belongs to the data with digest {self.spec.digest}, not to the data with "
                 f"digest {batch.digest}; load the data that it was trained on, or fit the images by infer()"
             )
+        return DiagonalGaussian(*self._rows(batch).chunk(2, -1))
+
+    def _rows(self, batch: Batch) -> Tensor:
         place = torch.searchsorted(self.get_buffer(f"{batch.split}_index"), batch.index)
         rows = F.embedding(place, self.get_parameter(f"{batch.split}_rows"), sparse=True)
-        return DiagonalGaussian(*rows.chunk(2, -1))
+        if rows.requires_grad:
+            # A row is one image's own: its gradient is that image's, not its share of the mean over a batch.
+            rows.register_hook(lambda gradient: gradient * len(batch))
+        return rows
 
-    def visit(self, batch: Batch, epochs: float) -> None:
-        """The updates of the rows that leave the decoder as it is: all of a validation image's, all but one of others."""
-        table, row_adam = self.get_parameter(f"{batch.split}_rows"), self.optimizers()[1]
-        for _ in range(self.config.latent_steps - (batch.split == "train")):
+    @property
+    def steps_per_visit(self) -> int:
+        return self.config.latent_steps
+
+    def refresh(self, batch: Batch, epochs: float) -> None:
+        """As many updates of validation rows as a visit gives to training rows, the decoder frozen."""
+        row_adam = self.optimizers()[1]
+        for _ in range(self.config.latent_steps):
             with torch.enable_grad():
-                loss = self.loss(self.terms(batch), epochs)
-            loss.backward(inputs=[table])
+                bound = self._bound(batch.x, self._rows(batch), beta=self.beta(epochs)).mean()
+            bound.neg().backward(inputs=[self.val_rows])
             row_adam.step()
             row_adam.zero_grad()
 
@@ -141,21 +155,12 @@ class LatentOpt(DeepLatentModel):
 
     def infer(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         """Maximise the ELBO over each image's own mean and log-variance, the decoder frozen, from no stored row."""
-        best, best_elbo = None, None
-        for restart in range(self.config.fit_restarts):
-            q, value = self._fit(batch.x, restart, generator)
-            if best is None or best_elbo is None:
-                best, best_elbo = q, value
-            else:
-                better = value > best_elbo
-                best = DiagonalGaussian(
-                    torch.where(better[:, None], q.mean, best.mean), torch.where(better[:, None], q.log_var, best.log_var)
-                )
-                best_elbo = torch.maximum(value, best_elbo)
-        assert best is not None
-        return best
+        fits = [self._fit(batch.x, restart, generator) for restart in range(self.config.fit_restarts)]
+        rows, bounds = (torch.stack(values) for values in zip(*fits, strict=True))
+        best = rows[bounds.argmax(0), torch.arange(len(batch), device=rows.device)]
+        return DiagonalGaussian(*best.chunk(2, -1))
 
-    def _fit(self, x: Tensor, restart: int, generator: torch.Generator | None) -> tuple[DiagonalGaussian, Tensor]:
+    def _fit(self, x: Tensor, restart: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         shape = (len(x), self.config.latent_dim)
         mean = torch.randn(shape, generator=generator, device=x.device) if restart else x.new_zeros(shape)
         rows = torch.cat([mean, torch.full_like(mean, START_LOG_VAR)], -1).requires_grad_()
@@ -163,17 +168,19 @@ class LatentOpt(DeepLatentModel):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.config.fit_steps)
         for _ in range(self.config.fit_steps):
             with torch.enable_grad():
-                (-self._elbo(x, rows, 1, generator).sum()).backward(inputs=[rows])
+                self._bound(x, rows, 1, generator).sum().neg().backward(inputs=[rows])
             adam.step()
             adam.zero_grad()
             schedule.step()
         with torch.no_grad():
-            value = self._elbo(x, rows, 16, generator)
-        return DiagonalGaussian(*rows.detach().chunk(2, -1)), value
+            return rows.detach(), self._bound(x, rows, 16, generator)
 
-    def _elbo(self, x: Tensor, rows: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:
+    def _bound(
+        self, x: Tensor, rows: Tensor, samples: int = 1, generator: torch.Generator | None = None, beta: float = 1.0
+    ) -> Tensor:
+        """The ELBO of each image under its row, (B,), without what only its estimate needs."""
         q = DiagonalGaussian(*rows.chunk(2, -1))
-        return self.likelihood.log_prob(x, self.decode(q.sample(samples, generator))).mean(0) - q.kl()
+        return self.likelihood.log_prob(x, self.decode(q.sample(samples, generator))).mean(0) - beta * q.kl()
 
     def stored_posterior(self, batch: Batch) -> DiagonalGaussian | None:
         return self.posterior(batch).detach() if batch.split == "train" else None

@@ -18,7 +18,7 @@ class PPCAConfig(LatentConfig):
 
     epochs: Annotated[int, Field(gt=0)] = 1
     """Passes over the training images; the first is as good as any."""
-    likelihood: Literal["gaussian"] = "gaussian"
+    likelihood: Literal["gaussian"] = "gaussian"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Observation model: gaussian on pixels in [0, 1]."""
     free_sigma: bool = False
     """Whether sigma too is fitted by maximum likelihood; the observation model is then another."""
@@ -45,7 +45,7 @@ def fit_ppca(x: Tensor, latent_dim: int, sigma: float | None) -> tuple[Tensor, T
 
 
 def linear_posterior(x: Tensor, mean: Tensor, loadings: Tensor, sigma: float) -> DiagonalGaussian:
-    """The exact posterior of images (B, P) under PPCA with orthogonal loadings (P, D) (Tipping & Bishop 1999, eq. 6)."""
+    """The exact posterior of images (B, P) given orthogonal loadings (P, D) (Tipping & Bishop 1999, eq. 6)."""
     precision = loadings.square().sum(0) / sigma**2 + 1
     posterior_mean = (x - mean) @ loadings / sigma**2 / precision
     return DiagonalGaussian(posterior_mean, -precision.log().expand_as(posterior_mean))
@@ -55,6 +55,9 @@ class PPCA(LatentModel):
     """x = W z + mean + sigma noise."""
 
     Config = PPCAConfig
+    mean: Tensor
+    loadings: Tensor
+    sigma: Tensor
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
@@ -68,7 +71,9 @@ class PPCA(LatentModel):
     def prepare(self, data: Data) -> None:
         x = data.train.images.flatten(1).double() / 255
         sigma = None if self.config.free_sigma else self.config.sigma
-        self.mean, self.loadings, fitted = fit_ppca(x, self.config.latent_dim, sigma)
+        mean, loadings, fitted = fit_ppca(x, self.config.latent_dim, sigma)
+        self.mean.copy_(mean)
+        self.loadings.copy_(loadings)
         self.sigma.fill_(fitted)
         self.likelihood = Gaussian(fitted)
 

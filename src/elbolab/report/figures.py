@@ -162,17 +162,17 @@ def inline(svg: str, name: str, alt: str) -> str:
 
 
 def png(pixels: np.ndarray) -> str:
-    """Encode a (H, W) or (H, W, C) uint8 image as a PNG data address."""
+    """Encode a uint8 image (H, W, C) of one or three channels as a PNG data address."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels.squeeze()).save(buffer, "PNG", optimize=True)
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG", optimize=True)
     return _address(buffer.getvalue())
 
 
-def png_file(path: Path, alt: str) -> tuple[str, str, int, int]:
-    """Return a PNG file as a data address, its words, and its width and height in pixels."""
+def png_file(path: Path) -> tuple[str, int, int]:
+    """Return a PNG file as a data address, and its width and height in pixels."""
     with Image.open(path) as image:
         width, height = image.size
-    return _address(path.read_bytes()), alt, width, height
+    return _address(path.read_bytes()), width, height
 
 
 def _address(content: bytes) -> str:

@@ -1,0 +1,243 @@
+"""The blocks of a report's page, the one way to write a number, and the blocks that several sections share."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import isfinite, isnan, nan
+from typing import Any
+
+from elbolab.report import figures
+from elbolab.report.entries import SPLITS, Comparison, Entry, Finding, public
+from elbolab.report.figures import Series
+
+DASH = "\u2013"
+MINUS = "\u2212"
+DATA_FLAGS = ("dataset", "train_size", "val_size", "test_size", "split_seed")
+OBSERVATION_FLAGS = ("likelihood", "sigma")
+FLOOR_SLOT = 4
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Write a number with a true minus sign; a dash where there is none."""
+    return DASH if value is None or isnan(value) else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def measured(value: float | None, error: float | None, digits: int = 2) -> str:
+    """Write a number with its standard error, alone where that is unknown or nothing."""
+    text = number(value, digits)
+    return text if text == DASH or not error or not isfinite(error) else f"{text} ± {error:.{digits}f}"
+
+
+def percent(rate: float | None, error: float | None = None) -> str:
+    """Write a rate with its standard error in percent."""
+    text = measured(100 * (nan if rate is None else rate), 100 * (nan if error is None else error), 1)
+    return text if text == DASH else f"{text} %"
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A word that points at a run of the page, or carries a run's colour, or both."""
+
+    text: str
+    run: str = ""
+    slot: int | None = None
+    strong: bool = False
+
+
+Cell = str | Ref
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first `left` columns are words and the others numbers."""
+
+    caption: str
+    head: Sequence[Cell]
+    rows: Sequence[Sequence[Cell]]
+    left: int = 2
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Confusion tables, one a run with its images: rows of counts, each with its share of the row, from 0 to 1."""
+
+    caption: str
+    tables: Sequence[tuple[Ref, int, list[list[tuple[int, float]]]]]
+    down: str
+    across: str
+    kind: str = "heat"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Line figures of the same runs, as SVG text; a wide one fills its row."""
+
+    caption: str
+    runs: Sequence[Ref]
+    svgs: Sequence[str]
+    wide: bool = False
+    kind: str = "figures"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG data address with its words, its run and its size in image pixels."""
+
+    src: str
+    alt: str
+    width: int
+    height: int
+    caption: str = ""
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures, two a row on wide screens."""
+
+    caption: str
+    pictures: Sequence[Picture]
+    kind: str = "pictures"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Single images: class, index, original, and what each run makes of it with its number."""
+
+    caption: str
+    head: Sequence[Ref]
+    rows: Sequence[tuple[int, int, Picture, list[tuple[Picture | None, str]]]]
+    kind: str = "gallery"
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Sentences computed from the numbers."""
+
+    sentences: Sequence[Finding]
+    kind: str = "notes"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that no run on the server has, and the command that makes it."""
+
+    text: str
+    command: str
+    kind: str = "missing"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of the page."""
+
+    id: str
+    title: str
+    blocks: list[Any] = field(default_factory=list)
+
+
+def ref(entry: Entry) -> Ref:
+    """Name an entry in its colour, with its run."""
+    return Ref(entry.label, entry.run.id, entry.slot)
+
+
+def start(entry: Entry) -> list[Cell]:
+    """Return a row's first two cells: the entry in its colour, and its run."""
+    return [Ref(entry.label, slot=entry.slot), short(entry.run.id)]
+
+
+def short(run: str) -> Ref:
+    """Point at a run by the first characters of its id."""
+    return Ref(run[:8], run)
+
+
+def notes(comparison: Comparison, topic: str, *models: str) -> list[Notes]:
+    """Return the sentences of a topic, of some models where named."""
+    ids = {entry.run.id for entry in comparison.of(*models)}
+    found = [item for item in comparison.findings[topic] if not models or item.runs[0] in ids]
+    return [Notes(found)] if found else []
+
+
+def train_command(comparison: Comparison, model: str) -> str:
+    """Return the command that trains a model on the report's data, with its observation model."""
+    latent = comparison.latents
+    params = (latent or comparison.entries)[0].run.params
+    names = DATA_FLAGS + (OBSERVATION_FLAGS if latent and model != "cnn" else ())
+    given = [(name, public(params[name])) for name in names if params.get(name) not in (None, "None")]
+    return f"elbolab {model}" + "".join(f" --{name.replace('_', '-')} {value}" for name, value in given)
+
+
+def absent(comparison: Comparison, models: Sequence[str], entries: Sequence[Entry]) -> list[Missing]:
+    """Return a notice for each of the models without a run, and for each of the entries without an evaluation."""
+    out = [
+        Missing(f"No finished {model} run on this data.", train_command(comparison, model))
+        for model in models
+        if model in comparison.missing
+    ]
+    for entry in entries:
+        lack = "was evaluated without a classifier" if entry.evaluated else "has not been evaluated"
+        if not entry.classes:
+            out.append(Missing(f"{entry.label} {lack}.", f"elbolab evaluate {entry.run.id}"))
+    return out
+
+
+def heat(entries: Sequence[Entry], caption: str, down: str, across: str) -> list[Heat]:
+    """Return the test confusions of some runs, nothing where none was counted."""
+    tables = []
+    for entry in entries:
+        if found := entry.classes.get("splits", {}).get("test"):
+            lines = [[(count, count / max(sum(line), 1)) for count in line] for line in found["confusion"]]
+            tables.append((ref(entry), found["n"], lines))
+    return [Heat(caption, tables, down, across)] if tables else []
+
+
+def curve_blocks(
+    comparison: Comparison, entries: Sequence[Entry], keys: Iterable[tuple[str, str, str]]
+) -> list[Figures]:
+    """Return training and validation values by epoch, one figure a key."""
+    svgs = []
+    for key, title, unit in keys:
+        series = []
+        for entry in entries:
+            for split in ("val", "train"):
+                if values := comparison.curves.get((entry.run.id, f"{split}/{key}")):
+                    name, dashed = f"{entry.label} {SPLITS[split]}", split == "train"
+                    series.append(Series(name, entry.slot, list(values), list(values.values()), dashed=dashed))
+        if series:
+            name = "-".join([key, *(entry.run.id[:8] for entry in entries)])
+            svgs.append(figures.curves(name, title, unit, series))
+    return [Figures("Solid: validation; dashed: training.", [ref(entry) for entry in entries], svgs)] if svgs else []
+
+
+def epochs(entries: Sequence[Entry], *keys: str) -> list[int]:
+    """Return the epochs at which any of the runs logged any of the keys."""
+    return sorted({epoch for entry in entries for key in keys for epoch in entry.pictures[key]})
+
+
+def picture(entry: Entry, key: str, epoch: int, caption: str) -> Picture | None:
+    """Return a logged grid of digits, None where that epoch has none."""
+    if (path := entry.pictures[key].get(epoch)) is None:
+        return None
+    what = "digits decoded from the prior" if key == "samples" else "ten originals above their reconstructions"
+    src, width, height = figures.png_file(path)
+    return Picture(src, f"{caption}: {what}", width, height, caption, entry.run.id)
+
+
+def pictures(caption: str, items: Iterable[Picture | None]) -> list[Pictures]:
+    """Return a block of the pictures that exist."""
+    have = [item for item in items if item]
+    return [Pictures(caption, have)] if have else []
+
+
+def ten_table(entries: Sequence[Entry]) -> list[Table]:
+    """Return the classes that the classifier gives the fixed digits and their reconstructions."""
+    rows: list[list[Cell]] = []
+    labels: list[str] = []
+    for entry in entries:
+        for split, ten in entry.classes.get("ten", {}).items():
+            labels = [str(one["label"]) for one in ten]
+            pairs = [(one["original"], one["reconstruction"]) for one in ten]
+            cells = [str(a) if a == b else Ref(f"{a} → {b}", strong=True) for a, b in pairs]
+            rows.append([*start(entry), split, *cells, f"{sum(a != b for a, b in pairs)} of {len(ten)}"])
+    caption = "The class given to each fixed digit and, where it differs (→), to its reconstruction."
+    return [Table(caption, ["Model", "Run", "Split", *labels, "Changed"], rows, left=3)] if rows else []

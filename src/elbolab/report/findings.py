@@ -1,0 +1,118 @@
+"""The sentences of a report, each computed from the numbers and there only where its numbers are."""
+
+from collections.abc import Sequence
+from math import hypot, isnan
+
+import numpy as np
+
+from elbolab.report.blocks import number, percent
+from elbolab.report.entries import SPLITS, Curves, Entry, Finding, Row
+from elbolab.report.tables import binomial_se, mean_se
+
+
+def find(entries: Sequence[Entry], tables: dict[str, list[Row]], curves: Curves) -> dict[str, list[Finding]]:
+    """Return the report's sentences by topic."""
+    latent = [entry for entry in entries if entry.latent]
+    summary = [paired_finding(latent[0], other, split) for other in latent[1:] for split in ("test", "train")]
+    found = {
+        "summary": [*summary, protocol_finding([entry for entry in latent if entry.evaluated])],
+        "classifier": [confusion_finding(entry) for entry in entries if not entry.latent],
+        "curves": [best_finding(entry, curves.get((entry.run.id, "val/elbo"), {})) for entry in latent],
+        "classes": [finding for entry in latent for finding in (kept_finding(entry), *ten_findings(entry))],
+        "digits": [extremes_finding(entry, tables["digits"]) for entry in latent],
+        "means": [finding for entry in latent for finding in (train_test_finding(entry), table_finding(entry))],
+    }
+    return {topic: [finding for finding in group if finding] for topic, group in found.items()}
+
+
+def apart(subject: str, gap: float, error: float, other: str) -> str:
+    """Write that a subject is some nats above or below another, and whether that is within two standard errors."""
+    unclear = "" if abs(gap) > 2 * error else ", within two standard errors"
+    return f"{subject} {abs(gap):.2f} ± {error:.2f} nats {'above' if gap > 0 else 'below'} {other}{unclear}."
+
+
+def paired(values: dict[int, float], others: dict[int, float]) -> tuple[int, float, float]:
+    """Number of images that two estimates share, mean difference in nats, and its standard error."""
+    gaps = [values[index] - others[index] for index in sorted(values.keys() & others.keys())]
+    return (len(gaps), *mean_se(gaps))
+
+
+def paired_finding(one: Entry, other: Entry, split: str) -> Finding | None:
+    """Say how far apart two runs are on the images that both were evaluated on."""
+    n, gap, error = paired(other.images(split), one.images(split))
+    text = apart(f"On the same {n} {SPLITS[split]} images {other.label} is", gap, error, one.label)
+    return Finding(text, (other.run.id, one.run.id)) if n > 1 else None
+
+
+def protocol_finding(entries: Sequence[Entry]) -> Finding | None:
+    """Warn when runs were not evaluated alike."""
+    names = ("samples", "images", "seed", "cnn_run")
+    kept = {name: {entry.run.tags.get(f"evaluation.{name}", "none") for entry in entries} for name in names}
+    unlike = [f"{name} {' and '.join(sorted(values))}" for name, values in kept.items() if len(values) > 1]
+    text = f"These runs were evaluated differently: {'; '.join(unlike)}."
+    return Finding(text, tuple(entry.run.id for entry in entries)) if unlike else None
+
+
+def train_test_finding(entry: Entry) -> Finding | None:
+    """Say how much higher a run's log p(x) is on training images than on test images."""
+    gap = entry.metric("train/log_px") - entry.metric("test/log_px")
+    error = hypot(entry.metric("train/log_px_se"), entry.metric("test/log_px_se"))
+    text = apart(f"{entry.label}: training images lie on average", gap, error, "test images")
+    return None if isnan(gap + error) else Finding(text, (entry.run.id,))
+
+
+def table_finding(entry: Entry) -> Finding | None:
+    """Say how the training table's own rows compare with rows fitted to the same images by the protocol."""
+    n, gap, error = paired(entry.images("train", table=True), entry.images("train"))
+    subject = f"{entry.label}: on the same {n} training images log p(x) from the training table's own rows is"
+    text = apart(subject, gap, error, "that from rows fitted by the protocol")
+    return Finding(text, (entry.run.id,)) if n > 1 else None
+
+
+def extremes_finding(entry: Entry, digits: Sequence[Row]) -> Finding | None:
+    """Name the classes with the highest and the lowest mean log p(x) on test images."""
+    means = {row["log_px"]: row["digit"] for row in digits if (row["run"], row["split"]) == (entry.run.id, "test")}
+    if len(means) < 2:
+        return None
+    high, low = max(means), min(means)
+    text = f"{entry.label}: highest mean for class {means[high]} ({number(high)} nats), lowest for class {means[low]}"
+    return Finding(f"{text} ({number(low)}).", (entry.run.id,))
+
+
+def kept_finding(entry: Entry) -> Finding | None:
+    """Say how often the classifier gives a test image and its reconstruction the same class."""
+    kept, n = entry.metric("test/class_preservation"), entry.agreement("test")[1]
+    rate = percent(kept, binomial_se(kept, n))
+    text = f"{entry.label}: {rate} of {n} test reconstructions keep the class that the classifier gives the original."
+    return Finding(text, (entry.run.id, entry.classes["cnn_run"])) if n else None
+
+
+def ten_findings(entry: Entry) -> list[Finding]:
+    """Say how many of the fixed digits changed class."""
+    out = []
+    for split, rows in entry.classes.get("ten", {}).items():
+        moved = sum(row["original"] != row["reconstruction"] for row in rows)
+        text = f"{entry.label}: {moved} of the {len(rows)} fixed {SPLITS[split]} digits changed class."
+        out.append(Finding(text, (entry.run.id,)))
+    return out
+
+
+def confusion_finding(entry: Entry) -> Finding | None:
+    """Name the classifier's most frequent mistake on test images."""
+    if not (found := entry.classes.get("splits", {}).get("test")):
+        return None
+    counts = np.array(found["confusion"])
+    np.fill_diagonal(counts, 0)
+    row, column = np.unravel_index(int(counts.argmax()), counts.shape)
+    often = f", most often {row} as {column} ({counts.max()} of them)" if counts.any() else ""
+    return Finding(f"{entry.label} misreads {counts.sum()} of {found['n']} test images{often}.", (entry.run.id,))
+
+
+def best_finding(entry: Entry, elbo: dict[int, float]) -> Finding | None:
+    """Say at which epoch the validation ELBO was best and where it ended."""
+    if len(elbo) < 2:
+        return None
+    last, best = max(elbo), max(elbo, key=lambda epoch: elbo[epoch])
+    end = "" if best == last else f"; {number(elbo[last])} at the last"
+    text = f"{entry.label}: validation ELBO is highest at epoch {best} of {last} ({number(elbo[best])} nats{end})."
+    return Finding(text, (entry.run.id,))

@@ -1,0 +1,252 @@
+"""The product as its users run it: real processes, real `mlflow run`, a real store."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from conftest import REPOSITORY, Command
+from mlflow.entities import Run
+
+from elbolab import load_model, tracker
+from elbolab.data import load_data
+from elbolab.models import LatentModel
+
+TINY = ["--train-size", "40", "--val-size", "10", "--test-size", "10", "--epochs", "1"]
+
+
+def runs() -> list[Run]:
+    return mlflow.MlflowClient().search_runs(["0"], order_by=["start_time ASC"])
+
+
+def test_a_training_is_one_complete_run(command: Command, store: Path):
+    done = command("vae", "--latent-dim", "4", *TINY[:-1], "5", "--lr", "1e-3")
+    assert done.returncode == 0, done.stderr
+    run_id = done.stdout.strip()
+    run = tracker.get_run(run_id)
+    assert run.status == "FINISHED"
+    assert run.params["model"] == "vae"
+    assert run.params["latent_dim"] == "4"
+    assert run.params["lr"] == "0.001"
+    for tag in ("data.digest", "data.name", "observation_model", "device"):
+        assert run.tags[tag]
+    config = json.loads(tracker.fetch(run_id, "config.json").read_text())
+    assert config["latent_dim"] == 4
+
+    history = tracker.history([run_id])
+    keys = {f"{split}/{key}" for split in ("train", "val") for key in ("loss", "elbo", "mse", "kl")}
+    assert set(history.key) == keys | {"train/lr", "train/images_per_s"}
+    assert all(list(part.step) == [1, 2, 3, 4, 5] for _, part in history.groupby("key"))
+    last = history[history.step == 5].set_index("key").value
+    # At beta = 1 the loss is minus the ELBO.
+    assert last["val/loss"] == pytest.approx(-last["val/elbo"], rel=1e-5)
+
+    for key in ("reconstructions_train", "reconstructions_val", "samples"):
+        assert list(tracker.step_images(run_id, key)) == [1, 5]
+    assert set(tracker.list_artifacts(run_id, "checkpoints")) == {
+        "checkpoints/best.safetensors",
+        "checkpoints/last.safetensors",
+    }
+    inputs = mlflow.MlflowClient().get_run(run_id).inputs
+    assert inputs is not None
+    assert [item.dataset.digest for item in inputs.dataset_inputs] == [run.tags["data.digest"]]
+    assert not (store / "checkpoints").exists()
+
+    model = load_model(run_id)
+    assert isinstance(model, LatentModel)
+    served = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+    digits = load_data("mnist5k", Path(), train_size=40, val_size=10, test_size=10).test
+    expected = model.reconstruct(model.infer(next(digits.batches(10)))).permute(0, 2, 3, 1)
+    got = served.predict(digits.images.permute(0, 2, 3, 1).numpy())
+    assert abs(expected.numpy() - got).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vae", "--latent_dmi", "3"], "No such option"),
+        (["vae", "--latent-dim", "0"], "latent_dim=0: should be greater than 0"),
+        (["vae", "--lr", "fast"], "'fast' is not a valid float"),
+        (["vae", "--dataset", "mnist6k"], "dataset='mnist6k' does not exist; there are: mnist5k"),
+        (["vae", "--train-size", "9999"], "train_size=9999 must be at most 4000"),
+        (["ppca", "--latent-dim", "784"], "latent_dim=784 must be less than 784"),
+        (["vea"], "No such command 'vea'"),
+        (["evaluate", "nothing"], "run 'nothing' is not on"),
+        (["compare", "--run", "nothing"], "run 'nothing' is not on"),
+        (["main", "--epochs", "0"], "epochs=0: should be greater than 0"),
+        (["main", "--dataset", "mnist6k"], "dataset='mnist6k' does not exist"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_run(command: Command, arguments: list[str], message: str):
+    done = command(*arguments)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(("Usage:", "Try ")) and line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert message in lines[0]
+    assert [run for run in runs() if run.info.status in ("RUNNING", "FINISHED")] == []
+
+
+def test_a_training_that_diverges_is_failed_with_its_reason(command: Command, store: Path):
+    done = command("vae", *TINY[:-1], "3", "--lr", "1e30")
+    assert done.returncode == 2
+    assert "lower lr" in done.stderr
+    (run,) = runs()
+    assert run.info.status == "FAILED"
+    assert "lower lr" in run.data.tags["failure"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_training_is_killed(store: Path, number: signal.Signals, code: int):
+    command = [sys.executable, "-m", "elbolab", "vae", "--train-size", "500", "--epochs", "500"]
+    process = subprocess.Popen(command, cwd=store, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "epoch 2/" in line:
+            break
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    (run,) = runs()
+    assert run.info.status == "KILLED"
+    assert (store / "checkpoints" / run.info.run_id / "last.safetensors").exists()
+
+
+def test_four_first_uses_of_a_store_at_the_same_time(store: Path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "elbolab", "ppca", "--latent-dim", "2", *TINY, "--seed", str(seed)],
+            cwd=store,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(4)
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
+    assert sorted(run.data.params["seed"] for run in runs()) == ["0", "1", "2", "3"]
+    assert {run.info.status for run in runs()} == {"FINISHED"}
+
+
+def mlflow_run(store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{store}/mlflow.db"
+    options = [item for key_value in arguments[1:] for item in ("-P", key_value)]
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "run",
+            str(REPOSITORY),
+            "-e",
+            arguments[0],
+            "--env-manager",
+            "local",
+            *options,
+        ],
+        cwd=store,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def test_every_entry_point_by_mlflow_run(store: Path):
+    small = ["train_size=40", "val_size=10", "test_size=10"]
+    for name, *more in (
+        ("cnn", "epochs=1"),
+        ("vae", "epochs=1", "latent_dim=4", "lr=1e-3"),
+        ("latent_opt", "epochs=1", "latent-dim=4", "fit_steps=3"),
+        ("ppca", "latent_dim=4"),
+    ):
+        done = mlflow_run(store, name, *small, *more)
+        assert done.returncode == 0, done.stderr
+    by_model = {run.params["model"]: run for run in tracker.find_runs()}
+    assert set(by_model) == {"cnn", "vae", "latent_opt", "ppca"}
+    # The parent logs 1e-3 as it was typed; the value that was used is in config.json.
+    vae = by_model["vae"].id
+    assert by_model["vae"].params["lr"] == "1e-3"
+    assert json.loads(tracker.fetch(vae, "config.json").read_text())["lr"] == 0.001
+
+    done = mlflow_run(store, "evaluate", f"run={vae}", "samples=10", "images=10")
+    assert done.returncode == 0, done.stderr
+    evaluated = tracker.get_run(vae)
+    assert evaluated.metrics["test/log_px"] < 0
+    assert evaluated.tags["evaluation.cnn_run"] == by_model["cnn"].id
+    table = pd.read_parquet(tracker.fetch(vae, "evaluation/likelihood.parquet"))
+    assert len(table) == 30
+
+    done = mlflow_run(store, "compare", f"out={store / 'out'}")
+    assert done.returncode == 0, done.stderr
+    page = (store / "out" / "index.html").read_text()
+    assert all(run.id[:8] in page for run in by_model.values())
+    assert {run.info.status for run in runs()} == {"FINISHED"}
+
+    done = mlflow_run(store, "vae", "latent_dim=0")
+    assert done.returncode != 0
+    assert "latent_dim=0: should be greater than 0" in done.stderr
+    assert runs()[-1].info.status == "FAILED"
+
+
+def test_the_whole_experiment_by_mlflow_run(store: Path):
+    small = ["train_size=40", "val_size=10", "test_size=10", "epochs=1", "samples=10", "images=10"]
+    done = mlflow_run(store, "main", *small, f"out={store / 'report'}")
+    assert done.returncode == 0, done.stderr
+    assert {run.info.status for run in runs()} == {"FINISHED"}
+    kinds = [run.data.tags["elbolab.kind"] for run in runs()]
+    assert sorted(kinds) == ["compare", "main", *["train"] * 6]
+    starts = [run.params["latent_init"] for run in tracker.find_runs() if run.params["model"] == "latent_opt"]
+    assert sorted(starts) == ["normal", "pca", "zeros"]
+    for name in ("index.html", "report.md"):
+        assert (store / "report" / name).stat().st_size > 1000
+
+
+def test_the_same_command_logs_to_a_server(store: Path, command: Command):
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--port", "5987", "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{store}/server.db", "--artifacts-destination", str(store / "kept")),
+        ],
+        cwd=store,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        address = "http://127.0.0.1:5987"
+        _wait(address)
+        there = {"MLFLOW_TRACKING_URI": address, "MLFLOW_EXPERIMENT_NAME": "digits"}
+        done = command("ppca", "--latent-dim", "2", *TINY, **there)
+        assert done.returncode == 0, done.stderr
+        done = command("evaluate", done.stdout.split()[-1], "--images", "10", **there)
+        assert done.returncode == 0, done.stderr
+        done = command("compare", **there)
+        assert done.returncode == 0, done.stderr
+        assert f"{address}/#/experiments/" in (store / "report" / "index.html").read_text()
+        client = mlflow.MlflowClient(address)
+        experiment = client.get_experiment_by_name("digits")
+        assert experiment is not None
+        assert {run.info.status for run in client.search_runs([experiment.experiment_id])} == {"FINISHED"}
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def _wait(address: str) -> None:
+    import urllib.request
+
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=2)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError(address)

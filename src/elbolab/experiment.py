@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -60,6 +61,9 @@ def train_model(name: str, config: Config) -> str:
             track.log_artifact(folder / f"{file}.safetensors", "checkpoints")
         log_model(folder / "best.safetensors", data.test.images[:2].permute(0, 2, 3, 1).cpu().numpy())
         shutil.rmtree(folder)
+        # Another training's checkpoints may lie beside them.
+        with suppress(OSError):
+            folder.parent.rmdir()
         return track.id
 
 

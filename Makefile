@@ -6,7 +6,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: report test check reproduce clean
 
 report: .venv/installed
-	$(RUN) mlflow run . --env-manager local
+	$(RUN) mlflow run . --env-manager local -P images=100
 	@echo "The report is $(CURDIR)/report/index.html; all runs: $(BIN)/mlflow ui"
 
 test: .venv/tested

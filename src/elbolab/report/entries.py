@@ -96,7 +96,8 @@ class Comparison:
     @property
     def slots(self) -> dict[str, int]:
         """The colour slot of every run on the page, by id."""
-        starts = {run.id: 5 + place for place, run in enumerate(self.starts)}
+        first = 1 + max([4, *(entry.slot for entry in self.entries)])
+        starts = {run.id: first + place for place, run in enumerate(self.starts)}
         return starts | {entry.run.id: entry.slot for entry in self.entries}
 
     def of(self, *models: str) -> list[Entry]:

@@ -130,7 +130,7 @@ def runs_table(runs: Iterable[RunRecord]) -> list[Row]:
     rows = []
     for run in runs:
         started = datetime.fromtimestamp(run.start / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        params = "; ".join(f"{key}={public(value)}" for key, value in sorted(run.params.items()))
+        params = "; ".join(f"{key}={public(value)}" for key, value in sorted(run.params.items()) if key != "data_dir")
         row: Row = {"run": run.id, "name": run.name, "model": run.params["model"], "started": started}
         rows.append(row | {tag: public(run.tags.get(tag, "")) for tag in tags} | {"params": params})
     return rows

@@ -38,22 +38,32 @@ def options_of(settings: type[Settings]) -> list[click.Parameter]:
         kinds = (
             get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
         )
-        kinds = [_plain(kind) for kind in kinds if kind is not NoneType]
-        bounds = [str(item) for item in field.metadata if type(item).__module__.startswith("annotated_types")]
-        help_text = " ".join([field.description or "", *(f"[{bound}]" for bound in bounds)])
         many = get_origin(kinds[0]) is tuple
-        shown = not (field.is_required() or field.default is None or field.default_factory or many)
+        notes = _bounds([*field.metadata, *(item for kind in kinds for item in _metadata(kind))])
+        if not (field.default is None or field.default_factory or many or field.is_required()):
+            notes.append(f"default: {field.default}")
+        kinds = [_plain(kind) for kind in kinds if kind is not NoneType]
         options.append(
             click.Option(
                 list(dict.fromkeys([name, f"--{name.replace('_', '-')}", f"--{name}"])),
                 type=_click_type(kinds),
                 multiple=many,
                 default=() if many else None,
-                show_default=str(field.default) if shown else False,
-                help=help_text,
+                help=" ".join([field.description or "", f"[{'; '.join(notes)}]" if notes else ""]),
             )
         )
     return options
+
+
+def _metadata(kind: Any) -> list[Any]:
+    """What ``Annotated[int, Field(gt=0)]`` says of its ``int``."""
+    return [item for part in getattr(kind, "__metadata__", ()) for item in getattr(part, "metadata", [part])]
+
+
+def _bounds(metadata: list[Any]) -> list[str]:
+    """The bounds among a field's metadata, as a person writes them."""
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    return [f"{sign} {getattr(item, name)}" for item in metadata for name, sign in signs.items() if hasattr(item, name)]
 
 
 def _plain(kind: Any) -> Any:

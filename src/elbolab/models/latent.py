@@ -128,9 +128,9 @@ class LatentModel(Model):
         """q(z | x) as it is trained, differentiable in its parameters."""
 
     @property
-    @abstractmethod
     def inference(self) -> str:
         """How ``infer`` gets its posterior, in words."""
+        return "encoder"
 
     def infer(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         """q(z | x) of any images, seen in training or not."""

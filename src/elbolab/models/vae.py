@@ -22,7 +22,3 @@ class VAE(DeepLatentModel):
 
     def posterior(self, batch: Batch) -> DiagonalGaussian:
         return DiagonalGaussian(*self.encoder(batch.x).chunk(2, -1))
-
-    @property
-    def inference(self) -> str:
-        return "encoder"

@@ -104,13 +104,21 @@ def test_a_training_that_diverges_is_failed_with_its_reason(command: Command, st
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_training_is_killed(store: Path, number: signal.Signals, code: int):
     command = [sys.executable, "-m", "elbolab", "vae", "--train-size", "500", "--epochs", "500"]
-    process = subprocess.Popen(command, cwd=store, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "epoch 2/" in line:
-            break
-    process.send_signal(number)
-    process.communicate(timeout=30)
+
+    def heed() -> None:
+        # A shell starts its background jobs with Ctrl-C ignored, and so would every process under them.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, cwd=store, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "epoch 2/" in line:
+                break
+        process.send_signal(number)
+        try:
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == code
     (run,) = runs()
     assert run.info.status == "KILLED"

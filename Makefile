@@ -17,7 +17,7 @@ check: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# The coursework protocol on 20,000 images of MNIST, whose files are looked for in $$ELBOLAB_DATA: about an hour.
+# The coursework protocol on 20,000 images of MNIST, whose files are looked for in $$ELBOLAB_DATA.
 reproduce: .venv/installed
 	$(BIN)/elbolab main --dataset mnist --train-size 20000 --out report-mnist
 

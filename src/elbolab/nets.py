@@ -46,7 +46,7 @@ def conv_decoder(inputs: int, shape: Shape) -> nn.Sequential:
         nn.ReLU(),
         nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1),
     )
-    # Transposed convolutions run 1.3 to 2 times as fast on a CPU in this order.
+    # Transposed convolutions run up to twice as fast on a CPU in this order.
     return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 

@@ -49,3 +49,9 @@ def load_model(source: str, device: str = "cpu") -> Model:
     except (MlflowException, OSError) as error:
         raise UserError(f"{source!r} has no trained model on {mlflow.get_tracking_uri()}") from error
     return load_checkpoint(next(folder.glob("artifacts/*.safetensors")), device)
+
+
+def register(run_id: str, name: str) -> str:
+    """Make the model of a run a version of the registered model ``name``; returns its URI."""
+    version = mlflow.register_model(f"runs:/{run_id}/model", name)
+    return f"models:/{name}/{version.version}"

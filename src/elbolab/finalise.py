@@ -2,9 +2,12 @@
 
 import math
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import t as student_t
 
@@ -17,6 +20,7 @@ from elbolab.experiment import choose_device, evaluate_run, load_for, train_mode
 from elbolab.mirror import PARENT, STUDY, TRIAL
 from elbolab.registry import load_model, register
 from elbolab.trials import Job
+from elbolab.tuning import Study
 
 VALUE = "elbolab.validation"
 
@@ -31,58 +35,82 @@ def finalise(job: Job, study: optuna.Study, parent: str, best: int, seeds: int) 
     """Train the ``best`` configs on ``seeds`` fresh seeds each, choose the one of the best mean validation metric, and
     only then read the test split, once for each of its runs; the best of these becomes a registered model.
 
-    Goes on where it was stopped. Raises UserError for a study with several metrics or with nothing finished.
+    Goes on where it was stopped. The tables go to the run ``parent``. Raises UserError for a study with several metrics
+    or with nothing finished.
     """
     if len(job.study.metrics) > 1:
         raise UserError(f"finalise needs a study of one metric, not of {', '.join(job.study.metrics)}")
-    maximise = job.study.directions[0] == "maximize"
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    candidates = sorted(complete, key=lambda trial: trial.value or 0.0, reverse=maximise)[:best]
-    if not candidates:
-        raise UserError(f"study {job.name!r} has no finished trial; run it first")
+    metric, choose = job.study.metric, {"maximize": max, "minimize": min}[job.study.directions[0]]
+    finalists: list[dict[str, Any]] = []
     means: dict[int, float] = {}
-    runs: dict[int, dict[str, float]] = {}
-    for trial in candidates:
-        runs[trial.number] = _train(job, parent, trial, seeds)
-        means[trial.number], half = mean_and_half_width(list(runs[trial.number].values()))
-        print(f"trial {trial.number}: {job.study.metrics[0]} {means[trial.number]:.4g} ± {half:.2g}", file=sys.stderr)
-    choose = max if maximise else min
+    for trial in _best_configs(job.study, study)[:best]:
+        rows = _train(job, parent, trial, seeds)
+        finalists += rows
+        means[trial.number] = float(np.mean([row[metric] for row in rows]))
+        print(f"trial {trial.number}: {_interval(metric, rows)}", file=sys.stderr)
+    if not means:
+        raise UserError(f"study {job.name!r} has no finished trial; run it first")
     winner = choose(means, key=means.__getitem__)
+    won = [row for row in finalists if row["trial"] == winner]
     # The test split is read here, after every choice but the one among seeds, which the validation split makes too.
-    found = [evaluate_run(run_id, EvaluateConfig()) for run_id in runs[winner]]
-    chosen = choose(runs[winner], key=runs[winner].__getitem__)
-    for key in ("test/log_px", "test/accuracy"):
-        if values := [metrics[key] for metrics in found if key in metrics]:
-            mean, half = mean_and_half_width(values)
-            print(f"trial {winner}: {key} {mean:.4g} ± {half:.2g} over {seeds} seeds")
-    print(f"registered {register(chosen, job.name)}")
+    tested = [_test(row["run"]) for row in won]
+    chosen = choose(won, key=lambda row: row[metric])
+    summary = [_interval(metric, won)]
+    summary += [_interval(key, tested) for key in ("test/log_px", "test/accuracy") if key in tested[0]]
+    uri = register(chosen["run"], job.name)
+    track = tracker.Tracker(parent)
+    track.log_value(pd.DataFrame(finalists), "finalists.parquet")
+    track.log_value({"trial": winner, "run": chosen["run"], "model": uri, "found": summary}, "final.json")
+    print(f"trial {winner}, run {chosen['run']}, registered as {uri}", *summary, sep="\n")
 
 
-def _train(job: Job, parent: str, trial: FrozenTrial, seeds: int) -> dict[str, float]:
-    """The validation metric by run id of one config on fresh seeds, training those that are not there yet."""
+def _best_configs(definition: Study, study: optuna.Study) -> list[FrozenTrial]:
+    """A finished trial for each config, whatever its seed, the best mean value first."""
+    by_config: dict[str, list[FrozenTrial]] = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        config = definition.config_of(trial.params)
+        by_config.setdefault(config.model_dump_json(exclude={"seed"}), []).append(trial)
+    ranked = [(float(np.mean([trial.values for trial in trials])), trials[0]) for trials in by_config.values()]
+    ranked.sort(key=lambda pair: pair[0], reverse=definition.directions[0] == "maximize")
+    return [trial for _, trial in ranked]
+
+
+def _interval(name: str, rows: Sequence[Mapping[str, float]]) -> str:
+    mean, half = mean_and_half_width([row[name] for row in rows])
+    return f"{name} {mean:.4g} ± {half:.2g} (95% interval of the mean over {len(rows)} seeds)"
+
+
+def _test(run_id: str) -> dict[str, float]:
+    run = tracker.get_run(run_id)
+    return run.metrics if "evaluation.samples" in run.tags else evaluate_run(run_id, EvaluateConfig())
+
+
+def _train(job: Job, parent: str, trial: FrozenTrial, seeds: int) -> list[dict[str, Any]]:
+    """A row for each fresh seed of one config, with its run and validation metric, training those not there yet."""
     config = job.study.config_of(trial.params)
-    found = {}
     done = {
         run.params["seed"]: run
         for run in tracker.find_runs("train")
         if (run.tags.get(PARENT), run.tags.get(TRIAL)) == (parent, str(trial.number)) and VALUE in run.tags
     }
-    for seed in range(config.seed + 1, config.seed + 1 + seeds):
+    rows = []
+    fresh_seed = max(config.seed, *job.study.seeds) + 1
+    for seed in range(fresh_seed, fresh_seed + seeds):
         if (run := done.get(str(seed))) is not None:
-            found[run.id] = float(run.tags[VALUE])
-            continue
-        fresh = config.model_copy(update={"seed": seed})
-        run_id = train_model(job.study.model, fresh, {STUDY: job.name, TRIAL: str(trial.number)})
-        value = _judge(job, run_id)
-        tracker.Tracker(run_id).set_tags({VALUE: repr(value)})
-        found[run_id] = value
-    return found
+            run_id, value = run.id, float(run.tags[VALUE])
+        else:
+            fresh = config.model_copy(update={"seed": seed})
+            run_id = train_model(job.study.model, fresh, {STUDY: job.name, TRIAL: str(trial.number)})
+            value = _judge(job, run_id)
+            tracker.Tracker(run_id).set_tags({VALUE: repr(value)})
+        rows.append({"trial": trial.number, "seed": seed, "run": run_id, job.study.metric: value})
+    return rows
 
 
 def _judge(job: Job, run_id: str) -> float:
     study = job.study
-    if study.metrics[0] != "val/log_px":
-        return tracker.get_run(run_id).metrics[study.metrics[0]]
+    if study.metric != "val/log_px":
+        return tracker.get_run(run_id).metrics[study.metric]
     device = choose_device("auto")
     model = load_model(run_id, device)
     data = load_for(model.config, device).without_test()

@@ -52,6 +52,7 @@ def load_model(source: str, device: str = "cpu") -> Model:
 
 
 def register(run_id: str, name: str) -> str:
-    """Make the model of a run a version of the registered model ``name``; returns its URI."""
-    version = mlflow.register_model(f"runs:/{run_id}/model", name)
+    """Make the model of a run a version of the registered model ``name``, unless it is one; returns its URI."""
+    found = [item for item in mlflow.MlflowClient().search_model_versions(f"name = '{name}'") if item.run_id == run_id]
+    version = found[0] if found else mlflow.register_model(f"runs:/{run_id}/model", name)
     return f"models:/{name}/{version.version}"

@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from multiprocessing import parent_process
@@ -35,7 +36,6 @@ from elbolab.mirror import DIED, FAILURE, INTERRUPTED, SURPLUS, Mirror
 from elbolab.trainer import Event, train
 from elbolab.tuning import Study
 
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 GRACE = 4
 POLL_SECONDS = 0.5
 FAILURES_IN_A_ROW = 10
@@ -144,7 +144,7 @@ def _sampler(job: Job) -> BaseSampler:
 
 
 def _pruner(study: Study) -> BasePruner:
-    kind = study.pruner or ("median" if len(study.metrics) == 1 else "none")
+    kind = study.pruner or ("none" if study.configs or len(study.metrics) > 1 else "median")
     epochs = study.config_of({} if study.search else {"config": 0, "seed": study.seeds[0]}).epochs
     if kind == "median":
         return MedianPruner(n_warmup_steps=epochs // 3)
@@ -162,7 +162,7 @@ class Objective:
     def __call__(self, trial: optuna.Trial) -> list[float]:
         self.number = trial.number
         earlier = [one for one in trial.study.get_trials(deepcopy=False) if one.number < trial.number]
-        if sum(one.state != TrialState.FAIL for one in earlier) >= self._job.target:
+        if len(ended(earlier, self._job.study)) + len(_coming(earlier)) >= self._job.target:
             # Another worker asked for the last trial at the same moment.
             trial.set_user_attr(FAILURE, SURPLUS)
             raise UserError(SURPLUS)
@@ -213,9 +213,23 @@ class Objective:
         return values
 
 
-def ended(study: optuna.Study) -> int:
-    """Number of trials that are finished or pruned."""
-    return len(study.get_trials(deepcopy=False, states=ENDED))
+def ended(trials: Sequence[FrozenTrial], study: Study) -> list[FrozenTrial]:
+    """The trials that count: finished or pruned, and of a list also those that failed and are not tried again."""
+    again = {number for trial in trials for number in trial.system_attrs.get("retry_history", ())}
+    return [
+        trial
+        for trial in trials
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        or (study.configs and trial.state == TrialState.FAIL and trial.number not in again and not _surplus(trial))
+    ]
+
+
+def _coming(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if not trial.state.is_finished()]
+
+
+def _surplus(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get(FAILURE) == SURPLUS
 
 
 def work(job: Job, parent: str, limit: int | None = None) -> None:
@@ -233,12 +247,11 @@ def work(job: Job, parent: str, limit: int | None = None) -> None:
         _fail_dead_trials(study, job, mirror)
         trials = study.get_trials(deepcopy=False)
         _refuse_hopeless(trials)
-        states = [trial.state for trial in trials]
-        finished = sum(state in ENDED for state in states)
-        if finished >= job.target:
+        missing = job.target - len(ended(trials, job.study))
+        if missing <= 0:
             return
-        coming = states.count(TrialState.RUNNING)
-        if TrialState.WAITING in states or finished + coming < job.target:
+        coming = _coming(trials)
+        if len(coming) < missing or any(trial.state == TrialState.WAITING for trial in coming):
             _run_one(study, job, mirror)
             done += 1
         else:
@@ -247,7 +260,7 @@ def work(job: Job, parent: str, limit: int | None = None) -> None:
 
 def _run_one(study: optuna.Study, job: Job, mirror: Mirror) -> None:
     def tell(study: optuna.Study, trial: FrozenTrial) -> None:
-        if trial.user_attrs.get(FAILURE) != SURPLUS:
+        if not _surplus(trial):
             mirror.close(trial)
             print(_line(study, job, trial), file=sys.stderr, flush=True)
 
@@ -259,10 +272,21 @@ def _run_one(study: optuna.Study, job: Job, mirror: Mirror) -> None:
             raise
         trial = study.get_trials(deepcopy=False)[objective.number]
         mirror.close(trial)
+        if trial.user_attrs.get(FAILURE) == INTERRUPTED:
+            # The next start of the study takes it up again.
+            _queue_again(study, trial)
         # Optuna raises when it is told of a trial that others have failed since: this process slept too long.
         if not isinstance(error, Exception) or trial.state != TrialState.FAIL or FAILURE in trial.user_attrs:
             raise
         print(f"trial {trial.number}: {DIED} for too long, and others have failed it", file=sys.stderr, flush=True)
+
+
+def _queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    trial = deepcopy(trial)
+    trial.user_attrs = {name: value for name, value in trial.user_attrs.items() if name != FAILURE}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
 def _fail_dead_trials(study: optuna.Study, job: Job, mirror: Mirror) -> None:
@@ -285,22 +309,22 @@ def _fail_dead_trials(study: optuna.Study, job: Job, mirror: Mirror) -> None:
 
 
 def _refuse_hopeless(trials: list[FrozenTrial]) -> None:
-    own = [trial for trial in trials if trial.state in ENDED or trial.state == TrialState.FAIL]
-    failures = [trial.user_attrs.get(FAILURE, DIED) for trial in own if trial.user_attrs.get(FAILURE) != SURPLUS]
-    last = [trial.state == TrialState.FAIL for trial in own][-FAILURES_IN_A_ROW:]
-    if len(last) == FAILURES_IN_A_ROW and all(last) and INTERRUPTED not in failures[-FAILURES_IN_A_ROW:]:
-        raise UserError(f"the last {FAILURES_IN_A_ROW} trials failed, the newest for: {failures[-1]}; mend the study")
+    own = [trial for trial in trials if trial.state.is_finished() and not _surplus(trial)][-FAILURES_IN_A_ROW:]
+    reasons = [trial.user_attrs.get(FAILURE, DIED) for trial in own if trial.state == TrialState.FAIL]
+    if len(reasons) == FAILURES_IN_A_ROW and INTERRUPTED not in reasons:
+        raise UserError(f"the last {FAILURES_IN_A_ROW} trials failed, the newest for: {reasons[-1]}; mend the study")
 
 
 def _line(study: optuna.Study, job: Job, trial: FrozenTrial) -> str:
     """What a person reads of a trial that ended."""
+    number = len(ended(study.get_trials(deepcopy=False), job.study))
     if trial.state == TrialState.COMPLETE:
         values = zip(job.study.metrics, trial.values, strict=True)
         found = ", ".join(f"{metric} {value:.4g}" for metric, value in values)
     else:
         found = trial.user_attrs.get(FAILURE, f"after epoch {trial.last_step}")
     params = " ".join(f"{name}={_short(value)}" for name, value in trial.params.items())
-    return f"trial {trial.number} {trial.state.name.lower()}, {found} ({params}); {ended(study)} of {job.target}"
+    return f"trial {trial.number} {trial.state.name.lower()}, {found} ({params}); {number} of {job.target}"
 
 
 def _short(value: Any) -> str:

@@ -47,14 +47,14 @@ class Study(Settings):
     """Values of fields to try, a dict a config, instead of a search."""
     seeds: tuple[int, ...] = (0,)
     """Seeds under which each of ``configs`` is trained."""
-    metrics: tuple[str, ...] = ("val/log_px",)
+    metrics: tuple[str, ...] = Field(("val/log_px",), min_length=1)
     """What is optimised, each in the direction of its kind; more than one gives a Pareto front."""
     images: int = Field(200, gt=0)
     """Validation images, stratified, of which val/log_px is the mean."""
     samples: int = Field(200, gt=0)
     """Importance samples an image of val/log_px."""
     pruner: Literal["median", "hyperband", "none"] | None = None
-    """Who stops a trial by its validation value, epoch by epoch [default: median, and none with several metrics]."""
+    """Who stops a trial by its validation value, epoch by epoch; none by default for several metrics or a list."""
     trials: int = Field(50, gt=0)
     """Finished or pruned trials by default; a list of configs has as many as it has points."""
 
@@ -114,9 +114,14 @@ class Study(Settings):
         return [(LATENT_METRICS | CLASSIFIER_METRICS)[metric] for metric in self.metrics]
 
     @property
+    def metric(self) -> str:
+        """The metric, where there is one."""
+        return self.metrics[0]
+
+    @property
     def epoch_metric(self) -> str:
         """The validation metric that pruning reads at each epoch: the metric itself, or the ELBO for log p(x)."""
-        return "val/elbo" if self.metrics[0] == "val/log_px" else self.metrics[0]
+        return "val/elbo" if self.metric == "val/log_px" else self.metric
 
     def suggest(self, trial: BaseTrial) -> Config:
         """The config of a trial."""

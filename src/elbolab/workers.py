@@ -7,6 +7,7 @@ from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import optuna
 import torch
 
 from elbolab.config import StudyConfig
@@ -34,7 +35,7 @@ def work_locally(job: Job, parent: str, workers: int) -> None:
 
     crew = [hire() for _ in range(workers)]
     study, _ = open_study(job)
-    deaths, before = 0, ended(study)
+    deaths, before = 0, _count(study, job)
     try:
         while crew:
             connection.wait([process.sentinel for process in crew])
@@ -44,7 +45,7 @@ def work_locally(job: Job, parent: str, workers: int) -> None:
                     raise UserError("a worker stopped; what it said is above")
                 if process.exitcode == 0:
                     continue
-                deaths, before = (deaths + 1 if (now := ended(study)) == before else 1), now
+                deaths, before = (deaths + 1 if (now := _count(study, job)) == before else 1), now
                 if deaths > DEATHS_WITHOUT_PROGRESS:
                     raise UserError(
                         f"{deaths} workers died without a trial; the last with exit code {process.exitcode}"
@@ -56,6 +57,10 @@ def work_locally(job: Job, parent: str, workers: int) -> None:
             process.terminate()
         for process in crew:
             process.join()
+
+
+def _count(study: optuna.Study, job: Job) -> int:
+    return len(ended(study.get_trials(deepcopy=False), job.study))
 
 
 def _begin(job: Job, parent: str, threads: int) -> None:
@@ -98,7 +103,7 @@ def work_on_ray(job: Job, parent: str, config: StudyConfig) -> None:
     )(_one_trial)
     study, _ = open_study(job)
     pending: list[Any] = []
-    while (missing := job.target - ended(study)) > 0:
+    while (missing := job.target - _count(study, job)) > 0:
         pending += [task.remote(job, parent) for _ in range(missing - len(pending))]
         ready, pending = ray.wait(pending, timeout=5)
         for done in ready:

@@ -9,6 +9,7 @@ import numpy as np
 import optuna
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as plots
@@ -21,21 +22,23 @@ def draw_study(study: optuna.Study, metrics: Sequence[str], folder: Path) -> lis
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         return []
+    figures: dict[str, Callable[[], Figure]] = {}
     if len(metrics) > 1:
-        figures = {"pareto_front": lambda: _pareto_front(study, metrics)}
+        figures["pareto_front"] = lambda: _pareto_front(study, metrics)
     else:
-        name = metrics[0]
-        figures: dict[str, Callable[[], Figure]] = {
-            "history": lambda: _whole(plots.plot_optimization_history(study, target_name=name)),
-        }
+        metric = metrics[0]
         searched = [key for key in complete[0].params if len({trial.params[key] for trial in complete}) > 1]
+        figures["history"] = lambda: _whole(plots.plot_optimization_history(study, target_name=metric))
         if len(complete) > 1 and searched:
-            figures["slice"] = lambda: _whole(plots.plot_slice(study, searched, target_name=name), 3.2 * len(searched))
+            width = 3.2 * len(searched)
+            figures["slice"] = lambda: _whole(plots.plot_slice(study, searched, target_name=metric), width)
             figures["parallel_coordinates"] = lambda: _whole(
-                plots.plot_parallel_coordinate(study, searched, target_name=name), 9
+                plots.plot_parallel_coordinate(study, searched, target_name=metric), 9
             )
         if len(complete) > 3 and len(searched) > 1:
-            figures["importances"] = lambda: _whole(plots.plot_param_importances(study, params=searched))
+            figures["importances"] = lambda: _whole(
+                plots.plot_param_importances(study, params=searched, target_name=metric)
+            )
     paths = []
     for name, draw in figures.items():
         with warnings.catch_warnings():
@@ -50,6 +53,10 @@ def draw_study(study: optuna.Study, metrics: Sequence[str], folder: Path) -> lis
 def _whole(axes: Axes | np.ndarray, width: float = 7) -> Figure:
     figure = np.ravel(np.asarray(axes))[0].figure
     figure.set_size_inches(width, 4)
+    for part in figure.axes:
+        # Between two powers of ten there is no room for more numbers.
+        part.xaxis.set_minor_formatter(NullFormatter())
+        part.yaxis.set_minor_formatter(NullFormatter())
     return figure
 
 

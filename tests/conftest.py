@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,3 +60,14 @@ def command(store: Path) -> Command:
         )
 
     return run
+
+
+def wait_for_server(address: str) -> None:
+    """Return once the MLflow server at ``address`` answers."""
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=2)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError(address)

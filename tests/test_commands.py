@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
-from conftest import REPOSITORY, Command
+from conftest import REPOSITORY, Command, wait_for_server
 from mlflow.entities import Run
 
 from elbolab import load_model, tracker
@@ -230,7 +229,7 @@ def test_the_same_command_logs_to_a_server(store: Path, command: Command):
     )
     try:
         address = "http://127.0.0.1:5987"
-        _wait(address)
+        wait_for_server(address)
         there = {"MLFLOW_TRACKING_URI": address, "MLFLOW_EXPERIMENT_NAME": "digits"}
         done = command("ppca", "--latent-dim", "2", *TINY, **there)
         assert done.returncode == 0, done.stderr
@@ -246,15 +245,3 @@ def test_the_same_command_logs_to_a_server(store: Path, command: Command):
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)
-
-
-def _wait(address: str) -> None:
-    import urllib.request
-
-    for _ in range(120):
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=2)
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise TimeoutError(address)

@@ -62,17 +62,19 @@ class Mirror:
         self._client = mlflow.MlflowClient()
         self._experiment = self._client.get_run(parent).info.experiment_id
         self._open: dict[int, str] = {}
+        self._last: dict[str, float] = {}
 
     def open(self, number: int, started: datetime | None, params: dict[str, str], tags: dict[str, str]) -> None:
         """Begin the run of a trial."""
         with self._tolerant(f"trial {number}"):
-            self._open[number] = self._create(number, started, params, tags)
+            self._open[number], self._last = self._create(number, started, params, tags), {}
 
     def report(self, number: int, metrics: dict[str, float], epoch: int) -> None:
         """Log an epoch of a trial."""
         if number in self._open:
             with self._tolerant(f"trial {number}"):
                 self._log(self._open[number], metrics, epoch)
+                self._last = dict(metrics)
 
     def close(self, trial: FrozenTrial) -> None:
         """Give the run of an ended trial Optuna's values and state; one that was never begun is made."""
@@ -80,7 +82,7 @@ class Mirror:
             if (run_id := self._open.pop(trial.number, None)) is None:
                 self._mend(self.runs(f" and tags.`{TRIAL}` = '{trial.number}'").get(trial.number, []), trial)
             else:
-                self._mend([self._client.get_run(run_id)], trial)
+                self._end(run_id, trial, self._missing(self._last, trial))
 
     def sync(self, study: optuna.Study) -> int:
         """Make MLflow equal to Optuna, one run a trial; returns how many trials had to be mended. Idempotent."""
@@ -116,17 +118,26 @@ class Mirror:
         for twin in runs[1:]:
             self._client.delete_run(twin.info.run_id)
         run = runs[0] if runs else self._restore(trial)
-        complete = trial.state == TrialState.COMPLETE
-        values = dict(zip(self._study.metrics, trial.values if complete else [], strict=complete))
-        missing = {key: value for key, value in values.items() if run.data.metrics.get(key) != value}
+        missing = self._missing(run.data.metrics, trial)
         if len(runs) == 1 and not missing and run.info.status == STATUS[trial.state]:
             return False
+        self._end(run.info.run_id, trial, missing)
+        return True
+
+    def _missing(self, metrics: dict[str, float], trial: FrozenTrial) -> dict[str, float]:
+        """What a finished trial was judged by and its run does not say yet."""
+        if trial.state != TrialState.COMPLETE:
+            return {}
+        values = zip(self._study.metrics, trial.values, strict=True)
+        return {key: value for key, value in values if metrics.get(key) != value}
+
+    def _end(self, run_id: str, trial: FrozenTrial, missing: dict[str, float]) -> None:
         tags = {"pruned": "true"} if trial.state == TrialState.PRUNED else {}
         if trial.state == TrialState.FAIL:
             tags["failure"] = str(trial.user_attrs.get(FAILURE, DIED))
-        self._log(run.info.run_id, missing, trial.last_step or 0, tags)
-        self._client.set_terminated(run.info.run_id, STATUS[trial.state], _milliseconds(trial.datetime_complete))
-        return True
+        if missing or tags:
+            self._log(run_id, missing, trial.last_step or 0, tags)
+        self._client.set_terminated(run_id, STATUS[trial.state], _milliseconds(trial.datetime_complete))
 
     def _restore(self, trial: FrozenTrial) -> Run:
         """A run with what Optuna knows of a trial that MLflow never heard of."""

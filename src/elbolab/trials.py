@@ -244,14 +244,16 @@ def work(job: Job, parent: str, limit: int | None = None) -> None:
     while limit is None or done < limit:
         if (boss := parent_process()) is not None and not boss.is_alive():
             return
-        _fail_dead_trials(study, job, mirror)
         trials = study.get_trials(deepcopy=False)
+        if running := [trial for trial in trials if trial.state == TrialState.RUNNING]:
+            _fail_dead_trials(study, job, mirror, running)
+            trials = study.get_trials(deepcopy=False)
         _refuse_hopeless(trials)
-        missing = job.target - len(ended(trials, job.study))
-        if missing <= 0:
+        number = len(ended(trials, job.study))
+        if number >= job.target:
             return
         coming = _coming(trials)
-        if len(coming) < missing or any(trial.state == TrialState.WAITING for trial in coming):
+        if number + len(coming) < job.target or any(trial.state == TrialState.WAITING for trial in coming):
             _run_one(study, job, mirror)
             done += 1
         else:
@@ -289,9 +291,8 @@ def _queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
         RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
-def _fail_dead_trials(study: optuna.Study, job: Job, mirror: Mirror) -> None:
+def _fail_dead_trials(study: optuna.Study, job: Job, mirror: Mirror, running: list[FrozenTrial]) -> None:
     """Fail the trials whose worker died, let Optuna queue their retry, and close their runs."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         fail_stale_trials(study)
@@ -302,8 +303,8 @@ def _fail_dead_trials(study: optuna.Study, job: Job, mirror: Mirror) -> None:
         if not trial.params and age > timedelta(seconds=GRACE * job.heartbeat):
             with suppress(ValueError, UpdateFinishedTrialError):
                 study.tell(trial.number, state=TrialState.FAIL)
-    for trial in running:
-        now = study.get_trials(deepcopy=False)[trial.number]
+    trials = study.get_trials(deepcopy=False)
+    for now in [trials[trial.number] for trial in running]:
         if now.state == TrialState.FAIL and FAILURE not in now.user_attrs:
             mirror.close(now)
 

@@ -1,0 +1,99 @@
+"""What a study costs beyond its trainings: `python benchmarks/study_overhead.py`; prints each figure as it is found."""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import optuna
+
+from elbolab import trials
+from elbolab.config import StudyConfig
+from elbolab.studies import run_study
+
+TRIVIAL = """
+from elbolab import Study
+STUDY = Study(
+    model="vae", base={"epochs": 1, "train_size": 16, "val_size": 10, "test_size": 10, "device": "cpu"},
+    search=["latent_dim", "beta", "lr"], metrics=["val/elbo"], pruner="none",
+)
+"""
+EQUAL = TRIVIAL.replace('"epochs": 1, "train_size": 16', '"epochs": 12, "train_size": 2000').replace(
+    'search=["latent_dim", "beta", "lr"]', 'configs=[{"seed": seed} for seed in range(8)]'
+)
+
+
+def carry_out(name: str, **values: Any) -> float:
+    started = time.perf_counter()
+    run_study(name, StudyConfig.parse(values))
+    return time.perf_counter() - started
+
+
+def define(name: str, text: str) -> str:
+    Path("studies").mkdir(exist_ok=True)
+    Path("studies", f"{name}.py").write_text(text)
+    return name
+
+
+def overhead(count: int) -> list[float]:
+    """Seconds of each of ``count`` trials of a trivial training that were not the training."""
+    training: list[float] = []
+    whole: list[float] = []
+    trials.train = _timed(trials.train, training)
+    trials._run_one = _timed(trials._run_one, whole)
+    carry_out(define("trivial", TRIVIAL), trials=count)
+    return [all_of_it - one for all_of_it, one in zip(whole, training, strict=True)]
+
+
+def _timed(function: Callable[..., Any], found: list[float]) -> Callable[..., Any]:
+    def timed(*arguments: Any, **more: Any) -> Any:
+        # What the training reports on its way is overhead too, so it is taken out of the training's time.
+        outside = [0.0]
+        if function.__name__ == "train":
+            model, data, report, folder = arguments
+            arguments = (model, data, _sum_up(report, outside), folder)
+        started = time.perf_counter()
+        result = function(*arguments, **more)
+        found.append(time.perf_counter() - started - outside[0])
+        return result
+
+    return timed
+
+
+def _sum_up(report: Callable[..., None], total: list[float]) -> Callable[..., None]:
+    def timed(*arguments: Any) -> None:
+        started = time.perf_counter()
+        report(*arguments)
+        total[0] += time.perf_counter() - started
+
+    return timed
+
+
+@click.command()
+@click.option("--trials", "count", default=1000)
+@click.option("--workers/--no-workers", default=True)
+def main(count: int, workers: bool) -> None:
+    """Overhead a trial over COUNT trials with one worker, then two workers against one on eight equal trials."""
+    os.chdir(tempfile.mkdtemp())
+    os.environ["OMP_NUM_THREADS"] = "1"
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    seconds = overhead(count)
+    few = min(50, count // 4)
+    report = {
+        "median ms, first 200": 1000 * statistics.median(seconds[:200]),
+        f"median ms, first {few}": 1000 * statistics.median(seconds[:few]),
+        f"median ms, last {few}": 1000 * statistics.median(seconds[-few:]),
+    }
+    click.echo(json.dumps({key: round(value, 1) for key, value in report.items()}))
+    if workers:
+        one, two = (carry_out(define(f"equal{number}", EQUAL), workers=number) for number in (1, 2))
+        click.echo(f"eight equal trials: one worker {one:.1f} s, two {two:.1f} s, ratio {two / one:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Studies past one process: PostgreSQL and an MLflow server under several workers, and Ray; each a real one."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from conftest import wait_for_server
+from optuna.trial import TrialState
+from test_studies import SEARCH, begin, carry_out, children, define, running, trials_of, wait_for
+
+from elbolab.mirror import DIED
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """URL of a PostgreSQL server of its own, without the database's name."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'elbolab[postgresql]'")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not (found or shutil.which("initdb")):
+        pytest.skip("no PostgreSQL server here: Debian's package is postgresql")
+    tools = found[-1] if found else Path(str(shutil.which("initdb"))).parent
+    folder, port = Path(tempfile.mkdtemp()), free_port()
+    # PostgreSQL refuses to run as root.
+    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    if user:
+        shutil.chown(folder, "postgres")
+
+    def run(*command: str) -> None:
+        subprocess.run([*user, *command], cwd=folder, check=True, capture_output=True)
+
+    run(str(tools / "initdb"), "-D", f"{folder}/data", "-U", "elbolab", "--auth=trust", "--no-sync")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    run(str(tools / "pg_ctl"), "-D", f"{folder}/data", "-o", options, "-l", f"{folder}/log", "-w", "start")
+    try:
+        for database in ("optuna", "mlflow"):
+            run(str(tools / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "elbolab", database)
+        yield f"postgresql+psycopg://elbolab@127.0.0.1:{port}"
+    finally:
+        run(str(tools / "pg_ctl"), "-D", f"{folder}/data", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def server(postgres: str, store: Path) -> Iterator[str]:
+    """Address of an MLflow server that keeps its runs in PostgreSQL and hands artifacts through."""
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"),
+            *("--backend-store-uri", f"{postgres}/mlflow", "--artifacts-destination", str(store / "kept")),
+        ],
+        cwd=store,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    before = mlflow.get_tracking_uri()
+    try:
+        wait_for_server(address)
+        mlflow.set_tracking_uri(address)
+        yield address
+    finally:
+        mlflow.set_tracking_uri(before)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def test_three_workers_on_postgresql_and_a_server_one_killed(store: Path, postgres: str, server: str):
+    storage = f"{postgres}/optuna"
+    define(
+        store, "shared", SEARCH.replace('"epochs": 2', '"epochs": 20').replace("trials=4", "trials=6, pruner='none'")
+    )
+    there = {"MLFLOW_TRACKING_URI": server, "MLFLOW_EXPERIMENT_NAME": "shared"}
+    workers = [begin(store, "shared", "--storage", storage, "--heartbeat", "1", **there) for _ in range(3)]
+    wait_for(lambda: running("shared", storage))
+    time.sleep(1)
+    workers[0].send_signal(signal.SIGKILL)
+    ends = [worker.communicate(timeout=300) for worker in workers]
+    assert [worker.returncode for worker in workers] == [-signal.SIGKILL, 0, 0], ends
+
+    trials = trials_of("shared", storage)
+    states = Counter(trial.state for trial in trials if "not needed" not in trial.user_attrs.get("failure", ""))
+    assert states[TrialState.COMPLETE] == 6
+    assert states[TrialState.FAIL] <= 1
+    assert set(states) <= {TrialState.COMPLETE, TrialState.FAIL}
+    assert len({str(trial.params) for trial in trials if trial.state == TrialState.COMPLETE}) == 6
+    client = mlflow.MlflowClient(server)
+    experiment = client.get_experiment_by_name("shared")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert Counter(run.data.tags["elbolab.kind"] for run in runs) == {"study": 1, "trial": sum(states.values())}
+    assert Counter(run.info.status for run in runs) == {
+        "FINISHED": 7,
+        **({"FAILED": 1} if states[TrialState.FAIL] else {}),
+    }
+    lost = [run for run in runs if run.info.status == "FAILED"]
+    assert [run.data.tags["failure"] for run in lost] == [DIED] * len(lost)
+
+
+def test_ray_spreads_trials_and_a_node_that_dies_costs_a_retry(store: Path):
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'elbolab[ray]'")
+    from ray.cluster_utils import Cluster
+
+    text = SEARCH.replace('"epochs": 2', '"epochs": 30').replace("trials=4", "trials=4, pruner='none'")
+    define(store, "spread", text)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        process = begin(store, "spread", "--executor", "ray", "--address", cluster.address, "--heartbeat", "1")
+        wait_for(lambda: sum(trial.state == TrialState.RUNNING for trial in _trials()) == 2)
+        wait_for(lambda: running("spread"))
+        cluster.remove_node(second, allow_graceful=False)
+        out, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    finally:
+        cluster.shutdown()
+    states = Counter(trial.state for trial in trials_of("spread"))
+    assert states == {TrialState.COMPLETE: 4, TrialState.FAIL: 1}
+    runs = children(out.split()[-1])
+    assert Counter(run.info.status for run in runs.values()) == {"FINISHED": 4, "FAILED": 1}
+    # The storage is the driver's file whatever folder a node works in.
+    assert carry_out("spread", trials=4) == out.split()[-1]
+
+
+def _trials() -> list[optuna.trial.FrozenTrial]:
+    try:
+        return trials_of("spread")
+    except (KeyError, optuna.exceptions.OptunaError):
+        return []

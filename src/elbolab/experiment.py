@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from elbolab import tracker
+from elbolab import distributed, tracker
 from elbolab.compare import CompareConfig, compare
 from elbolab.config import Config, EvaluateConfig, Given
 from elbolab.data import Data, load_data
@@ -36,17 +36,32 @@ def _load(config: Config, device: str) -> Data:
 
 
 def train_model(name: str, config: Config) -> str:
-    """Train the model ``name`` and track it as a run, whose id is returned."""
-    device = choose_device(config.device)
-    data = _load(config, device)
+    """Train the model ``name`` and track it as a run, whose id is returned; "" in torchrun's processes but the first.
+
+    Raises UserError where a process would be without images in every step.
+    """
+    with distributed.group(choose_device(config.device)) as device:
+        if config.batch_size < (least := distributed.processes()):
+            raise UserError(f"batch_size={config.batch_size} must be at least {least}, the processes; start fewer")
+        return _train(name, config, device)
+
+
+def _train(name: str, config: Config, device: str) -> str:
+    with distributed.one_first():
+        data = _load(config, device)
     torch.manual_seed(config.seed)
     model = MODELS[name](config, data.spec).to(device)
     tags = {
         "data.name": data.name,
         "data.digest": data.spec.digest,
         "observation_model": model.observation_model,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
     }
+    if distributed.processes() > 1:
+        tags["processes"] = str(distributed.processes())
+    if distributed.rank():
+        distributed.together(lambda: train(model, data, lambda _: None, Path()))
+        return ""
     with tracker.run("train", name, {"model": name, **config.params()}, tags) as track:
         track.log_value(config.model_dump(mode="json"), "config.json")
         track.log_data(data)
@@ -54,7 +69,7 @@ def train_model(name: str, config: Config) -> str:
         folder = Path("checkpoints", track.id)
         folder.mkdir(parents=True)
         with Progress(name, config.epochs) as progress:
-            train(model, data, _both(track.report, progress), folder)
+            distributed.together(lambda: train(model, data, _both(track.report, progress), folder))
         track.set_tags({"observation_model": model.observation_model})
         track.log_curves()
         for file in ("last", "best"):

@@ -15,15 +15,16 @@ import torch
 from mlflow.entities import Run
 from two_processes import CASES, SHARED, fit
 
-from elbolab import load_model, tracker
+from elbolab import distributed, experiment, load_model, tracker
 from elbolab.checkpoint import load_checkpoint
-from elbolab.data import load_data
-from elbolab.models import LatentModel
+from elbolab.data import Data
+from elbolab.errors import UserError
+from elbolab.models import MODELS, LatentModel
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TINY = [item for key, value in SHARED.items() for item in (f"--{key}", str(value))]
 
-# One process fails in its second epoch while the other waits for it.
+# The second process fails in its second epoch while the first waits for it.
 FAIL = """
 import os
 from elbolab import cli, trainer
@@ -37,20 +38,44 @@ cli.main()
 """
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Two processes of torchrun, in a folder that has the store."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with one store for all, since creating it takes as long as a training; each test is an experiment."""
+    folder = tmp_path_factory.mktemp("processes")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    yield folder
+    mlflow.set_tracking_uri(before)
+
+
+def start(folder: Path, experiment: str, *arguments: str) -> subprocess.Popen[str]:
+    """Two processes of torchrun."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     return subprocess.Popen(
-        [*TORCHRUN, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*TORCHRUN, *arguments],
+        cwd=folder,
+        env={**environment, "MLFLOW_EXPERIMENT_NAME": experiment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
+def only_run(experiment: str) -> Run:
+    client = mlflow.MlflowClient()
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    (run,) = client.search_runs([found.experiment_id])
+    return run
+
+
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which two processes have trained every case."""
-    folder = tmp_path_factory.mktemp("pairs")
-    process = start(folder, str(Path(__file__).with_name("two_processes.py")))
+def pairs(folder: Path) -> Path:
+    """The folder in which two processes have trained every case, and one was killed then."""
+    process = start(folder, "killed", str(Path(__file__).with_name("two_processes.py")))
     _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+    assert (folder / list(CASES)[-1] / "0.json").exists(), errors
+    assert process.returncode != 0
     return folder
 
 
@@ -58,7 +83,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_compute_what_one_computes(pairs: Path, tmp_path: Path, case: str):
     expected = fit(case, tmp_path)
     first, second = (json.loads((pairs / case / f"{rank}.json").read_text()) for rank in (0, 1))
-    # Both must call the same epoch the best.
+    # Else the two could call different epochs the best.
     assert first == second
     assert len(first) == len(expected)
     for got, metrics in zip(first, expected, strict=True):
@@ -69,31 +94,63 @@ def test_two_processes_compute_what_one_computes(pairs: Path, tmp_path: Path, ca
         torch.testing.assert_close(two.state_dict(), one.state_dict(), rtol=0, atol=5e-5)
 
 
-def only_run() -> Run:
-    (run,) = mlflow.MlflowClient().search_runs(["0"])
-    return run
+def test_a_killed_process_ends_the_other(pairs: Path):
+    run = only_run("killed")
+    assert run.info.status in ("FAILED", "KILLED")
+    assert run.info.end_time is not None
+    assert run.info.end_time - run.info.start_time < 20_000
 
 
-def test_torchrun_leaves_one_complete_run(store: Path, tmp_path_factory: pytest.TempPathFactory):
-    process = start(store, "-m", "elbolab", "latent_opt", "--latent-dim", "4", "--latent-init", "normal", *TINY)
+def test_torchrun_leaves_one_complete_run(folder: Path, tmp_path: Path):
+    process = start(
+        folder, "whole", "-m", "elbolab", "latent_opt", "--latent-dim", "4", "--latent-init", "normal", *TINY
+    )
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
-    run = only_run()
+    run = only_run("whole")
     assert run.info.status == "FINISHED"
     assert output.split() == [run.info.run_id]
-    assert errors.count("latent_opt: epoch") == 3
+    assert errors.count("latent_opt: epoch") == SHARED["epochs"]
     assert run.data.tags["processes"] == "2"
-    assert not (store / "checkpoints").exists()
+    assert not (folder / "checkpoints" / run.info.run_id).exists()
+    expected = fit("latent_opt", tmp_path)
     history = tracker.history([run.info.run_id])
-    expected = fit("latent_opt", tmp_path_factory.mktemp("one"))
     for key in ("train/loss", "val/elbo"):
-        got = history[history.key == key].sort_values("step").value
-        assert list(got) == pytest.approx([metrics[key] for metrics in expected], rel=1e-5)
+        assert list(history[history.key == key].value) == pytest.approx([each[key] for each in expected], rel=1e-5)
     assert list(tracker.step_images(run.info.run_id, "reconstructions_train")) == [1]
-    model = load_model(run.info.run_id)
-    assert isinstance(model, LatentModel)
-    data = load_data("mnist5k", Path(), train_size=41, val_size=11, test_size=10)
-    assert model.posterior(data.train.batch(torch.arange(41))).mean.shape == (41, 4)
+    best = load_checkpoint(tmp_path / "best.safetensors")
+    torch.testing.assert_close(load_model(run.info.run_id).state_dict(), best.state_dict(), rtol=0, atol=5e-5)
+
+
+def test_an_error_of_one_process_ends_both_with_its_reason(folder: Path):
+    (folder / "fail.py").write_text(FAIL)
+    process = start(folder, "fail", "fail.py", "vae", *TINY)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    run = only_run("fail")
+    assert run.info.status == "FAILED"
+    reason = "process 1: ArithmeticError: two and two are five"
+    assert reason in run.data.tags["failure"]
+    assert errors.count(f"elbolab: {reason}") == 1
+
+
+def test_a_process_that_waits_for_another_hears_that_it_shall_end(folder: Path):
+    with start(folder, "waits", "-m", "elbolab", "vae", *TINY, "--epochs", "100000") as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "epoch 2/" in line:
+                break
+        first, second = ranks(process)
+        os.kill(second, signal.SIGSTOP)
+        # Long enough that the first waits in a collective.
+        time.sleep(1)
+        os.kill(first, signal.SIGTERM)
+        deadline = time.monotonic() + 15
+        while only_run("waits").info.status == "RUNNING" and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.kill(second, signal.SIGKILL)
+        process.communicate(timeout=20)
+    assert only_run("waits").info.status == "KILLED"
 
 
 def ranks(process: subprocess.Popen[str]) -> list[int]:
@@ -103,53 +160,28 @@ def ranks(process: subprocess.Popen[str]) -> list[int]:
     return [next(int(child) for child in children if b"RANK=%d" % rank in variables[child]) for rank in (0, 1)]
 
 
-@pytest.fixture
-def long_training(store: Path) -> Iterator[subprocess.Popen[str]]:
-    """A training by two processes that has reached its second epoch and has many more to go."""
-    with start(store, "-m", "elbolab", "vae", *TINY, "--epochs", "100000") as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "epoch 2/" in line:
-                break
-        yield process
-        process.kill()
+def test_each_process_needs_an_image(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(distributed, "processes", lambda: 3)
+    with pytest.raises(UserError, match="batch_size=2 must be at least 3"):
+        experiment.train_model("vae", MODELS["vae"].Config.parse({"batch_size": 2}))
 
 
-def test_an_error_of_one_process_ends_both_with_its_reason(store: Path):
-    (store / "fail.py").write_text(FAIL)
-    process = start(store, "fail.py", "vae", *TINY)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
-    run = only_run()
-    assert run.info.status == "FAILED"
-    assert "process 1: ArithmeticError: two and two are five" in run.data.tags["failure"]
-    assert errors.count("elbolab: process 1: ArithmeticError: two and two are five") == 1
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 41])
+@pytest.mark.parametrize("many", [1, 2, 3, 5])
+def test_every_place_has_one_owner(monkeypatch: pytest.MonkeyPatch, count: int, many: int):
+    monkeypatch.setattr(distributed, "processes", lambda: many)
+    place = torch.arange(count)
+    owners = distributed.owners(place, count)
+    for rank in range(many):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        assert torch.equal(place[distributed.owned(count)], place[owners == rank])
+    assert owners.max() < many
 
 
-def test_a_killed_process_ends_the_other(long_training: subprocess.Popen[str]):
-    os.kill(ranks(long_training)[1], signal.SIGKILL)
-    long_training.communicate(timeout=20)
-    assert long_training.returncode != 0
-    assert only_run().info.status in ("FAILED", "KILLED")
-
-
-def test_a_process_that_waits_for_another_hears_that_it_shall_end(long_training: subprocess.Popen[str]):
-    first, second = ranks(long_training)
-    os.kill(second, signal.SIGSTOP)
-    # Long enough that the first is blocked in a collective.
-    time.sleep(1)
-    os.kill(first, signal.SIGTERM)
-    deadline = time.monotonic() + 15
-    while only_run().info.status == "RUNNING" and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.kill(second, signal.SIGKILL)
-    long_training.communicate(timeout=20)
-    assert only_run().info.status == "KILLED"
-
-
-def test_a_mistake_is_told_once(store: Path):
-    process = start(store, "-m", "elbolab", "vae", "--batch-size", "1")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert errors.count("elbolab: batch_size=1 must be at least 2") == 1
-    assert mlflow.MlflowClient().search_runs(["0"]) == []
+def test_a_share_without_torchrun_is_the_batch(digits: Data):
+    model = MODELS["vae"](MODELS["vae"].Config.parse({}), digits.spec)
+    assert isinstance(model, LatentModel)
+    batch = digits.train.batch(torch.arange(5))
+    with distributed.share(batch, model.owners) as own:
+        assert own is batch
+    assert distributed.parallel(model, []) is model

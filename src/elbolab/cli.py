@@ -156,7 +156,7 @@ def main() -> None:
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
     # All of torchrun's processes make the same mistake; one of them says so.
-    speaks = os.environ.get("RANK", "0") == "0"
+    speaks = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:

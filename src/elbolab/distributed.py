@@ -7,7 +7,7 @@ images, so that N processes compute what one would. Without torchrun there is on
 import atexit
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from threading import Thread
@@ -15,6 +15,8 @@ from threading import Thread
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from elbolab.data import Batch
@@ -23,7 +25,8 @@ from elbolab.errors import UserError
 FAILURE = "elbolab/failure"
 POLL_SECONDS = 0.5
 
-_store: dist.Store | None = None
+_device = "cpu"
+_store: Store
 _share: tuple[Tensor, int] | None = None
 
 
@@ -42,32 +45,35 @@ def processes() -> int:
 
 @contextmanager
 def group(device: str) -> Iterator[str]:
-    """Join the processes of torchrun, by gloo on the CPU and nccl on GPUs; yields this process's device."""
-    global _store
+    """Join the processes of torchrun, by gloo on the CPU and nccl on GPUs; yields the device of this one.
+
+    Raises UserError where a machine has fewer GPUs than processes.
+    """
+    global _device, _store
     if not dist.is_torchelastic_launched():
         yield device
         return
     if device == "cuda":
-        if int(os.environ["LOCAL_RANK"]) >= (gpus := torch.cuda.device_count()):
-            raise UserError(f"nproc-per-node={os.environ['LOCAL_WORLD_SIZE']} must be at most {gpus}, the GPUs here")
+        if (wanted := int(os.environ["LOCAL_WORLD_SIZE"])) > (gpus := torch.cuda.device_count()):
+            raise UserError(f"nproc-per-node={wanted} must be at most {gpus}, the GPUs of this machine; start fewer")
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    store, number, count = next(dist.rendezvous("env://"))
+    store, number, count = next(rendezvous("env://"))
     # The group's own connection may be held by a collective that waits for a peer.
-    _store = store.clone()
+    _device, _store = device, store.clone()
     try:
         _interruptible(lambda: dist.init_process_group(store=store, rank=number, world_size=count))
         yield device
     except BaseException as error:
         _publish(error)
-        # A thread blocked in a collective would hold up the interpreter's end for as long as the collective may last.
+        # A thread blocked in a collective would hold up the interpreter's end for as long as a collective may last.
         codes = {UserError: 2, KeyboardInterrupt: 130, SystemExit: getattr(error, "code", 1)}
         atexit.register(os._exit, codes.get(type(error), 1))
         raise
     dist.destroy_process_group()
 
 
-def together(work: Callable[[], None]) -> None:
+def together(work: Callable[[], object]) -> None:
     """Do ``work``, in which processes wait for each other; raises UserError with the reason of another that failed."""
     if not dist.is_initialized():
         work()
@@ -83,14 +89,14 @@ def together(work: Callable[[], None]) -> None:
         raise
 
 
-def _interruptible(work: Callable[[], None]) -> None:
+def _interruptible(work: Callable[[], object]) -> None:
     """Do ``work`` in a thread of its own: the main one could hear no signal while blocked in a collective."""
-    done: Future[None] = Future()
+    done: Future[object] = Future()
 
     def call() -> None:
         try:
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            if _device != "cpu":
+                torch.cuda.set_device(_device)
             done.set_result(work())
         except BaseException as error:
             done.set_exception(error)
@@ -103,8 +109,7 @@ def _interruptible(work: Callable[[], None]) -> None:
 
 
 def _publish(error: BaseException) -> None:
-    """Tell the others why this process fails, unless another failed before; who is told to end has not failed."""
-    assert _store is not None
+    """Tell the others why this process fails, unless another failed before; who was told to end has not failed."""
     if isinstance(error, Exception):
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         with suppress(dist.DistError):
@@ -113,7 +118,6 @@ def _publish(error: BaseException) -> None:
 
 def _failure_elsewhere() -> str | None:
     """Why another process failed first, None where none has."""
-    assert _store is not None
     with suppress(dist.DistError):
         if _store.check([FAILURE]):
             number, reason = _store.get(FAILURE).decode().split(":", 1)
@@ -123,32 +127,32 @@ def _failure_elsewhere() -> str | None:
 
 @contextmanager
 def one_first() -> Iterator[None]:
-    """One process of each machine goes first, the others after it: for files that may have to be downloaded."""
+    """One process of each machine goes first and the others follow, for files that may have to be downloaded."""
     later = dist.is_initialized() and os.environ["LOCAL_RANK"] != "0"
     if later:
-        together(dist.barrier)
+        together(lambda: total(torch.zeros(())))
     yield
-    if dist.is_initialized() and not later:
-        together(dist.barrier)
+    if not later:
+        together(lambda: total(torch.zeros(())))
 
 
-# Sharing images, rows and random numbers
+# Sharing images, rows, random numbers and gradients
 
 
-def owners(place: Tensor, total: int) -> Tensor:
-    """The process that owns each of these places among ``total``: equal runs, the last ones shorter or empty."""
-    return place // -(-total // processes())
+def owners(place: Tensor, count: int) -> Tensor:
+    """The process that owns each of these places among ``count``: equal runs of them, the last shorter or empty."""
+    return place // -(-count // processes())
 
 
-def owned(total: int) -> slice:
-    """The places among ``total`` that this process owns."""
-    size = -(-total // processes())
-    return slice(min(rank() * size, total), min((rank() + 1) * size, total))
+def owned(count: int) -> slice:
+    """The places among ``count`` that this process owns."""
+    size = -(-count // processes())
+    return slice(min(rank() * size, count), min((rank() + 1) * size, count))
 
 
 @contextmanager
 def share(batch: Batch, owners: Callable[[Batch], Tensor]) -> Iterator[Batch]:
-    """This process's images of a batch, none maybe; while it lasts, gradients and random numbers are the batch's."""
+    """This process's images of a batch, maybe none; while it lasts, random numbers and gradients are the batch's."""
     global _share
     if not dist.is_initialized():
         yield batch
@@ -162,32 +166,36 @@ def share(batch: Batch, owners: Callable[[Batch], Tensor]) -> Iterator[Batch]:
 
 
 def draw(random: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...], dim: int) -> Tensor:
-    """Random numbers of this shape; in a share those of its images, ``dim``, among the ones drawn for the batch."""
+    """Random numbers of this shape; in a share, those of its images, which ``dim`` counts, among the whole batch's."""
     if _share is None:
         return random(shape)
-    rows, total = _share
-    assert shape[dim] == len(rows), f"{shape} has not the {len(rows)} images of the share in dimension {dim}"
-    return random((*shape[:dim], total, *shape[dim + 1 :])).index_select(dim, rows)
+    rows, count = _share
+    assert shape[dim] == len(rows), f"dimension {dim} of {shape} must count the {len(rows)} images of the share"
+    return random((*shape[:dim], count, *shape[dim + 1 :])).index_select(dim, rows)
 
 
 def parallel(module: nn.Module, own: list[str]) -> nn.Module:
-    """``module``, its gradients averaged over the batch, but for the parameters ``own`` that no two processes share."""
+    """``module``, its gradients averaged over the batch, but for the parameters ``own`` that no two processes share.
+
+    Every other parameter must get a gradient in each backward pass.
+    """
     if not dist.is_initialized() or not any(value.requires_grad for value in module.parameters()):
         return module
-    # Nothing changes the buffers of a training, which are equal everywhere: none is sent at each step.
+    # Buffers are equal everywhere and would be sent at each step.
     ignored = [*own, *(name for name, _ in module.named_buffers())]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
     wrapped = DistributedDataParallel(module)
-    wrapped.register_comm_hook(None, _weighted_mean)
+    wrapped.register_comm_hook(None, _batch_mean)
     return wrapped
 
 
-def _weighted_mean(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Gradients of means over unequal shares as the gradient of the mean over the batch."""
+def _batch_mean(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # pyright: ignore[reportPrivateImportUsage]
+    """The gradient of the mean over the batch, from those of the means over its unequal shares."""
     assert _share is not None
-    rows, total = _share
-    sent = dist.all_reduce(bucket.buffer().mul_(len(rows) / total), async_op=True)
-    return sent.get_future().then(lambda sums: sums.value()[0])  # pyright: ignore[reportOptionalMemberAccess]
+    rows, count = _share
+    sent = dist.all_reduce(bucket.buffer().mul_(len(rows) / count), async_op=True)
+    assert sent is not None
+    return sent.get_future().then(lambda sums: sums.value()[0])
 
 
 # Putting together
@@ -202,7 +210,7 @@ def total(value: Tensor) -> Tensor:
 
 
 def assemble(values: Tensor, owners: Tensor) -> Tensor:
-    """The values (N, ...) of all places from those of each process; ``owners`` (N,). Only process 0 gets them."""
+    """The values (N, ...) of all places, of which each process has its own; ``owners`` (N,). Process 0 gets them."""
     if not dist.is_initialized():
         return values
     # Through the CPU, so that a table need not fit on any one GPU.
@@ -211,18 +219,10 @@ def assemble(values: Tensor, owners: Tensor) -> Tensor:
         dist.send(values, 0)
         return values.new_zeros(()).expand(len(owners), *values.shape[1:])
     whole = values.new_empty(len(owners), *values.shape[1:])
-    for number in range(processes()):
-        mine = owners == number
-        part = values if number == 0 else values.new_empty(int(mine.sum()), *values.shape[1:])
-        if number:
-            dist.recv(part, number)
-        whole[mine] = part
+    whole[owners == 0] = values
+    for number in range(1, processes()):
+        theirs = owners == number
+        part = values.new_empty(int(theirs.sum()), *values.shape[1:])
+        dist.recv(part, number)
+        whole[theirs] = part
     return whole
-
-
-def whole(state: Mapping[str, Tensor], own: Mapping[str, int]) -> dict[str, Tensor]:
-    """A model's state with each of its sharded tables ``own``, of so many rows, put together; in process 0 only."""
-    return {
-        key: assemble(value, owners(torch.arange(own[key]), own[key])) if key in own else value
-        for key, value in state.items()
-    }

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from elbolab.models import MODELS as MODELS
     from elbolab.registry import load_model as load_model
+    from elbolab.tuning import Study as Study
 
-__all__ = ["MODELS", "load_model"]
+__all__ = ["MODELS", "Study", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from elbolab.registry import load_model
 
         return load_model
+    if name == "Study":
+        from elbolab.tuning import Study
+
+        return Study
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

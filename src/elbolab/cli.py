@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import click
 
-from elbolab.config import CompareConfig, EvaluateConfig, MainConfig, Settings
+from elbolab.config import CompareConfig, EvaluateConfig, MainConfig, Settings, StudyConfig
 from elbolab.errors import UserError
 
 QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
@@ -41,6 +41,8 @@ def options_of(settings: type[Settings]) -> list[click.Parameter]:
             get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
         )
         many = get_origin(kinds[0]) is tuple
+        # `--sync` says true, and `--sync true` is how `mlflow run -P sync=true` says it.
+        alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if kinds[0] is bool else {}
         notes = _bounds([*field.metadata, *(item for kind in kinds for item in _metadata(kind))])
         if not (field.default is None or field.default_factory or many or field.is_required()):
             notes.append(f"default: {field.default}")
@@ -50,6 +52,7 @@ def options_of(settings: type[Settings]) -> list[click.Parameter]:
                 list(dict.fromkeys([name, f"--{name.replace('_', '-')}", f"--{name}"])),
                 type=_click_type(kinds),
                 multiple=many,
+                **alone,
                 default=() if many else None,
                 help=" ".join([field.description or "", f"[{'; '.join(notes)}]" if notes else ""]),
             )
@@ -134,12 +137,28 @@ def _main(**values: Any) -> None:
     click.echo(f"report: {run_all(given)}")
 
 
+def _study(study: str, **values: Any) -> None:
+    """Carry out STUDY, a file or a name in studies/: search a model's config fields by Optuna, mirrored in MLflow."""
+    config = StudyConfig.parse(_given(values))
+    from elbolab.studies import run_study
+
+    click.echo(run_study(study, config))
+
+
 cli.add_command(
     click.Command(
         "evaluate",
         callback=_evaluate,
         params=[click.Argument(["run"]), *options_of(EvaluateConfig)],
         help=_evaluate.__doc__,
+    )
+)
+cli.add_command(
+    click.Command(
+        "study",
+        callback=_study,
+        params=[click.Argument(["study"]), *options_of(StudyConfig)],
+        help=_study.__doc__,
     )
 )
 cli.add_command(click.Command("compare", callback=_compare, params=options_of(CompareConfig), help=_compare.__doc__))

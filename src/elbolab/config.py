@@ -32,10 +32,12 @@ class Settings(BaseModel):
 
     @classmethod
     def _explain(cls, problem: Any) -> str:
-        name = str(problem["loc"][0]) if problem["loc"] else "config"
+        name = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
             return f"{name} is not a parameter; there are: {', '.join(cls.model_fields)}"
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if not name:
+            return message
         field = cls.model_fields.get(name)
         default = "" if field is None or field.default is None else f" (default {field.default})"
         return f"{name}={problem['input']!r}: {message}{default}"
@@ -109,6 +111,35 @@ class CompareConfig(Settings):
     @classmethod
     def _split(cls, run: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for item in run for name in item.split(","))
+
+
+class StudyConfig(Settings):
+    """How a study is carried out: how many trials, by whom, and where Optuna keeps them."""
+
+    trials: Annotated[int, Field(gt=0)] | None = None
+    """Finished or pruned trials that the study ends with, however often it was stopped [default: the study's]."""
+    workers: Annotated[int, Field(gt=0)] = 1
+    """Processes on this machine that work on trials at the same time."""
+    storage: str = "sqlite:///optuna.db"
+    """URL of Optuna's database, sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the sampler: trial by trial the same suggestions for the same results before it."""
+    heartbeat: Annotated[int, Field(gt=0)] = 10
+    """Seconds between a trial's signs of life; one that is silent four times as long is failed and retried once."""
+    executor: Literal["local", "ray"] = "local"
+    """Who spreads the trials: processes on this machine, or Ray, one trial a task (needs elbolab[ray])."""
+    address: str | None = None
+    """Address of a running Ray cluster [default: one that is started on this machine]."""
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs that Ray reserves for a trial, which has as many threads."""
+    gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that Ray reserves for a trial; with 0.25 four trials share one."""
+    sync: bool = False
+    """Only bring MLflow up to date with Optuna, after an outage of the tracking server."""
+    finalise: Annotated[int, Field(gt=0)] | None = None
+    """Only train this many of the best configurations anew, choose one, and test and register it."""
+    seeds: Annotated[int, Field(gt=1)] = 5
+    """Fresh seeds on which finalise trains each configuration."""
 
 
 class Given(Settings):

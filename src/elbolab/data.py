@@ -100,6 +100,11 @@ class Data:
     def splits(self) -> dict[str, Split]:
         return {"train": self.train, "val": self.val, "test": self.test}
 
+    def without_test(self) -> "Data":
+        """The same data with an empty test split: what a search may see."""
+        none = {name: getattr(self.test, name)[:0] for name in ("images", "labels", "index")}
+        return replace(self, test=replace(self.test, **none))
+
 
 @dataclass(frozen=True)
 class Arrays:

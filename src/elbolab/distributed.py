@@ -25,7 +25,7 @@ from elbolab.errors import UserError
 FAILURE = "elbolab/failure"
 POLL_SECONDS = 0.5
 
-_device = "cpu"
+_gpu: int | None = None
 _store: Store
 _share: tuple[Tensor, int] | None = None
 
@@ -44,26 +44,26 @@ def processes() -> int:
 
 
 @contextmanager
-def group(device: str) -> Iterator[str]:
-    """Join the processes of torchrun, by gloo on the CPU and nccl on GPUs; yields the device of this one.
+def group(device: str) -> Iterator[None]:
+    """Join the processes of torchrun, by gloo on the CPU and nccl on "cuda", from here on the GPU of LOCAL_RANK.
 
     Raises UserError where a machine has fewer GPUs than processes.
     """
-    global _device, _store
+    global _gpu, _store
     if not dist.is_torchelastic_launched():
-        yield device
+        yield
         return
     if device == "cuda":
         if (wanted := int(os.environ["LOCAL_WORLD_SIZE"])) > (gpus := torch.cuda.device_count()):
             raise UserError(f"nproc-per-node={wanted} must be at most {gpus}, the GPUs of this machine; start fewer")
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
+        _gpu = int(os.environ["LOCAL_RANK"])
+        torch.cuda.set_device(_gpu)
     store, number, count = next(rendezvous("env://"))
     # The group's own connection may be held by a collective that waits for a peer.
-    _device, _store = device, store.clone()
+    _store = store.clone()
     try:
         _interruptible(lambda: dist.init_process_group(store=store, rank=number, world_size=count))
-        yield device
+        yield
     except BaseException as error:
         _publish(error)
         # A thread blocked in a collective would hold up the interpreter's end for as long as a collective may last.
@@ -84,7 +84,7 @@ def together(work: Callable[[], object]) -> None:
         # torchrun answers the end of one process by SIGTERM to the others, which must not cut off their last words.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _publish(error)
-        if (reason := _failure_elsewhere()) is not None:
+        if not isinstance(error, UserError) and (reason := _failure_elsewhere()) is not None:
             raise UserError(reason) from error
         raise
 
@@ -95,8 +95,9 @@ def _interruptible(work: Callable[[], object]) -> None:
 
     def call() -> None:
         try:
-            if _device != "cpu":
-                torch.cuda.set_device(_device)
+            # A thread starts on the first GPU.
+            if _gpu is not None:
+                torch.cuda.set_device(_gpu)
             done.set_result(work())
         except BaseException as error:
             done.set_exception(error)

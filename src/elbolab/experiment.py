@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import or_
 from pathlib import Path
 
@@ -29,39 +29,66 @@ def choose_device(wanted: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
-def _load(config: Config, device: str) -> Data:
-    return load_data(
+@lru_cache(maxsize=1)
+def _load(
+    dataset: str,
+    data_dir: Path,
+    train_size: int | None,
+    val_size: int | None,
+    test_size: int | None,
+    split_seed: int,
+    device: str,
+) -> Data:
+    # The trainings of one process, a study's above all, mostly share their data.
+    return load_data(dataset, data_dir, train_size, val_size, test_size, split_seed, device)
+
+
+def load_for(config: Config, device: str) -> Data:
+    """The data that ``config`` names, on ``device``; raises UserError where they are not to be had."""
+    return _load(
         config.dataset, config.data_dir, config.train_size, config.val_size, config.test_size, config.split_seed, device
     )
 
 
-def train_model(name: str, config: Config) -> str:
-    """Train the model ``name`` and track it as a run, whose id is returned; "" in torchrun's processes but the first.
-
-    Raises UserError where a process would be without images in every step.
-    """
-    with distributed.group(choose_device(config.device)) as device:
-        if config.batch_size < (least := distributed.processes()):
-            raise UserError(f"batch_size={config.batch_size} must be at least {least}, the processes; start fewer")
-        return _train(name, config, device)
-
-
-def _train(name: str, config: Config, device: str) -> str:
+def prepare(name: str, config: Config) -> tuple[Model, Data, dict[str, str]]:
+    """The model ``name`` before its training, its data, and the tags of the run that will train it."""
+    device = choose_device(config.device)
     with distributed.one_first():
-        data = _load(config, device)
+        data = load_for(config, device)
     torch.manual_seed(config.seed)
     model = MODELS[name](config, data.spec).to(device)
-    tags = {
-        "data.name": data.name,
-        "data.digest": data.spec.digest,
-        "observation_model": model.observation_model,
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-    }
+    return (
+        model,
+        data,
+        {
+            "data.name": data.name,
+            "data.digest": data.spec.digest,
+            "observation_model": model.observation_model,
+            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        },
+    )
+
+
+def train_model(name: str, config: Config, tags: dict[str, str] | None = None) -> str:
+    """Train the model ``name`` and track it as a run, with ``tags`` beside its own, whose id is returned.
+
+    Of several processes that torchrun started the first tracks, and the others return "". Raises UserError where one
+    would be without images in every step.
+    """
+    with distributed.group(choose_device(config.device)):
+        if (least := distributed.processes()) > config.batch_size:
+            raise UserError(f"batch_size={config.batch_size} must be at least {least}, the processes; start fewer")
+        model, data, own_tags = prepare(name, config)
+        if distributed.rank():
+            distributed.together(lambda: train(model, data, lambda _: None, Path()))
+            return ""
+        return _tracked(name, model, data, own_tags | (tags or {}))
+
+
+def _tracked(name: str, model: Model, data: Data, tags: dict[str, str]) -> str:
+    config = model.config
     if distributed.processes() > 1:
-        tags["processes"] = str(distributed.processes())
-    if distributed.rank():
-        distributed.together(lambda: train(model, data, lambda _: None, Path()))
-        return ""
+        tags = {**tags, "processes": str(distributed.processes())}
     with tracker.run("train", name, {"model": name, **config.params()}, tags) as track:
         track.log_value(config.model_dump(mode="json"), "config.json")
         track.log_data(data)
@@ -111,7 +138,7 @@ def evaluate_run(run_id: str, config: EvaluateConfig) -> dict[str, float]:
         raise UserError(f"run {run_id!r} is not a finished training (it is {run.status}); name one that is")
     device = choose_device("auto")
     model: Model = load_model(run_id, device)
-    data = _load(model.config, device)
+    data = load_for(model.config, device)
     if data.spec.digest != model.spec.digest:
         raise UserError(
             f"run {run_id!r} was trained on data with digest {model.spec.digest}, but {data.name} now has the digest "

@@ -49,3 +49,10 @@ def load_model(source: str, device: str = "cpu") -> Model:
     except (MlflowException, OSError) as error:
         raise UserError(f"{source!r} has no trained model on {mlflow.get_tracking_uri()}") from error
     return load_checkpoint(next(folder.glob("artifacts/*.safetensors")), device)
+
+
+def register(run_id: str, name: str) -> str:
+    """Make the model of a run a version of the registered model ``name``, unless it is one; returns its URI."""
+    found = [item for item in mlflow.MlflowClient().search_model_versions(f"name = '{name}'") if item.run_id == run_id]
+    version = found[0] if found else mlflow.register_model(f"runs:/{run_id}/model", name)
+    return f"models:/{name}/{version.version}"

@@ -15,15 +15,14 @@ import mlflow
 import mlflow.artifacts
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
-from sqlalchemy import create_engine, text
 from torch import Tensor
 
 from elbolab.data import Data
 from elbolab.errors import UserError
 from elbolab.report.curves import draw_curves
+from elbolab.sqlite import first_use
 from elbolab.trainer import Event
 
 KIND = "elbolab.kind"
@@ -117,13 +116,16 @@ def _tile(grid: Tensor) -> np.ndarray:
 
 
 @contextmanager
-def run(kind: str, name: str, params: dict[str, str], tags: dict[str, str]) -> Iterator[Tracker]:
-    """A run under way: the one that `mlflow run` made for this process, else a new one, nested in one that is active.
+def run(
+    kind: str, name: str, params: dict[str, str], tags: dict[str, str], run_id: str | None = None
+) -> Iterator[Tracker]:
+    """A run under way: ``run_id`` taken up again, else the one that `mlflow run` made, else a new one.
 
-    It ends FINISHED, or KILLED when it is interrupted, or FAILED with the reason as the tag ``failure``.
+    A new one is nested in the one that is active, if any. It ends FINISHED, or KILLED when it is interrupted, or FAILED
+    with the reason as the tag ``failure``.
     """
     prepare_store()
-    active = mlflow.start_run(run_name=name, nested=mlflow.active_run() is not None)
+    active = mlflow.start_run(run_id, run_name=name, nested=mlflow.active_run() is not None)
     tracker = Tracker(active.info.run_id)
     status = RunStatus.FAILED
     try:
@@ -144,17 +146,9 @@ def run(kind: str, name: str, params: dict[str, str], tags: dict[str, str]) -> I
 def prepare_store() -> None:
     """Migrate a sqlite store and put it into WAL mode, once, so that first uses at the same time do not collide."""
     uri = mlflow.get_tracking_uri()
-    if not uri.startswith("sqlite:///"):
-        return
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"the tracking store {path} cannot be written; set MLFLOW_TRACKING_URI to one that can")
-    with FileLock(f"{path}.lock"):
-        mlflow.MlflowClient().search_experiments(max_results=1)
-        engine = create_engine(uri)
-        with engine.connect() as connection:
-            connection.execute(text("PRAGMA journal_mode=WAL"))
-        engine.dispose()
+    with first_use(uri):
+        if uri.startswith("sqlite:///"):
+            mlflow.MlflowClient().search_experiments(max_results=1)
 
 
 def _code() -> dict[str, str]:

@@ -92,6 +92,13 @@ def likelihood(subject: Subject) -> Findings:
     )
 
 
+def mean_log_px(subject: Subject, split: str) -> float:
+    """Mean log p(x), in nats, of the evaluated images of one split, under posteriors that the model infers."""
+    assert isinstance(subject.model, LatentModel)
+    table = _split_table(subject.model, subject, split)
+    return float(table[table.posterior != "table"].log_px.mean())
+
+
 def _mean(values: pd.Series, key: str) -> dict[str, float]:
     """The mean and its standard error; the spread of the estimates holds the importance noise too."""
     mean = {key: float(values.mean())}

@@ -197,7 +197,7 @@ class DeepLatentConfig(LatentConfig):
 
     beta: Annotated[float, Field(ge=0), FloatDistribution(0.1, 10.0, log=True)] = 1.0
     """Weight of the KL term in the training loss; 1 is the ELBO."""
-    beta_warmup: Annotated[float, Field(ge=0)] = 0.0
+    beta_warmup: Annotated[float, Field(ge=0)] = 5.0
     """Epochs over which the weight of the KL term rises linearly from 0 to beta."""
 
 

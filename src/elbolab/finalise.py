@@ -1,0 +1,117 @@
+"""The end of a study: its best configs trained anew on fresh seeds, one of them chosen, tested once and registered."""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import t as student_t
+
+from elbolab import tracker
+from elbolab.config import EvaluateConfig
+from elbolab.errors import UserError
+from elbolab.evaluators import Subject
+from elbolab.evaluators.importance import mean_log_px
+from elbolab.experiment import choose_device, evaluate_run, load_for, train_model
+from elbolab.mirror import PARENT, STUDY, TRIAL
+from elbolab.registry import load_model, register
+from elbolab.trials import Job
+from elbolab.tuning import Study
+
+VALUE = "elbolab.validation"
+
+
+def mean_and_half_width(values: list[float]) -> tuple[float, float]:
+    """Mean of ``values`` (n > 1) and half the width of its 95% interval, Student's t with n - 1 degrees of freedom."""
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(np.mean(values)), float(student_t.ppf(0.975, len(values) - 1)) * error
+
+
+def finalise(job: Job, study: optuna.Study, parent: str, best: int, seeds: int) -> None:
+    """Train the ``best`` configs on ``seeds`` fresh seeds each, choose the one of the best mean validation metric, and
+    only then read the test split, once for each of its runs; the best of these becomes a registered model.
+
+    Goes on where it was stopped. The tables go to the run ``parent``. Raises UserError for a study with several metrics
+    or with nothing finished.
+    """
+    if len(job.study.metrics) > 1:
+        raise UserError(f"finalise needs a study of one metric, not of {', '.join(job.study.metrics)}")
+    metric, choose = job.study.metric, {"maximize": max, "minimize": min}[job.study.directions[0]]
+    finalists: list[dict[str, Any]] = []
+    means: dict[int, float] = {}
+    for trial in _best_configs(job.study, study)[:best]:
+        rows = _train(job, parent, trial, seeds)
+        finalists += rows
+        means[trial.number] = float(np.mean([row[metric] for row in rows]))
+        print(f"trial {trial.number}: {_interval(metric, rows)}", file=sys.stderr)
+    if not means:
+        raise UserError(f"study {job.name!r} has no finished trial; run it first")
+    winner = choose(means, key=means.__getitem__)
+    won = [row for row in finalists if row["trial"] == winner]
+    # The test split is read here, after every choice but the one among seeds, which the validation split makes too.
+    tested = [_test(row["run"]) for row in won]
+    chosen = choose(won, key=lambda row: row[metric])
+    summary = [_interval(metric, won)]
+    summary += [_interval(key, tested) for key in ("test/log_px", "test/accuracy") if key in tested[0]]
+    uri = register(chosen["run"], job.name)
+    track = tracker.Tracker(parent)
+    track.log_value(pd.DataFrame(finalists), "finalists.parquet")
+    track.log_value({"trial": winner, "run": chosen["run"], "model": uri, "found": summary}, "final.json")
+    print(f"trial {winner}, run {chosen['run']}, registered as {uri}", *summary, sep="\n")
+
+
+def _best_configs(definition: Study, study: optuna.Study) -> list[FrozenTrial]:
+    """A finished trial for each config, whatever its seed, the best mean value first."""
+    by_config: dict[str, list[FrozenTrial]] = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        config = definition.config_of(trial.params)
+        by_config.setdefault(config.model_dump_json(exclude={"seed"}), []).append(trial)
+    ranked = [(float(np.mean([trial.values for trial in trials])), trials[0]) for trials in by_config.values()]
+    ranked.sort(key=lambda pair: pair[0], reverse=definition.directions[0] == "maximize")
+    return [trial for _, trial in ranked]
+
+
+def _interval(name: str, rows: Sequence[Mapping[str, float]]) -> str:
+    mean, half = mean_and_half_width([row[name] for row in rows])
+    return f"{name} {mean:.4g} ± {half:.2g} (95% interval of the mean over {len(rows)} seeds)"
+
+
+def _test(run_id: str) -> dict[str, float]:
+    run = tracker.get_run(run_id)
+    return run.metrics if "evaluation.samples" in run.tags else evaluate_run(run_id, EvaluateConfig())
+
+
+def _train(job: Job, parent: str, trial: FrozenTrial, seeds: int) -> list[dict[str, Any]]:
+    """A row for each fresh seed of one config, with its run and validation metric, training those not there yet."""
+    config = job.study.config_of(trial.params)
+    done = {
+        run.params["seed"]: run
+        for run in tracker.find_runs("train")
+        if (run.tags.get(PARENT), run.tags.get(TRIAL)) == (parent, str(trial.number)) and VALUE in run.tags
+    }
+    rows = []
+    fresh_seed = max(config.seed, *job.study.seeds) + 1
+    for seed in range(fresh_seed, fresh_seed + seeds):
+        if (run := done.get(str(seed))) is not None:
+            run_id, value = run.id, float(run.tags[VALUE])
+        else:
+            fresh = config.model_copy(update={"seed": seed})
+            run_id = train_model(job.study.model, fresh, {STUDY: job.name, TRIAL: str(trial.number)})
+            value = _judge(job, run_id)
+            tracker.Tracker(run_id).set_tags({VALUE: repr(value)})
+        rows.append({"trial": trial.number, "seed": seed, "run": run_id, job.study.metric: value})
+    return rows
+
+
+def _judge(job: Job, run_id: str) -> float:
+    study = job.study
+    if study.metric != "val/log_px":
+        return tracker.get_run(run_id).metrics[study.metric]
+    device = choose_device("auto")
+    model = load_model(run_id, device)
+    data = load_for(model.config, device).without_test()
+    return mean_log_px(Subject(model, data, EvaluateConfig(samples=study.samples, images=study.images)), "val")

@@ -1,0 +1,169 @@
+"""MLflow's mirror of a study: a parent run, and under it one run a trial. Optuna is the authority on both."""
+
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import mlflow
+import optuna
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from optuna.trial import FrozenTrial, TrialState
+
+from elbolab.errors import UserError
+from elbolab.report.study_figures import draw_study
+from elbolab.tracker import KIND, prepare_store
+from elbolab.tuning import Study
+
+STUDY, TRIAL = "elbolab.study", "elbolab.trial"
+PARENT = "mlflow.parentRunId"
+RUN_OF_STUDY = "mlflow_run"
+STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
+SECONDS_TO_MAKE_THE_PARENT = 30
+# Why a trial failed, as its attribute in Optuna says; a trial without one was left by its worker.
+FAILURE = "failure"
+SURPLUS, INTERRUPTED, DIED = "not needed: the study was complete", "interrupted", "its worker gave no sign of life"
+
+
+def parent_of(study: optuna.Study, created: bool) -> str | None:
+    """Id of the run that mirrors ``study``; None where the caller is to make it, having made the study.
+
+    Raises UserError where that run is on another server than the present one.
+    """
+    waited = 0
+    while not created and RUN_OF_STUDY not in study.user_attrs and waited < SECONDS_TO_MAKE_THE_PARENT:
+        time.sleep(1)
+        waited += 1
+    if (run_id := study.user_attrs.get(RUN_OF_STUDY)) is None:
+        return None
+    try:
+        prepare_store()
+        mlflow.MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise UserError(
+            f"study {study.study_name!r} is mirrored by run {run_id}, which is not to be had from "
+            f"{mlflow.get_tracking_uri()}: {error.message}; set MLFLOW_TRACKING_URI to its server"
+        ) from error
+    return run_id
+
+
+class Mirror:
+    """Writes the trials of one study to MLflow; while the server is away, a line says so and the study goes on."""
+
+    def __init__(self, name: str, study: Study, parent: str) -> None:
+        self._name = name
+        self._study = study
+        self._parent = parent
+        self._client = mlflow.MlflowClient()
+        self._experiment = self._client.get_run(parent).info.experiment_id
+        self._open: dict[int, str] = {}
+
+    def open(self, number: int, started: datetime | None, params: dict[str, str], tags: dict[str, str]) -> None:
+        """Begin the run of a trial."""
+        with self._tolerant(f"trial {number}"):
+            self._open[number] = self._create(number, started, params, tags)
+
+    def report(self, number: int, metrics: dict[str, float], epoch: int) -> None:
+        """Log an epoch of a trial."""
+        if number in self._open:
+            with self._tolerant(f"trial {number}"):
+                self._log(self._open[number], metrics, epoch)
+
+    def close(self, trial: FrozenTrial) -> None:
+        """Give the run of an ended trial Optuna's values and state; one that was never begun is made."""
+        with self._tolerant(f"trial {trial.number}"):
+            if (run_id := self._open.pop(trial.number, None)) is None:
+                self._mend(self.runs(f" and tags.`{TRIAL}` = '{trial.number}'").get(trial.number, []), trial)
+            else:
+                self._mend([self._client.get_run(run_id)], trial)
+
+    def sync(self, study: optuna.Study) -> int:
+        """Make MLflow equal to Optuna, one run a trial; returns how many trials had to be mended. Idempotent."""
+        runs = self.runs()
+        return sum(self._mend(runs.get(trial.number, []), trial) for trial in study.get_trials(deepcopy=False))
+
+    def draw(self, study: optuna.Study) -> None:
+        """Log the table of the trials and the figures of the study on the parent run."""
+        with self._tolerant("the figures of the study"), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "trials.csv")
+            study.trials_dataframe().to_csv(path, index=False)
+            self._client.log_artifact(self._parent, str(path))
+            for figure in draw_study(study, self._study.metrics, Path(folder)):
+                self._client.log_artifact(self._parent, str(figure), "figures")
+
+    def runs(self, condition: str = "") -> dict[int, list[Run]]:
+        """The runs of the trials by number, the oldest first."""
+        found: dict[int, list[Run]] = defaultdict(list)
+        query, token = f"tags.`{PARENT}` = '{self._parent}' and tags.`{KIND}` = 'trial'{condition}", None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], query, max_results=1000, order_by=["start_time ASC"], page_token=token
+            )
+            for run in page:
+                found[int(run.data.tags[TRIAL])].append(run)
+            if not (token := page.token):
+                return found
+
+    def _mend(self, runs: list[Run], trial: FrozenTrial) -> bool:
+        """Leave one run of an ended trial, with its values and state; returns whether anything had to be done."""
+        if trial.state not in STATUS or trial.user_attrs.get(FAILURE) == SURPLUS:
+            return False
+        for twin in runs[1:]:
+            self._client.delete_run(twin.info.run_id)
+        run = runs[0] if runs else self._restore(trial)
+        complete = trial.state == TrialState.COMPLETE
+        values = dict(zip(self._study.metrics, trial.values if complete else [], strict=complete))
+        missing = {key: value for key, value in values.items() if run.data.metrics.get(key) != value}
+        if len(runs) == 1 and not missing and run.info.status == STATUS[trial.state]:
+            return False
+        tags = {"pruned": "true"} if trial.state == TrialState.PRUNED else {}
+        if trial.state == TrialState.FAIL:
+            tags["failure"] = str(trial.user_attrs.get(FAILURE, DIED))
+        self._log(run.info.run_id, missing, trial.last_step or 0, tags)
+        self._client.set_terminated(run.info.run_id, STATUS[trial.state], _milliseconds(trial.datetime_complete))
+        return True
+
+    def _restore(self, trial: FrozenTrial) -> Run:
+        """A run with what Optuna knows of a trial that MLflow never heard of."""
+        try:
+            params = {"model": self._study.model, **self._study.config_of(trial.params).params()}
+        except UserError:
+            params = {name: str(value) for name, value in trial.params.items()}
+        run_id = self._create(trial.number, trial.datetime_start, params, {})
+        for epoch, value in trial.intermediate_values.items():
+            self._log(run_id, {self._study.epoch_metric: value}, epoch)
+        return self._client.get_run(run_id)
+
+    def _create(self, number: int, started: datetime | None, params: dict[str, str], tags: dict[str, str]) -> str:
+        own = {KIND: "trial", PARENT: self._parent, STUDY: self._name, TRIAL: str(number)}
+        run = self._client.create_run(self._experiment, _milliseconds(started), own | tags, f"{self._name}-{number}")
+        self._client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
+        return run.info.run_id
+
+    def _log(self, run_id: str, metrics: dict[str, float], step: int, tags: dict[str, str] | None = None) -> None:
+        now = int(time.time() * 1000)
+        rows = [Metric(key, value, now, step) for key, value in metrics.items()]
+        self._client.log_batch(run_id, rows, tags=[RunTag(key, value) for key, value in (tags or {}).items()])
+
+    @contextmanager
+    def _tolerant(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except MlflowException as error:
+            # What is half written is left for --sync, which makes it whole from Optuna.
+            self._open.clear()
+            print(
+                f"{what}: not on {mlflow.get_tracking_uri()} ({str(error).splitlines()[0]:.200}); the study "
+                f"goes on, and `elbolab study {self._name} --sync` brings MLflow up to date",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _milliseconds(moment: datetime | None) -> int:
+    return int((moment.timestamp() if moment else time.time()) * 1000)

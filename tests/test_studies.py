@@ -1,0 +1,302 @@
+"""Studies: definitions that mean something, exact numbers of trials, and an MLflow that says what Optuna says."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import pytest
+from mlflow.entities import Run
+from optuna.trial import TrialState
+
+from elbolab import Study, load_model, tracker
+from elbolab.config import StudyConfig
+from elbolab.errors import UserError
+from elbolab.finalise import mean_and_half_width
+from elbolab.mirror import DIED, PARENT, TRIAL
+from elbolab.studies import run_study
+from elbolab.tuning import load_study
+
+TINY = '"epochs": 2, "train_size": 40, "val_size": 10, "test_size": 10'
+SEARCH = f"""
+from elbolab import Study
+STUDY = Study(model="vae", base={{{TINY}}}, search=["latent_dim", "beta", "lr"], metrics=["val/elbo"], trials=4)
+"""
+
+
+@pytest.fixture
+def search(store: Path) -> str:
+    return define(store, "search", SEARCH)
+
+
+def define(store: Path, name: str, text: str) -> str:
+    (store / "studies").mkdir(exist_ok=True)
+    (store / "studies" / f"{name}.py").write_text(text)
+    return name
+
+
+def carry_out(name: str, **values: Any) -> str:
+    return run_study(name, StudyConfig.parse(values))
+
+
+def trials_of(name: str, storage: str = "sqlite:///optuna.db") -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=name, storage=storage).trials
+
+
+def children(parent: str) -> dict[int, Run]:
+    experiment = mlflow.MlflowClient().get_run(parent).info.experiment_id
+    found = mlflow.MlflowClient().search_runs([experiment], f"tags.`{PARENT}` = '{parent}' and tags.`{TRIAL}` != ''")
+    by_number = {int(run.data.tags[TRIAL]): run for run in found if run.data.tags["elbolab.kind"] == "trial"}
+    assert len(by_number) == len([run for run in found if run.data.tags["elbolab.kind"] == "trial"])
+    return by_number
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"metrics": ["val/loss"]}, "weighted by beta"),
+        ({"metrics": ["test/log_px"]}, "not of the validation split"),
+        ({"metrics": ["val/accuracy"]}, "does not compare trials"),
+        ({"search": ["sigma"]}, "'val/log_px' is not comparable across sigma"),
+        ({"search": [], "configs": [{"likelihood": "bernoulli"}]}, "not comparable across likelihood"),
+        ({"search": [], "configs": [{"dataset": "mnist"}]}, "not comparable across dataset"),
+        ({"search": ["dataset"]}, "not comparable across dataset"),
+        ({"search": ["beta_warmup"]}, "declares no search range"),
+        ({"search": ["gamma"]}, "gamma is not a parameter"),
+        ({"search": []}, "either search or configs"),
+        ({"model": "gan"}, "model='gan' does not exist"),
+        ({"base": {"epochs": 0}}, "epochs=0: should be greater than 0"),
+        ({"narrow": {"lr": (1e-5, 1e-3)}}, "within its range, 0.0001 to 0.01"),
+        ({"narrow": {"beta": (0.5, 1.0)}}, "which search does not"),
+        ({"metrics": ["val/kl", "val/distortion"], "pruner": "median"}, "needs one metric, not 2"),
+    ],
+)
+def test_a_study_without_meaning_is_refused_when_it_is_made(values: dict[str, Any], message: str):
+    sound = {"model": "vae", "search": ["lr"]}
+    Study(**sound)
+    with pytest.raises(ValueError, match=message):
+        Study(**{**sound, **values})
+
+
+def test_the_shipped_studies_are_sound():
+    files = sorted(Path(__file__).parent.parent.glob("studies/*.py"))
+    names = {load_study(str(file))[0] for file in files}
+    assert names >= {"vae_latent_beta_lr", "latent_opt_rates", "cnn_lr", "vae_rate_distortion"}
+
+
+def test_a_study_has_as_many_trials_as_asked_for_in_all_and_mlflow_says_so(search: str):
+    parent = carry_out(search, trials=3)
+    assert carry_out(search, trials=7) == parent
+    assert carry_out(search, trials=7) == parent
+    trials = trials_of(search)
+    assert [trial.number for trial in trials] == list(range(7))
+    runs = children(parent)
+    assert set(runs) == set(range(7))
+    states = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED"}
+    for trial in trials:
+        run = runs[trial.number]
+        assert run.info.status == states[trial.state]
+        assert run.data.tags["elbolab.study"] == search
+        assert run.data.tags.get("pruned") == ("true" if trial.state == TrialState.PRUNED else None)
+        assert float(run.data.params["beta"]) == trial.params["beta"]
+        if trial.state == TrialState.COMPLETE:
+            assert run.data.metrics["val/elbo"] == trial.value
+    assert tracker.get_run(parent).status == "FINISHED"
+    figures = {Path(path).name for path in tracker.list_artifacts(parent, "figures")}
+    assert figures == {"history.png", "slice.png", "parallel_coordinates.png", "importances.png"}
+    assert len(tracker.fetch(parent, "trials.csv").read_text().splitlines()) == 8
+
+
+def test_equal_seeds_give_equal_trials_however_often_the_study_stops(store: Path):
+    whole, parts = define(store, "whole", SEARCH), define(store, "parts", SEARCH)
+    carry_out(whole, trials=13)
+    for trials in (1, 11, 13):
+        carry_out(parts, trials=trials)
+    one, other = trials_of(whole), trials_of(parts)
+    assert [trial.params for trial in one] == [trial.params for trial in other]
+    assert [trial.values for trial in one] == [trial.values for trial in other]
+    carry_out(define(store, "seeded", SEARCH), trials=1, seed=1)
+    assert trials_of("seeded")[0].params != one[0].params
+
+
+def test_a_failing_trial_says_why_and_the_study_goes_on(store: Path):
+    text = f"""
+from elbolab import Study
+STUDY = Study(model="vae", base={{{TINY}}}, configs=[{{"lr": 1e30}}, {{"lr": 1e-3}}], metrics=["val/elbo"])
+"""
+    parent = carry_out(define(store, "failing", text))
+    by_config = {trial.params["config"]: trial for trial in trials_of("failing")}
+    assert {config: trial.state for config, trial in by_config.items()} == {0: TrialState.FAIL, 1: TrialState.COMPLETE}
+    run = children(parent)[by_config[0].number]
+    assert run.info.status == "FAILED"
+    assert "lower lr" in run.data.tags["failure"]
+    assert len(trials_of("failing")) == 2
+
+
+def test_a_study_in_which_everything_fails_ends(store: Path):
+    text = SEARCH.replace('"epochs": 2', '"epochs": 2, "sigma": 1e-30')
+    with pytest.raises(UserError, match="the last 10 trials failed"):
+        carry_out(define(store, "hopeless", text), trials=50)
+    assert len(trials_of("hopeless")) == 10
+
+
+def test_a_list_of_configs_is_trained_under_every_seed(store: Path):
+    text = f"""
+from elbolab import Study
+STUDY = Study(
+    model="cnn", base={{{TINY}}}, configs=[{{"lr": 1e-3}}, {{"lr": 1e-2}}], seeds=[3, 4], metrics=["val/accuracy"]
+)
+"""
+    parent = carry_out(define(store, "listed", text), workers=2)
+    runs = children(parent).values()
+    assert Counter((run.data.params["lr"], run.data.params["seed"]) for run in runs) == {
+        (lr, seed): 1 for lr in ("0.001", "0.01") for seed in ("3", "4")
+    }
+    carry_out("listed", finalise=1, seeds=2)
+    carry_out("listed", finalise=1, seeds=2)
+    trained = [run for run in tracker.find_runs("train") if run.tags.get("elbolab.study") == "listed"]
+    # Seeds that the study has not seen, and nothing trained twice.
+    assert sorted(run.params["seed"] for run in trained) == ["5", "6"]
+    assert all("test/accuracy" in run.metrics for run in trained)
+    assert load_model("models:/listed/1").config.seed in (5, 6)
+    versions = mlflow.MlflowClient().search_model_versions("name = 'listed'")
+    assert len(versions) == 1
+
+
+def test_two_metrics_give_a_front(store: Path):
+    text = f"""
+from elbolab import Study
+STUDY = Study(model="vae", base={{{TINY}}}, search=["beta"], metrics=["val/kl", "val/distortion"], trials=3)
+"""
+    parent = carry_out(define(store, "front", text))
+    for number, run in children(parent).items():
+        kl, distortion = trials_of("front")[number].values
+        assert kl + distortion == pytest.approx(-run.data.metrics["val/elbo"])
+    assert tracker.list_artifacts(parent, "figures") == ["figures/pareto_front.png"]
+    with pytest.raises(UserError, match="finalise needs a study of one metric"):
+        carry_out("front", finalise=1)
+
+
+def test_log_px_is_measured_on_validation_images(store: Path):
+    text = f"""
+from elbolab import Study
+STUDY = Study(model="ppca", base={{{TINY}, "latent_dim": 4, "epochs": 1}}, configs=[{{"seed": 0}}], images=10)
+"""
+    parent = carry_out(define(store, "exact", text))
+    run = children(parent)[0]
+    # The ELBO of an exact posterior is log p(x), up to the noise of its one sample.
+    assert run.data.metrics["val/log_px"] == pytest.approx(run.data.metrics["val/elbo"], abs=3)
+
+
+def test_sync_brings_mlflow_up_to_date_and_doubles_nothing(search: str):
+    parent = carry_out(search, trials=3)
+    client = mlflow.MlflowClient()
+    runs = children(parent)
+    client.delete_run(runs[0].info.run_id)
+    client.update_run(runs[1].info.run_id, status="RUNNING")
+    twin = client.create_run(runs[2].info.experiment_id, tags={key: runs[2].data.tags[key] for key in
+                             (PARENT, TRIAL, "elbolab.kind", "elbolab.study")})
+    for _ in range(2):
+        assert carry_out(search, sync=True) == parent
+        after = children(parent)
+        assert set(after) == {0, 1, 2}
+        assert {run.info.status for run in after.values()} <= {"FINISHED", "KILLED"}
+        assert after[2].info.run_id == runs[2].info.run_id
+        first = trials_of(search)[0]
+        assert after[0].data.metrics["val/elbo"] == first.value
+        assert after[0].data.params["lr"] == str(first.params["lr"])
+    assert client.get_run(twin.info.run_id).info.lifecycle_stage == "deleted"
+
+
+def test_another_definition_under_the_same_name_is_refused(store: Path, search: str):
+    carry_out(search, trials=1)
+    define(store, "search", SEARCH.replace('"beta", ', ""))
+    with pytest.raises(UserError, match="begun on .* with another definition"):
+        carry_out(search)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"storage": "postgres://nowhere"}, "cannot be opened"), ({"storage": "sqlite:////nowhere/o.db"}, "be written")],
+)
+def test_a_storage_out_of_reach_is_one_line(search: str, values: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        carry_out(search, **values)
+
+
+def test_the_interval_is_students():
+    # n = 2: t = 12.706 and the standard error is half the distance.
+    mean, half = mean_and_half_width([1.0, 3.0])
+    assert mean == 2
+    assert half == pytest.approx(12.7062, rel=1e-4)
+
+
+def begin(store: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "elbolab", "study", *arguments],
+        cwd=store,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def wait_for(happened: Any, seconds: float = 120) -> None:
+    for _ in range(int(seconds * 10)):
+        if happened():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def running(name: str, storage: str = "sqlite:///optuna.db") -> bool:
+    try:
+        return any(trial.state == TrialState.RUNNING and trial.intermediate_values for trial in trials_of(name, storage))
+    except (KeyError, optuna.exceptions.OptunaError):
+        return False
+
+
+def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trials(store: Path):
+    slow = SEARCH.replace('"epochs": 2', '"epochs": 40').replace('"train_size": 40', '"train_size": 400')
+    define(store, "slow", slow)
+    process = begin(store, "slow", "--trials", "2")
+    wait_for(lambda: running("slow"))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    (stopped, queued) = trials_of("slow")
+    assert (stopped.state, queued.state) == (TrialState.FAIL, TrialState.WAITING)
+    assert queued.params == stopped.params
+    parent = optuna.load_study(study_name="slow", storage="sqlite:///optuna.db").user_attrs["mlflow_run"]
+    assert tracker.get_run(parent).status == "KILLED"
+    assert carry_out("slow", trials=1) == parent
+    assert [run.info.status for _, run in sorted(children(parent).items())] == ["FAILED", "FINISHED"]
+    assert children(parent)[0].data.tags["failure"] == "interrupted"
+    assert tracker.get_run(parent).status == "FINISHED"
+
+
+def test_a_killed_worker_costs_its_trial_a_retry_and_nothing_else(store: Path):
+    define(store, "killed", SEARCH.replace('"epochs": 2', '"epochs": 60').replace("trials=4", "trials=4, pruner='none'"))
+    process = begin(store, "killed", "--workers", "2", "--heartbeat", "1")
+    wait_for(lambda: running("killed"))
+    workers = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
+    os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
+    out, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "another takes its place" in errors
+    trials = trials_of("killed")
+    assert Counter(trial.state for trial in trials) == {TrialState.COMPLETE: 4, TrialState.FAIL: 1}
+    lost = next(trial for trial in trials if trial.state == TrialState.FAIL)
+    (retry,) = [trial for trial in trials if trial.system_attrs.get("retry_history") == [lost.number]]
+    assert retry.params == lost.params
+    runs = children(out.split()[-1])
+    assert Counter(run.info.status for run in runs.values()) == {"FINISHED": 4, "FAILED": 1}
+    assert runs[lost.number].data.tags["failure"] == DIED

@@ -19,7 +19,7 @@ from elbolab import distributed, experiment, load_model, tracker
 from elbolab.checkpoint import load_checkpoint
 from elbolab.data import Data
 from elbolab.errors import UserError
-from elbolab.models import MODELS, LatentModel
+from elbolab.models import MODELS, LatentModel, Model
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TINY = [item for key, value in SHARED.items() for item in (f"--{key}", str(value))]
@@ -91,7 +91,15 @@ def test_two_processes_compute_what_one_computes(pairs: Path, tmp_path: Path, ca
     for name in ("last", "best"):
         one, two = (load_checkpoint(folder / f"{name}.safetensors") for folder in (tmp_path, pairs / case))
         assert (two.config, two.spec) == (one.config, one.spec)
-        torch.testing.assert_close(two.state_dict(), one.state_dict(), rtol=0, atol=5e-5)
+        assert_equal_weights(two, one)
+
+
+def assert_equal_weights(got: Model, expected: Model) -> None:
+    """Equal but for rounding, as a whole: where a gradient is 1e-9, Adam makes a step of it."""
+    assert got.state_dict().keys() == expected.state_dict().keys()
+    for key, value in expected.state_dict().items():
+        distance = torch.linalg.vector_norm((got.state_dict()[key] - value).double())
+        assert distance <= 5e-5 * torch.linalg.vector_norm(value.double()), key
 
 
 def test_a_killed_process_ends_the_other(pairs: Path):
@@ -118,8 +126,7 @@ def test_torchrun_leaves_one_complete_run(folder: Path, tmp_path: Path):
     for key in ("train/loss", "val/elbo"):
         assert list(history[history.key == key].value) == pytest.approx([each[key] for each in expected], rel=1e-5)
     assert list(tracker.step_images(run.info.run_id, "reconstructions_train")) == [1]
-    best = load_checkpoint(tmp_path / "best.safetensors")
-    torch.testing.assert_close(load_model(run.info.run_id).state_dict(), best.state_dict(), rtol=0, atol=5e-5)
+    assert_equal_weights(load_model(run.info.run_id), load_checkpoint(tmp_path / "best.safetensors"))
 
 
 def test_an_error_of_one_process_ends_both_with_its_reason(folder: Path):

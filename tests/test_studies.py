@@ -200,8 +200,10 @@ def test_sync_brings_mlflow_up_to_date_and_doubles_nothing(search: str):
     runs = children(parent)
     client.delete_run(runs[0].info.run_id)
     client.update_run(runs[1].info.run_id, status="RUNNING")
-    twin = client.create_run(runs[2].info.experiment_id, tags={key: runs[2].data.tags[key] for key in
-                             (PARENT, TRIAL, "elbolab.kind", "elbolab.study")})
+    twin = client.create_run(
+        runs[2].info.experiment_id,
+        tags={key: runs[2].data.tags[key] for key in (PARENT, TRIAL, "elbolab.kind", "elbolab.study")},
+    )
     for _ in range(2):
         assert carry_out(search, sync=True) == parent
         after = children(parent)
@@ -259,7 +261,9 @@ def wait_for(happened: Any, seconds: float = 120) -> None:
 
 def running(name: str, storage: str = "sqlite:///optuna.db") -> bool:
     try:
-        return any(trial.state == TrialState.RUNNING and trial.intermediate_values for trial in trials_of(name, storage))
+        return any(
+            trial.state == TrialState.RUNNING and trial.intermediate_values for trial in trials_of(name, storage)
+        )
     except (KeyError, optuna.exceptions.OptunaError):
         return False
 
@@ -284,7 +288,9 @@ def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trials(store: Path):
 
 
 def test_a_killed_worker_costs_its_trial_a_retry_and_nothing_else(store: Path):
-    define(store, "killed", SEARCH.replace('"epochs": 2', '"epochs": 60').replace("trials=4", "trials=4, pruner='none'"))
+    define(
+        store, "killed", SEARCH.replace('"epochs": 2', '"epochs": 60').replace("trials=4", "trials=4, pruner='none'")
+    )
     process = begin(store, "killed", "--workers", "2", "--heartbeat", "1")
     wait_for(lambda: running("killed"))
     workers = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)

@@ -6,6 +6,7 @@ Starting costs far more than 41 images do. At the end the second process is kill
 import json
 import os
 import signal
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def fit(case: str, folder: Path) -> list[dict[str, float]]:
 
 
 def main() -> None:
+    # As the command line does, so that what torchrun ends can say so.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with distributed.group("cpu"):
         for case in CASES:
             Path(case).mkdir(exist_ok=True)

@@ -9,13 +9,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from elbolab import distributed
 from elbolab.data import DataSpec
 from elbolab.errors import UserError
 from elbolab.models import MODELS, Model
 
 
 def save_checkpoint(path: Path, model: Model, epoch: int, score: float) -> None:
-    """Write the model, replacing ``path`` at once or not at all."""
+    """Write the model, replacing ``path`` at once or not at all; of several processes the first writes the whole."""
+    state = model.state_dict()
+    for key, rows in model.sharded.items():
+        state[key] = distributed.assemble(state[key], distributed.owners(torch.arange(rows), rows))
+    if distributed.rank():
+        return
     name = next(name for name, kind in MODELS.items() if type(model) is kind)
     header = {
         "model": name,
@@ -25,9 +31,7 @@ def save_checkpoint(path: Path, model: Model, epoch: int, score: float) -> None:
         "score": score,
     }
     part = path.with_name(path.name + ".part")
-    save_file(
-        {key: value.contiguous() for key, value in model.state_dict().items()}, part, {"elbolab": json.dumps(header)}
-    )
+    save_file({key: value.contiguous() for key, value in state.items()}, part, {"elbolab": json.dumps(header)})
     os.replace(part, path)
 
 

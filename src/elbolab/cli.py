@@ -25,6 +25,8 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if (command := super().get_command(ctx, cmd_name)) is not None:
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                raise click.UsageError(f"{cmd_name} is the work of one process; start it without torchrun")
             return command
         from elbolab.models import MODELS
 
@@ -97,7 +99,8 @@ def _training(name: str) -> click.Command:
         config = model.Config.parse(_given(values))
         from elbolab.experiment import train_model
 
-        click.echo(train_model(name, config))
+        if run_id := train_model(name, config):
+            click.echo(run_id)
 
     summary = (model.__doc__ or "").strip().splitlines()[0]
     return click.Command(name, callback=command, params=options_of(model.Config), help=f"Train {name}: {summary}")
@@ -171,13 +174,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
+    # All of torchrun's processes make the same mistake; one of them says so.
+    speaks = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        if speaks:
+            error.show()
         sys.exit(error.exit_code)
     except UserError as error:
-        click.echo(f"elbolab: {error}", err=True)
+        if speaks:
+            click.echo(f"elbolab: {error}", err=True)
         sys.exit(2)

@@ -30,6 +30,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.y)
 
+    def __getitem__(self, rows: Tensor) -> "Batch":
+        """The batch of these of its images."""
+        return replace(self, x=self.x[rows], y=self.y[rows], index=self.index[rows])
+
     def with_x(self, x: Tensor) -> "Batch":
         """The same batch with other pixels."""
         return replace(self, x=x)

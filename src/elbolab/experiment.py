@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from elbolab import tracker
+from elbolab import distributed, tracker
 from elbolab.compare import CompareConfig, compare
 from elbolab.config import Config, EvaluateConfig, Given
 from elbolab.data import Data, load_data
@@ -53,7 +53,8 @@ def load_for(config: Config, device: str) -> Data:
 def prepare(name: str, config: Config) -> tuple[Model, Data, dict[str, str]]:
     """The model ``name`` before its training, its data, and the tags of the run that will train it."""
     device = choose_device(config.device)
-    data = load_for(config, device)
+    with distributed.one_first():
+        data = load_for(config, device)
     torch.manual_seed(config.seed)
     model = MODELS[name](config, data.spec).to(device)
     return (
@@ -69,16 +70,33 @@ def prepare(name: str, config: Config) -> tuple[Model, Data, dict[str, str]]:
 
 
 def train_model(name: str, config: Config, tags: dict[str, str] | None = None) -> str:
-    """Train the model ``name`` and track it as a run, with ``tags`` beside its own, whose id is returned."""
-    model, data, own_tags = prepare(name, config)
-    with tracker.run("train", name, {"model": name, **config.params()}, own_tags | (tags or {})) as track:
+    """Train the model ``name`` and track it as a run, with ``tags`` beside its own, whose id is returned.
+
+    Of several processes that torchrun started the first tracks, and the others return "". Raises UserError where one
+    would be without images in every step.
+    """
+    with distributed.group(choose_device(config.device)):
+        if (least := distributed.processes()) > config.batch_size:
+            raise UserError(f"batch_size={config.batch_size} must be at least {least}, the processes; start fewer")
+        model, data, own_tags = prepare(name, config)
+        if distributed.rank():
+            distributed.together(lambda: train(model, data, lambda _: None, Path()))
+            return ""
+        return _tracked(name, model, data, own_tags | (tags or {}))
+
+
+def _tracked(name: str, model: Model, data: Data, tags: dict[str, str]) -> str:
+    config = model.config
+    if distributed.processes() > 1:
+        tags = {**tags, "processes": str(distributed.processes())}
+    with tracker.run("train", name, {"model": name, **config.params()}, tags) as track:
         track.log_value(config.model_dump(mode="json"), "config.json")
         track.log_data(data)
         # Checkpoints stay where they are when the training fails; a finished run has them as artifacts.
         folder = Path("checkpoints", track.id)
         folder.mkdir(parents=True)
         with Progress(name, config.epochs) as progress:
-            train(model, data, _both(track.report, progress), folder)
+            distributed.together(lambda: train(model, data, _both(track.report, progress), folder))
         track.set_tags({"observation_model": model.observation_model})
         track.log_curves()
         for file in ("last", "best"):

@@ -63,7 +63,7 @@ class Gaussian:
         return params
 
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
-        constant = x[0].numel() * (math.log(self.sigma) + 0.5 * math.log(2 * math.pi))
+        constant = math.prod(x.shape[1:]) * (math.log(self.sigma) + 0.5 * math.log(2 * math.pi))
         return (x - params).square().sum(PIXELS) * (-0.5 / self.sigma**2) - constant
 
 

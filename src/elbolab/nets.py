@@ -1,8 +1,9 @@
 """Network bodies: images to features and latent vectors to images."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from elbolab import distributed
 from elbolab.errors import UserError
 
 Shape = tuple[int, int, int]
@@ -50,6 +51,16 @@ def conv_decoder(inputs: int, shape: Shape) -> nn.Sequential:
     return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
+class Dropout(nn.Dropout):
+    """Dropout of images (B, features) whose mask is drawn for the whole batch that they are a share of."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or distributed.processes() == 1:
+            return super().forward(input)
+        kept = distributed.draw(lambda shape: input.new_empty(shape).bernoulli_(1 - self.p), tuple(input.shape), 0)
+        return input * kept.div_(1 - self.p)
+
+
 def lenet(shape: Shape, classes: int) -> nn.Sequential:
     """Images (B, C, H, W) to logits (B, classes): LeNet's layout (LeCun et al. 1998) with ReLU and max pooling."""
     height, width = _quarter(shape)
@@ -61,9 +72,9 @@ def lenet(shape: Shape, classes: int) -> nn.Sequential:
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Dropout(0.25),
+        Dropout(0.25),
         nn.Linear(32 * height * width, 128),
         nn.ReLU(),
-        nn.Dropout(0.25),
+        Dropout(0.25),
         nn.Linear(128, classes),
     )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from elbolab import distributed
 from elbolab.checkpoint import save_checkpoint
 from elbolab.data import Batch, Data, Split
 from elbolab.errors import UserError
@@ -43,6 +44,7 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
     shuffle = torch.Generator().manual_seed(config.seed)
     model.prepare(data)
     optimizers = model.optimizers()
+    objective = distributed.parallel(_Objective(model), [f"model.{name}" for name in model.sharded])
     first_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     steps_an_epoch = math.ceil(len(data.train) / config.batch_size)
     best, started = -math.inf, time.perf_counter()
@@ -55,11 +57,11 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
             factor = 0.5 * (1 + math.cos(math.pi * epochs / config.epochs))
             for group, rate in zip(_groups(optimizers), first_rates, strict=True):
                 group["lr"] = factor * rate
-            batch = model.observe(batch)
-            for _ in range(model.steps_per_visit - 1):
-                _step(model, batch, epochs, optimizers)
-            terms, loss = _step(model, batch, epochs, optimizers)
-            train_means.add(batch, loss, model.metrics(terms), elbo(terms))
+            with distributed.share(model.observe(batch), model.owners) as own:
+                for _ in range(model.steps_per_visit - 1):
+                    _step(objective, own, epochs, optimizers)
+                terms, loss = _step(objective, own, epochs, optimizers)
+            train_means.add(own, loss, model.metrics(terms), elbo(terms))
         train_metrics, _ = train_means.metrics("train")
         seconds = time.perf_counter() - epoch_started
         if not math.isfinite(train_metrics["train/loss"]):
@@ -77,9 +79,22 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
         report(Event(epoch, config.epochs, {**train_metrics, **rates, **speed, **val_metrics}, images, left))
 
 
-def _step(model: Model, batch: Batch, epochs: float, optimizers: list[torch.optim.Optimizer]) -> tuple[Terms, Tensor]:
-    terms = model.terms(batch)
-    loss = model.loss(terms, epochs)
+class _Objective(nn.Module):
+    """The terms and the loss of a batch as one forward pass, which is what can be made parallel."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, epochs: float) -> tuple[Terms, Tensor]:
+        terms = self.model.terms(batch)
+        return terms, self.model.loss(terms, epochs)
+
+
+def _step(
+    objective: nn.Module, batch: Batch, epochs: float, optimizers: list[torch.optim.Optimizer]
+) -> tuple[Terms, Tensor]:
+    terms, loss = objective(batch, epochs)
     if optimizers:
         loss.backward()
     for optimizer in optimizers:
@@ -101,12 +116,15 @@ class _Means:
 
     def add(self, batch: Batch, loss: Tensor, metrics: dict[str, Tensor], bound: Tensor) -> None:
         self.count += len(batch)
-        sums = {"loss": loss.detach() * len(batch), "score": bound.detach().sum()}
+        # The mean over a share without images is not a number.
+        summed = loss.detach() * len(batch) if len(batch) else loss.new_zeros(())
+        sums = {"loss": summed, "score": bound.detach().sum()}
         sums |= {key: value.detach().sum() for key, value in metrics.items()}
         self.sums = {key: value + self.sums[key] if self.sums else value for key, value in sums.items()}
 
     def metrics(self, split: str) -> tuple[dict[str, float], float]:
-        means = {key: value.item() / self.count for key, value in self.sums.items()}
+        count = distributed.total(torch.tensor(self.count)).item()
+        means = {key: distributed.total(value).item() / count for key, value in self.sums.items()}
         score = means.pop("score")
         return {f"{split}/{key}": value for key, value in means.items()}, score
 
@@ -115,11 +133,11 @@ def _validate(model: Model, split: Split, epochs: int) -> tuple[dict[str, float]
     model.eval()
     means = _Means()
     for batch in split.batches(VALIDATION_BATCH):
-        batch = model.observe(batch)
-        model.refresh(batch, epochs)
-        with torch.no_grad():
-            terms = model.terms(batch)
-            means.add(batch, model.loss(terms, epochs), model.metrics(terms), elbo(terms))
+        with distributed.share(model.observe(batch), model.owners) as own:
+            model.refresh(own, epochs)
+            with torch.no_grad():
+                terms = model.terms(own)
+                means.add(own, model.loss(terms, epochs), model.metrics(terms), elbo(terms))
     return means.metrics(split.name)
 
 
@@ -129,8 +147,9 @@ def _snapshot(model: Model, data: Data) -> dict[str, Tensor]:
     images = {}
     for split in (data.train, data.val):
         batch = split.one_per_class()
-        with torch.no_grad():
-            reconstructions = model.reconstruct(model.posterior(batch))
+        with distributed.share(batch, model.owners) as own, torch.no_grad():
+            reconstructions = model.reconstruct(model.posterior(own))
+        reconstructions = distributed.assemble(reconstructions, model.owners(batch)).to(batch.x)
         images[f"reconstructions_{split.name}"] = torch.stack([batch.x, reconstructions])
     images["samples"] = model.sample(math.prod(SAMPLES), SAMPLE_SEED).unflatten(0, SAMPLES)
     return images

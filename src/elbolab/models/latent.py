@@ -11,6 +11,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from pydantic import Field
 from torch import Tensor, nn
 
+from elbolab import distributed
 from elbolab.config import Config
 from elbolab.data import Batch, Data, DataSpec
 from elbolab.likelihoods import PIXELS, Likelihood, make_likelihood
@@ -59,6 +60,15 @@ class Model(nn.Module, ABC):
         return batch
 
     @property
+    def sharded(self) -> dict[str, int]:
+        """Parameters of which each of several processes holds only the rows that it owns, and the rows of all."""
+        return {}
+
+    def owners(self, batch: Batch) -> Tensor:
+        """The process that computes each image of a batch, (B,)."""
+        return distributed.owners(torch.arange(len(batch), device=batch.index.device), len(batch))
+
+    @property
     def steps_per_visit(self) -> int:
         """Optimiser steps on a batch each time that its turn comes."""
         return 1
@@ -80,8 +90,11 @@ class DiagonalGaussian:
 
     def sample(self, samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Reparameterised samples (S, B, D)."""
-        shape = (samples, *self.mean.shape)
-        noise = torch.randn(shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+
+        def normal(shape: tuple[int, ...]) -> Tensor:
+            return torch.randn(shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+
+        noise = distributed.draw(normal, (samples, *self.mean.shape), dim=1)
         return torch.addcmul(self.mean, noise, (0.5 * self.log_var).exp())
 
     def log_prob(self, z: Tensor) -> Tensor:

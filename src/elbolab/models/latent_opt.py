@@ -8,6 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from elbolab import distributed
 from elbolab.data import Batch, Data, DataSpec, Split
 from elbolab.errors import UserError
 from elbolab.models.latent import DeepLatentConfig, DeepLatentModel, DiagonalGaussian
@@ -83,14 +84,16 @@ class LatentOpt(DeepLatentModel):
         self.val_rows = nn.Parameter(torch.zeros(spec.val, width))
         self.register_buffer("train_index", torch.zeros(spec.train, dtype=torch.int64))
         self.register_buffer("val_index", torch.zeros(spec.val, dtype=torch.int64))
+        self._first = {"train": 0, "val": 0}
         self._optimizers: list[torch.optim.Optimizer] = []
 
     def prepare(self, data: Data) -> None:
         for split in (data.train, data.val):
             index, order = split.index.sort()
             self.get_buffer(f"{split.name}_index").copy_(index)
-            with torch.no_grad():
-                self.get_parameter(f"{split.name}_rows").copy_(self._start(split, data.train)[order])
+            own = distributed.owned(len(split))
+            self._first[split.name] = own.start
+            self.get_parameter(f"{split.name}_rows").data = self._start(split, data.train)[order[own]]
 
     def _start(self, split: Split, train: Split) -> Tensor:
         shape = (len(split), self.config.latent_dim)
@@ -126,12 +129,23 @@ class LatentOpt(DeepLatentModel):
         return DiagonalGaussian(*self._rows(batch).chunk(2, -1))
 
     def _rows(self, batch: Batch) -> Tensor:
-        place = torch.searchsorted(self.get_buffer(f"{batch.split}_index"), batch.index)
+        place = self._place(batch) - self._first[batch.split]
         rows = F.embedding(place, self.get_parameter(f"{batch.split}_rows"), sparse=True)
         if rows.requires_grad:
             # A row is one image's own: its gradient is that image's, not its share of the mean over a batch.
             rows.register_hook(lambda gradient: gradient * len(batch))
         return rows
+
+    def _place(self, batch: Batch) -> Tensor:
+        return torch.searchsorted(self.get_buffer(f"{batch.split}_index"), batch.index)
+
+    @property
+    def sharded(self) -> dict[str, int]:
+        return {"train_rows": self.spec.train, "val_rows": self.spec.val}
+
+    def owners(self, batch: Batch) -> Tensor:
+        """The process that holds the row of each image of a batch, (B,)."""
+        return distributed.owners(self._place(batch), self.sharded[f"{batch.split}_rows"])
 
     @property
     def steps_per_visit(self) -> int:

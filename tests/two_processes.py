@@ -1,0 +1,71 @@
+"""Trainings that one process and two must agree on; torchrun starts this file, and each process trains them all.
+
+Starting costs far more than 41 images do. At the end the second process is killed while the first waits for it.
+"""
+
+import json
+import os
+import signal
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elbolab import distributed
+from elbolab.data import load_data
+from elbolab.models import MODELS
+from elbolab.trainer import Event, train
+
+# 41 images leave one in the last batch of 8: one process gets it, the other none.
+SHARED: dict[str, Any] = {"train_size": 41, "val_size": 11, "test_size": 10, "batch_size": 8, "epochs": 3}
+CASES: dict[str, dict[str, Any]] = {
+    "cnn": {},
+    "vae": {"latent_dim": 4},
+    "vae bernoulli": {"latent_dim": 4, "likelihood": "bernoulli", "beta": 2.0, "beta_warmup": 2.0},
+    "latent_opt": {"latent_dim": 4, "latent_init": "normal"},
+    "latent_opt bernoulli": {"latent_dim": 4, "likelihood": "bernoulli", "latent_steps": 3},
+    "ppca": {"latent_dim": 4, "epochs": 1},
+}
+
+
+def fit(case: str, folder: Path) -> list[dict[str, float]]:
+    """Train a case and return the metrics of its epochs, but for the speed."""
+    kind = MODELS[case.split()[0]]
+    config = kind.Config.parse({**SHARED, **CASES[case]})
+    data = load_data(config.dataset, config.data_dir, config.train_size, config.val_size, config.test_size)
+    torch.manual_seed(config.seed)
+    events: list[Event] = []
+    train(kind(config, data.spec), data, events.append, folder)
+    return [{key: value for key, value in event.metrics.items() if key != "train/images_per_s"} for event in events]
+
+
+def main() -> None:
+    # As the command line does, so that what torchrun ends can say so.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with distributed.group("cpu"):
+        for case in CASES:
+            Path(case).mkdir(exist_ok=True)
+            history: list[dict[str, float]] = []
+            distributed.together(lambda case=case, history=history: history.extend(fit(case, Path(case))))
+            Path(case, f"{distributed.rank()}.json").write_text(json.dumps(history))
+        with nullcontext() if distributed.rank() else _run():
+            distributed.together(_die)
+
+
+def _run() -> AbstractContextManager[Any]:
+    from elbolab import tracker
+
+    return tracker.run("train", "killed", {}, {})
+
+
+def _die() -> None:
+    distributed.total(torch.zeros(()))
+    if distributed.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    distributed.total(torch.zeros(()))
+
+
+if __name__ == "__main__":
+    main()

@@ -71,3 +71,29 @@ def wait_for_server(address: str) -> None:
         except OSError:
             time.sleep(0.5)
     raise TimeoutError(address)
+
+
+def mlflow_run(store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `mlflow run . -e ENTRY_POINT -P KEY=VALUE ...` in the store's folder, in this very environment."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{store}/mlflow.db"
+    options = [item for key_value in arguments[1:] for item in ("-P", key_value)]
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "run",
+            str(REPOSITORY),
+            "-e",
+            arguments[0],
+            "--env-manager",
+            "local",
+            *options,
+        ],
+        cwd=store,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from conftest import REPOSITORY, Command, wait_for_server
+from conftest import Command, mlflow_run, wait_for_server
 from mlflow.entities import Run
 
 from elbolab import load_model, tracker
@@ -139,31 +139,6 @@ def test_four_first_uses_of_a_store_at_the_same_time(store: Path):
     assert [process.returncode for process in processes] == [0] * 4, errors
     assert sorted(run.data.params["seed"] for run in runs()) == ["0", "1", "2", "3"]
     assert {run.info.status for run in runs()} == {"FINISHED"}
-
-
-def mlflow_run(store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{store}/mlflow.db"
-    options = [item for key_value in arguments[1:] for item in ("-P", key_value)]
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "run",
-            str(REPOSITORY),
-            "-e",
-            arguments[0],
-            "--env-manager",
-            "local",
-            *options,
-        ],
-        cwd=store,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
 
 
 def test_every_entry_point_by_mlflow_run(store: Path):

@@ -14,11 +14,17 @@ from conftest import REPOSITORY
 from optuna.distributions import BaseDistribution
 
 from elbolab.cli import cli, options_of
-from elbolab.config import CompareConfig, Config, EvaluateConfig, MainConfig, Settings
+from elbolab.config import CompareConfig, Config, EvaluateConfig, MainConfig, Settings, StudyConfig
 from elbolab.errors import UserError
 from elbolab.models import MODELS
 
-ALL: list[type[Settings]] = [*(model.Config for model in MODELS.values()), EvaluateConfig, CompareConfig, MainConfig]
+ALL: list[type[Settings]] = [
+    *(model.Config for model in MODELS.values()),
+    EvaluateConfig,
+    CompareConfig,
+    MainConfig,
+    StudyConfig,
+]
 
 
 @pytest.mark.parametrize("settings", ALL)
@@ -89,7 +95,7 @@ def test_mlproject_has_the_commands_of_the_cli_and_repeats_no_parameter():
     assert set(project["entry_points"]) == set(commands)
     for name, entry in project["entry_points"].items():
         assert entry["command"].split()[:4] == ["python", "-m", "elbolab", name]
-        assert set(entry.get("parameters", {})) <= {"run"}
+        assert set(entry.get("parameters", {})) <= {"run", "study"}
 
 
 def test_pins_are_those_of_pyproject_and_of_what_is_installed():
@@ -107,7 +113,7 @@ def test_pins_are_those_of_pyproject_and_of_what_is_installed():
     assert {name: version(name).split("+")[0] for name in pins} == pins
 
 
-@pytest.mark.parametrize("name", [*MODELS, "evaluate", "compare", "main"])
+@pytest.mark.parametrize("name", [*MODELS, "evaluate", "compare", "main", "study"])
 def test_help_shows_defaults_and_bounds(name: str):
     result = CliRunner().invoke(cli, [name, "--help"])
     assert result.exit_code == 0

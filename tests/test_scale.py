@@ -123,7 +123,7 @@ def test_ray_spreads_trials_and_a_node_that_dies_costs_a_retry(store: Path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         second = cluster.add_node(num_cpus=1)
-        process = begin(store, "spread", "--executor", "ray", "--address", cluster.address, "--heartbeat", "1")
+        process = begin(store, "spread", "--executor", "ray", "--address", str(cluster.address), "--heartbeat", "1")
         wait_for(lambda: sum(trial.state == TrialState.RUNNING for trial in _trials()) == 2)
         wait_for(lambda: running("spread"))
         cluster.remove_node(second, allow_graceful=False)

@@ -12,6 +12,7 @@ from typing import Any
 import mlflow
 import optuna
 import pytest
+from conftest import mlflow_run
 from mlflow.entities import Run
 from optuna.trial import TrialState
 
@@ -167,6 +168,20 @@ STUDY = Study(
     assert load_model("models:/listed/1").config.seed in (5, 6)
     versions = mlflow.MlflowClient().search_model_versions("name = 'listed'")
     assert len(versions) == 1
+
+
+def test_a_study_by_mlflow_run_has_one_parent_however_often_it_is_called(search: str, store: Path):
+    arguments = ["study", f"study={store}/studies/search.py", f"storage=sqlite:///{store}/optuna.db"]
+    for trials in (1, 2):
+        done = mlflow_run(store, *arguments, f"trials={trials}")
+        assert done.returncode == 0, done.stderr
+    runs = mlflow.MlflowClient().search_runs(["0"])
+    (parent,) = [run for run in runs if run.data.tags["elbolab.kind"] == "study"]
+    assert set(children(parent.info.run_id)) == {0, 1}
+    # MLflow made a run for the second call, which is shown under the study's.
+    (call,) = [run for run in runs if run.data.tags["elbolab.kind"] == "study call"]
+    assert call.data.tags[PARENT] == parent.info.run_id
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
 
 
 def test_two_metrics_give_a_front(store: Path):

@@ -12,7 +12,12 @@ import click
 from elbolab.config import CompareConfig, EvaluateConfig, MainConfig, Settings, StudyConfig
 from elbolab.errors import UserError
 
-QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+# What a command prints on standard output is for scripts: `elbolab evaluate $(elbolab vae)`.
+QUIET = {
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 class Commands(click.Group):

@@ -1,11 +1,13 @@
 """Studies: definitions that mean something, exact numbers of trials, and an MLflow that says what Optuna says."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from elbolab.errors import UserError
 from elbolab.finalise import mean_and_half_width
 from elbolab.mirror import DIED, PARENT, TRIAL
 from elbolab.studies import run_study
+from elbolab.trainer import train
 from elbolab.tuning import load_study
 
 TINY = '"epochs": 2, "train_size": 40, "val_size": 10, "test_size": 10'
@@ -75,6 +78,9 @@ def children(parent: str) -> dict[int, Run]:
         ({"base": {"epochs": 0}}, "epochs=0: should be greater than 0"),
         ({"narrow": {"lr": (1e-5, 1e-3)}}, "within its range, 0.0001 to 0.01"),
         ({"narrow": {"beta": (0.5, 1.0)}}, "which search does not"),
+        ({"narrow": {"lr": ("a", "b")}}, "must be two bounds"),
+        ({"search": [], "configs": [{"seed": 1}]}, "seed is given by seeds"),
+        ({"search": [], "configs": [{"lr": 1e-3}], "seeds": [0, 0]}, "must each be listed once"),
         ({"metrics": ["val/kl", "val/distortion"], "pruner": "median"}, "needs one metric, not 2"),
     ],
 )
@@ -107,7 +113,8 @@ def test_a_study_has_as_many_trials_as_asked_for_in_all_and_mlflow_says_so(searc
         assert run.data.tags.get("pruned") == ("true" if trial.state == TrialState.PRUNED else None)
         assert float(run.data.params["beta"]) == trial.params["beta"]
         if trial.state == TrialState.COMPLETE:
-            assert run.data.metrics["val/elbo"] == trial.value
+            history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val/elbo")
+            assert run.data.metrics["objective/elbo"] == trial.value == max(metric.value for metric in history)
     assert tracker.get_run(parent).status == "FINISHED"
     figures = {Path(path).name for path in tracker.list_artifacts(parent, "figures")}
     assert figures == {"history.png", "slice.png", "parallel_coordinates.png", "importances.png"}
@@ -124,6 +131,63 @@ def test_equal_seeds_give_equal_trials_however_often_the_study_stops(store: Path
     assert [trial.values for trial in one] == [trial.values for trial in other]
     carry_out(define(store, "seeded", SEARCH), trials=1, seed=1)
     assert trials_of("seeded")[0].params != one[0].params
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Have the training of the nth trial from now on interrupted, as Ctrl-C would."""
+
+    def at(count: int) -> None:
+        calls = itertools.count(1)
+
+        def interrupted(*arguments: Any) -> None:
+            if next(calls) == count:
+                raise KeyboardInterrupt
+            train(*arguments)
+
+        monkeypatch.setattr("elbolab.trials.train", interrupted)
+
+    return at
+
+
+def test_an_interruption_changes_no_later_trial(store: Path, interrupt: Callable[[int], None]):
+    whole, cut = define(store, "whole", SEARCH), define(store, "cut", SEARCH)
+    carry_out(whole, trials=4)
+    interrupt(2)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(cut, trials=4)
+    carry_out(cut, trials=4)
+    kept = [trial for trial in trials_of(cut) if trial.state != TrialState.FAIL]
+    assert [trial.params for trial in sorted(kept, key=lambda trial: trial.datetime_start or 0)] == [
+        trial.params for trial in trials_of(whole)
+    ]
+
+
+def test_a_list_that_is_interrupted_has_each_point_once(store: Path, interrupt: Callable[[int], None]):
+    text = f"""
+from elbolab import Study
+STUDY = Study(model="cnn", base={{{TINY}}}, configs=[{{"lr": 1e-3}}, {{"lr": 1e-2}}], seeds=[3, 4],
+  metrics=["val/loss"])
+"""
+    define(store, "listed", text)
+    carry_out("listed", trials=2)
+    for count in (1, 2):
+        interrupt(count)
+        with pytest.raises(KeyboardInterrupt):
+            carry_out("listed")
+    parent = carry_out("listed")
+    finished = [run for run in children(parent).values() if run.info.status == "FINISHED"]
+    assert Counter((run.data.params["lr"], run.data.params["seed"]) for run in finished) == {
+        (lr, seed): 1 for lr in ("0.001", "0.01") for seed in ("3", "4")
+    }
+
+
+def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_not_waited_for(search: str):
+    carry_out(search, trials=1, heartbeat=1)
+    lost = optuna.load_study(study_name=search, storage="sqlite:///optuna.db").ask()
+    carry_out(search, trials=2, heartbeat=1)
+    assert trials_of(search)[lost.number].state == TrialState.FAIL
+    assert sum(trial.state.is_finished() for trial in trials_of(search)) == 3
 
 
 def test_a_failing_trial_says_why_and_the_study_goes_on(store: Path):
@@ -145,6 +209,10 @@ def test_a_study_in_which_everything_fails_ends(store: Path):
     with pytest.raises(UserError, match="the last 10 trials failed"):
         carry_out(define(store, "hopeless", text), trials=50)
     assert len(trials_of("hopeless")) == 10
+    # Whoever starts it again, having mended what was wrong, gets as many tries.
+    with pytest.raises(UserError, match="the last 10 trials failed"):
+        carry_out("hopeless", trials=50)
+    assert len(trials_of("hopeless")) == 20
 
 
 def test_a_list_of_configs_is_trained_under_every_seed(store: Path):
@@ -192,6 +260,7 @@ STUDY = Study(model="vae", base={{{TINY}}}, search=["beta"], metrics=["val/kl", 
     parent = carry_out(define(store, "front", text))
     for number, run in children(parent).items():
         kl, distortion = trials_of("front")[number].values
+        assert run.data.metrics["objective/kl"] == kl == run.data.metrics["val/kl"]
         assert kl + distortion == pytest.approx(-run.data.metrics["val/elbo"])
     assert tracker.list_artifacts(parent, "figures") == ["figures/pareto_front.png"]
     with pytest.raises(UserError, match="finalise needs a study of one metric"):
@@ -201,12 +270,12 @@ STUDY = Study(model="vae", base={{{TINY}}}, search=["beta"], metrics=["val/kl", 
 def test_log_px_is_measured_on_validation_images(store: Path):
     text = f"""
 from elbolab import Study
-STUDY = Study(model="ppca", base={{{TINY}, "latent_dim": 4, "epochs": 1}}, configs=[{{"seed": 0}}], images=10)
+STUDY = Study(model="ppca", base={{{TINY}, "epochs": 1}}, configs=[{{"latent_dim": 4}}], images=10)
 """
     parent = carry_out(define(store, "exact", text))
     run = children(parent)[0]
     # The ELBO of an exact posterior is log p(x), up to the noise of its one sample.
-    assert run.data.metrics["val/log_px"] == pytest.approx(run.data.metrics["val/elbo"], abs=3)
+    assert run.data.metrics["objective/log_px"] == pytest.approx(run.data.metrics["val/elbo"], abs=3)
 
 
 def test_sync_brings_mlflow_up_to_date_and_doubles_nothing(search: str):
@@ -226,13 +295,15 @@ def test_sync_brings_mlflow_up_to_date_and_doubles_nothing(search: str):
         assert {run.info.status for run in after.values()} <= {"FINISHED", "KILLED"}
         assert after[2].info.run_id == runs[2].info.run_id
         first = trials_of(search)[0]
-        assert after[0].data.metrics["val/elbo"] == first.value
+        assert after[0].data.metrics["objective/elbo"] == first.value
         assert after[0].data.params["lr"] == str(first.params["lr"])
     assert client.get_run(twin.info.run_id).info.lifecycle_stage == "deleted"
 
 
 def test_another_definition_under_the_same_name_is_refused(store: Path, search: str):
     carry_out(search, trials=1)
+    with pytest.raises(UserError, match=r"begun on .* with heartbeat=10"):
+        carry_out(search, heartbeat=1)
     define(store, "search", SEARCH.replace('"beta", ', ""))
     with pytest.raises(UserError, match=r"begun on .* with another definition"):
         carry_out(search)

@@ -145,6 +145,8 @@ def _main(**values: Any) -> None:
 def _study(study: str, **values: Any) -> None:
     """Carry out STUDY, a file or a name in studies/: search a model's config fields by Optuna, mirrored in MLflow."""
     config = StudyConfig.parse(_given(values))
+    # A study goes on without MLflow, so it need not wait for it for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     from elbolab.studies import run_study
 
     click.echo(run_study(study, config))

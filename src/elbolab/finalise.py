@@ -19,8 +19,8 @@ from elbolab.evaluators.importance import mean_log_px
 from elbolab.experiment import choose_device, evaluate_run, load_for, train_model
 from elbolab.mirror import PARENT, STUDY, TRIAL
 from elbolab.registry import load_model, register
-from elbolab.trials import Job
-from elbolab.tuning import Study
+from elbolab.storage import Job
+from elbolab.tuning import Study, with_distortion
 
 VALUE = "elbolab.validation"
 
@@ -70,7 +70,9 @@ def _best_configs(definition: Study, study: optuna.Study) -> list[FrozenTrial]:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         config = definition.config_of(trial.params)
         by_config.setdefault(config.model_dump_json(exclude={"seed"}), []).append(trial)
-    ranked = [(float(np.mean([trial.values for trial in trials])), trials[0]) for trials in by_config.values()]
+    # A config of a list is judged by all of its seeds or not at all.
+    whole = [trials for trials in by_config.values() if len(trials) == len(definition.seeds) or definition.search]
+    ranked = [(float(np.mean([trial.values for trial in trials])), trials[0]) for trials in whole]
     ranked.sort(key=lambda pair: pair[0], reverse=definition.directions[0] == "maximize")
     return [trial for _, trial in ranked]
 
@@ -108,10 +110,13 @@ def _train(job: Job, parent: str, trial: FrozenTrial, seeds: int) -> list[dict[s
 
 
 def _judge(job: Job, run_id: str) -> float:
+    """What a trial would be judged by: a metric of the run's model, which is that of its best epoch."""
     study = job.study
-    if study.metric != "val/log_px":
-        return tracker.get_run(run_id).metrics[study.metric]
-    device = choose_device("auto")
-    model = load_model(run_id, device)
-    data = load_for(model.config, device).without_test()
-    return mean_log_px(Subject(model, data, EvaluateConfig(samples=study.samples, images=study.images)), "val")
+    if study.metric == "val/log_px":
+        device = choose_device("auto")
+        model = load_model(run_id, device)
+        data = load_for(model.config, device).without_test()
+        return mean_log_px(Subject(model, data, EvaluateConfig(samples=study.samples, images=study.images)), "val")
+    epochs = tracker.history([run_id]).pivot(index="step", columns="key", values="value")
+    best = epochs["val/elbo"].argmax() if "val/elbo" in epochs else epochs["val/loss"].argmin()
+    return with_distortion(epochs.iloc[int(best)].to_dict())[study.metric]

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 import mlflow
@@ -17,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from elbolab.errors import UserError
 from elbolab.report.study_figures import draw_study
-from elbolab.tracker import KIND, prepare_store
+from elbolab.tracker import FAILURE, KIND, prepare_store
 from elbolab.tuning import Study
 
 STUDY, TRIAL = "elbolab.study", "elbolab.trial"
@@ -25,8 +26,7 @@ PARENT = "mlflow.parentRunId"
 RUN_OF_STUDY = "mlflow_run"
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
 SECONDS_TO_MAKE_THE_PARENT = 30
-# Why a trial failed, as its attribute in Optuna says; a trial without one was left by its worker.
-FAILURE = "failure"
+# Why a trial failed, as its attribute FAILURE in Optuna says; a trial without one was left by its worker.
 SURPLUS, INTERRUPTED, DIED = "not needed: the study was complete", "interrupted", "its worker gave no sign of life"
 
 
@@ -43,12 +43,14 @@ def parent_of(study: optuna.Study, created: bool) -> str | None:
         return None
     try:
         prepare_store()
-        mlflow.MlflowClient().get_run(run_id)
+        stage = mlflow.MlflowClient().get_run(run_id).info.lifecycle_stage
     except MlflowException as error:
         raise UserError(
             f"study {study.study_name!r} is mirrored by run {run_id}, which is not to be had from "
             f"{mlflow.get_tracking_uri()}: {error.message}; set MLFLOW_TRACKING_URI to its server"
         ) from error
+    if stage == "deleted":
+        raise UserError(f"study {study.study_name!r} is mirrored by run {run_id}, which is deleted; restore that run")
     return run_id
 
 
@@ -60,34 +62,41 @@ class Mirror:
         self._study = study
         self._parent = parent
         self._client = mlflow.MlflowClient()
-        self._experiment = self._client.get_run(parent).info.experiment_id
         self._open: dict[int, str] = {}
-        self._last: dict[str, float] = {}
 
     def open(self, number: int, started: datetime | None, params: dict[str, str], tags: dict[str, str]) -> None:
         """Begin the run of a trial."""
         with self._tolerant(f"trial {number}"):
-            self._open[number], self._last = self._create(number, started, params, tags), {}
+            self._open[number] = self._create(number, started, params, tags)
 
     def report(self, number: int, metrics: dict[str, float], epoch: int) -> None:
         """Log an epoch of a trial."""
         if number in self._open:
             with self._tolerant(f"trial {number}"):
                 self._log(self._open[number], metrics, epoch)
-                self._last = dict(metrics)
 
     def close(self, trial: FrozenTrial) -> None:
         """Give the run of an ended trial Optuna's values and state; one that was never begun is made."""
+        if trial.state not in STATUS:
+            return
         with self._tolerant(f"trial {trial.number}"):
             if (run_id := self._open.pop(trial.number, None)) is None:
                 self._mend(self.runs(f" and tags.`{TRIAL}` = '{trial.number}'").get(trial.number, []), trial)
             else:
-                self._end(run_id, trial, self._missing(self._last, trial))
+                self._end(run_id, trial, self._missing({}, trial))
+
+    @cached_property
+    def _experiment(self) -> str:
+        return self._client.get_run(self._parent).info.experiment_id
 
     def sync(self, study: optuna.Study) -> int:
         """Make MLflow equal to Optuna, one run a trial; returns how many trials had to be mended. Idempotent."""
-        runs = self.runs()
-        return sum(self._mend(runs.get(trial.number, []), trial) for trial in study.get_trials(deepcopy=False))
+        mended = 0
+        with self._tolerant("the study"):
+            runs = self.runs()
+            for trial in study.get_trials(deepcopy=False):
+                mended += self._mend(runs.get(trial.number, []), trial)
+        return mended
 
     def draw(self, study: optuna.Study) -> None:
         """Log the table of the trials and the figures of the study on the parent run."""
@@ -119,8 +128,10 @@ class Mirror:
             self._client.delete_run(twin.info.run_id)
         run = runs[0] if runs else self._restore(trial)
         missing = self._missing(run.data.metrics, trial)
-        if len(runs) == 1 and not missing and run.info.status == STATUS[trial.state]:
+        params = {key: value for key, value in self._params(trial).items() if key not in run.data.params}
+        if len(runs) == 1 and not missing and not params and run.info.status == STATUS[trial.state]:
             return False
+        self._client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
         self._end(run.info.run_id, trial, missing)
         return True
 
@@ -128,27 +139,28 @@ class Mirror:
         """What a finished trial was judged by and its run does not say yet."""
         if trial.state != TrialState.COMPLETE:
             return {}
-        values = zip(self._study.metrics, trial.values, strict=True)
-        return {key: value for key, value in values if metrics.get(key) != value}
+        keys = [metric.replace("val/", "objective/") for metric in self._study.metrics]
+        return {key: value for key, value in zip(keys, trial.values, strict=True) if metrics.get(key) != value}
 
     def _end(self, run_id: str, trial: FrozenTrial, missing: dict[str, float]) -> None:
         tags = {"pruned": "true"} if trial.state == TrialState.PRUNED else {}
         if trial.state == TrialState.FAIL:
-            tags["failure"] = str(trial.user_attrs.get(FAILURE, DIED))
+            tags[FAILURE] = str(trial.user_attrs.get(FAILURE, DIED))
         if missing or tags:
             self._log(run_id, missing, trial.last_step or 0, tags)
         self._client.set_terminated(run_id, STATUS[trial.state], _milliseconds(trial.datetime_complete))
 
     def _restore(self, trial: FrozenTrial) -> Run:
         """A run with what Optuna knows of a trial that MLflow never heard of."""
-        try:
-            params = {"model": self._study.model, **self._study.config_of(trial.params).params()}
-        except UserError:
-            params = {name: str(value) for name, value in trial.params.items()}
-        run_id = self._create(trial.number, trial.datetime_start, params, {})
+        run_id = self._create(trial.number, trial.datetime_start, self._params(trial), {})
         for epoch, value in trial.intermediate_values.items():
             self._log(run_id, {self._study.epoch_metric: value}, epoch)
         return self._client.get_run(run_id)
+
+    def _params(self, trial: FrozenTrial) -> dict[str, str]:
+        known = trial.params.keys() == self._study.space.keys()
+        values = self._study.config_of(trial.params).params() if known else trial.params
+        return {"model": self._study.model, **{name: str(value) for name, value in values.items()}}
 
     def _create(self, number: int, started: datetime | None, params: dict[str, str], tags: dict[str, str]) -> str:
         own = {KIND: "trial", PARENT: self._parent, STUDY: self._name, TRIAL: str(number)}
@@ -165,7 +177,7 @@ class Mirror:
     def _tolerant(self, what: str) -> Iterator[None]:
         try:
             yield
-        except MlflowException as error:
+        except (MlflowException, OSError) as error:
             # What is half written is left for --sync, which makes it whole from Optuna.
             self._open.clear()
             print(

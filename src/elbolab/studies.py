@@ -1,13 +1,19 @@
 """The job of a study from the command line: begin it or go on with it, bring MLflow up to date, or finalise it."""
 
 import os
+import sys
+
+from mlflow.exceptions import MlflowException
+from optuna.exceptions import OptunaError
+from sqlalchemy.exc import SQLAlchemyError
 
 from elbolab import sqlite, tracker
 from elbolab.config import StudyConfig
+from elbolab.errors import UserError
 from elbolab.experiment import choose_device, load_for
 from elbolab.finalise import finalise
-from elbolab.mirror import PARENT, RUN_OF_STUDY, Mirror, parent_of
-from elbolab.trials import Job, open_study
+from elbolab.mirror import PARENT, RUN_OF_STUDY, STUDY, Mirror, parent_of
+from elbolab.storage import Job, open_study, queue_points
 from elbolab.tuning import Study, load_study
 from elbolab.workers import work_locally, work_on_ray
 
@@ -19,31 +25,50 @@ def run_study(name: str, config: StudyConfig) -> str:
     was stopped, and does nothing to one that is complete.
     """
     name, definition = load_study(name)
-    target = min(config.trials or definition.points or definition.trials, definition.points or 10**9)
+    points = len(definition.points)
+    target = min(config.trials or points or definition.trials, points or sys.maxsize)
     job = Job(name, definition, sqlite.absolute(config.storage), target, config.seed, config.heartbeat)
     # A mistake in the study's data is told before a trial is spent on it.
-    first = definition.config_of({"config": 0, "seed": definition.seeds[0]} if definition.configs else {})
+    first = definition.config_of(definition.points[0] if points else {})
     load_for(first, choose_device(first.device))
+    try:
+        return _carry_out(job, config)
+    except MlflowException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{tracker.address()} does not answer ({reason:.200}); the trials are safe in {config.storage}, and the "
+            "same command goes on with them"
+        ) from error
+    except (OptunaError, SQLAlchemyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"storage={config.storage!r} was lost ({reason}); the same command goes on with it") from error
+
+
+def _carry_out(job: Job, config: StudyConfig) -> str:
     study, created = open_study(job)
     tracker.prepare_store()
     parent = parent_of(study, created)
-    if parent is not None:
+    if parent is None:
+        queue_points(study, job.study)
+    else:
         _nest_project_run(parent)
-    with tracker.run("study", name, _params(job), {"elbolab.study": name}, parent) as track:
+    with tracker.run("study", job.name, _params(job), {STUDY: job.name}, parent) as track:
         if parent is None:
             study.set_user_attr(RUN_OF_STUDY, track.id)
-        mirror = Mirror(name, definition, track.id)
+        mirror = Mirror(job.name, job.study, track.id)
+        mended = 0
         try:
-            if config.sync:
-                print(f"{mirror.sync(study)} trials brought up to date")
-            elif config.finalise is not None:
+            if config.finalise is not None:
                 finalise(job, study, track.id, config.finalise, config.seeds)
-            elif config.executor == "ray":
+            elif config.executor == "ray" and not config.sync:
                 work_on_ray(job, track.id, config)
-            else:
+            elif not config.sync:
                 work_locally(job, track.id, config.workers)
         finally:
+            mended = mirror.sync(study)
             mirror.draw(study)
+        if config.sync:
+            print(f"{mended} trials brought up to date")
     return track.id
 
 

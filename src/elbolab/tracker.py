@@ -25,7 +25,7 @@ from elbolab.report.curves import draw_curves
 from elbolab.sqlite import first_use
 from elbolab.trainer import Event
 
-KIND = "elbolab.kind"
+KIND, FAILURE = "elbolab.kind", "failure"
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,8 @@ def run(
     active = mlflow.start_run(run_id, run_name=name, nested=mlflow.active_run() is not None)
     tracker = Tracker(active.info.run_id)
     status = RunStatus.FAILED
+    if FAILURE in active.data.tags:
+        mlflow.MlflowClient().delete_tag(tracker.id, FAILURE)
     try:
         tracker.set_tags({KIND: kind, "mlflow.runName": name, **_code(), **tags})
         tracker.log_params(params)
@@ -137,7 +139,7 @@ def run(
         status = RunStatus.KILLED
         raise
     except BaseException as error:
-        tracker.set_tags({"failure": f"{type(error).__name__}: {error}"[:500]})
+        tracker.set_tags({FAILURE: f"{type(error).__name__}: {error}"[:500]})
         raise
     finally:
         mlflow.end_run(RunStatus.to_string(status))
@@ -176,6 +178,11 @@ def _record(found: Run) -> RunRecord:
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
         dict(data.params), dict(data.tags), dict(data.metrics), url,
     )  # fmt: skip
+
+
+def address() -> str:
+    """The tracking server that runs go to."""
+    return mlflow.get_tracking_uri()
 
 
 def current_experiment() -> str:

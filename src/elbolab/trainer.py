@@ -24,10 +24,14 @@ SAMPLE_SEED = 0
 
 @dataclass(frozen=True)
 class Event:
-    """An epoch that ended: metrics by key, and at some epochs grids of images (rows, columns, C, H, W) in [0, 1]."""
+    """An epoch that ended: metrics by key, and at some epochs grids of images (rows, columns, C, H, W) in [0, 1].
+
+    ``best`` says that no earlier epoch had a better validation score: the model is that of the last best epoch.
+    """
 
     epoch: int
     epochs: int
+    best: bool
     metrics: dict[str, float]
     images: dict[str, Tensor]
     seconds_left: float
@@ -69,14 +73,14 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
 
         val_metrics, score = _validate(model, data.val, epoch)
         save_checkpoint(folder / "last.safetensors", model, epoch, score)
-        if score > best:
+        if improved := score > best:
             best = score
             save_checkpoint(folder / "best.safetensors", model, epoch, score)
         rates = {"train/lr": next(_groups(optimizers))["lr"]} if optimizers else {}
         speed = {"train/images_per_s": len(data.train) / seconds}
         images = _snapshot(model, data) if epoch in SNAPSHOT_EPOCHS else {}
         left = (time.perf_counter() - started) / epoch * (config.epochs - epoch)
-        report(Event(epoch, config.epochs, {**train_metrics, **rates, **speed, **val_metrics}, images, left))
+        report(Event(epoch, config.epochs, improved, {**train_metrics, **rates, **speed, **val_metrics}, images, left))
 
 
 class _Objective(nn.Module):

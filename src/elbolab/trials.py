@@ -1,154 +1,36 @@
-"""Carrying a study out: Optuna's storage and sampler, the objective of a trial, and the loop of a worker."""
+"""Carrying a study out: the objective of a trial, and the loop of a worker."""
 
+import gc
 import math
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
 from contextlib import suppress
-from copy import deepcopy
-from dataclasses import dataclass
-from datetime import datetime, timedelta
 from multiprocessing import parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, GridSampler, TPESampler
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
-from elbolab import sqlite
 from elbolab.checkpoint import load_checkpoint
 from elbolab.config import EvaluateConfig
 from elbolab.errors import UserError
 from elbolab.evaluators import Subject
 from elbolab.evaluators.importance import mean_log_px
 from elbolab.experiment import prepare
-from elbolab.mirror import DIED, FAILURE, INTERRUPTED, SURPLUS, Mirror
+from elbolab.mirror import DIED, INTERRUPTED, SURPLUS, Mirror
+from elbolab.storage import Job, ended, open_study, standing
+from elbolab.tracker import FAILURE
 from elbolab.trainer import Event, train
-from elbolab.tuning import Study
+from elbolab.tuning import with_distortion
 
-GRACE = 4
 POLL_SECONDS = 0.5
 FAILURES_IN_A_ROW = 10
-DEFINITION = "definition"
-
-
-@dataclass(frozen=True)
-class Job:
-    """A study to carry out, as a worker in any process on any machine needs to know it."""
-
-    name: str
-    study: Study
-    storage: str
-    target: int
-    seed: int
-    heartbeat: int
-
-
-class SeededSampler(BaseSampler):
-    """A sampler made anew for each trial, seeded by (``seed``, the trial's number).
-
-    Whoever works on a trial, and however often the study was stopped, equal results before it give equal suggestions.
-    """
-
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
-        self._make = make
-        self._seed = seed
-        self._sampler = make(seed)
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._sampler = self._make(int(np.random.SeedSequence([self._seed, trial.number]).generate_state(1)[0]))
-        self._sampler.before_trial(study, trial)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._sampler.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._sampler.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(
-        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        self._sampler.after_trial(study, trial, state, values)
-
-
-def open_study(job: Job) -> tuple[optuna.Study, bool]:
-    """Optuna's study of ``job``, and whether it was made by this call.
-
-    Raises UserError where the storage is out of reach, or holds a study of this name with another definition.
-    """
-    # Each trial has a line here, and a traceback where one is due.
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    kwargs = {"connect_args": {"timeout": 60}} if job.storage.startswith(sqlite.PREFIX) else {"pool_pre_ping": True}
-    try:
-        with sqlite.first_use(job.storage), warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            storage = _once_more(
-                lambda: RDBStorage(
-                    job.storage,
-                    engine_kwargs=kwargs,
-                    heartbeat_interval=job.heartbeat,
-                    grace_period=GRACE * job.heartbeat,
-                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
-                )
-            )
-    except (SQLAlchemyError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"storage={job.storage!r} cannot be opened: {reason}; name a database that can") from error
-    options: dict[str, Any] = {"storage": storage, "sampler": _sampler(job), "pruner": _pruner(job.study)}
-    definition = job.study.model_dump_json(exclude={"trials"})
-    try:
-        study = optuna.create_study(study_name=job.name, directions=job.study.directions, **options)
-        study.set_user_attr(DEFINITION, definition)
-        return study, True
-    except DuplicatedStudyError:
-        study = optuna.load_study(study_name=job.name, **options)
-    if study.user_attrs.get(DEFINITION, definition) != definition:
-        raise UserError(
-            f"study {job.name!r} was begun on {job.storage} with another definition; rename its file, or name another "
-            "storage"
-        )
-    return study, False
-
-
-def _once_more(make: Callable[[], RDBStorage]) -> RDBStorage:
-    """``make`` anew where another process made the same tables at the same moment."""
-    try:
-        return make()
-    except SQLAlchemyError:
-        time.sleep(1)
-        return make()
-
-
-def _sampler(job: Job) -> BaseSampler:
-    if job.study.configs:
-        points = {name: list(getattr(wide, "choices", ())) for name, wide in job.study.space.items()}
-        return GridSampler(points, seed=job.seed)
-    return SeededSampler(lambda seed: TPESampler(seed=seed), job.seed)
-
-
-def _pruner(study: Study) -> BasePruner:
-    kind = study.pruner or ("none" if study.configs or len(study.metrics) > 1 else "median")
-    epochs = study.config_of({} if study.search else {"config": 0, "seed": study.seeds[0]}).epochs
-    if kind == "median":
-        return MedianPruner(n_warmup_steps=epochs // 3)
-    return HyperbandPruner(min_resource=1, max_resource=epochs) if kind == "hyperband" else NopPruner()
 
 
 class Objective:
@@ -161,26 +43,29 @@ class Objective:
 
     def __call__(self, trial: optuna.Trial) -> list[float]:
         self.number = trial.number
-        earlier = [one for one in trial.study.get_trials(deepcopy=False) if one.number < trial.number]
-        if len(ended(earlier, self._job.study)) + len(_coming(earlier)) >= self._job.target:
-            # Another worker asked for the last trial at the same moment.
-            trial.set_user_attr(FAILURE, SURPLUS)
-            raise UserError(SURPLUS)
         try:
+            self._refuse_surplus(trial)
             return self._train(trial)
         except optuna.TrialPruned:
             raise
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            reason = INTERRUPTED if stopped else f"{type(error).__name__}: {error}"[:500]
+            reason = INTERRUPTED if stopped else SURPLUS if isinstance(error, _SurplusError) else _reason(error)
             with suppress(UpdateFinishedTrialError):
                 trial.set_user_attr(FAILURE, reason)
-            if not stopped and not isinstance(error, UserError):
+            if not stopped and not isinstance(error, UserError | _SurplusError):
                 traceback.print_exc()
             # Optuna fails a trial for the other exceptions, but would leave it running for this one.
             if isinstance(error, SystemExit):
                 trial.study.tell(trial, state=TrialState.FAIL)
             raise
+
+    def _refuse_surplus(self, trial: optuna.Trial) -> None:
+        """Another worker may have asked for the last trial at the same moment: the one of lower number goes on."""
+        trials = trial.study.get_trials(deepcopy=False)
+        before = [one for one in trials if one.state == TrialState.RUNNING and one.number < trial.number]
+        if len(ended(trials, self._job.study)) + len(before) >= self._job.target:
+            raise _SurplusError
 
     def _train(self, trial: optuna.Trial) -> list[float]:
         study = self._job.study
@@ -188,16 +73,16 @@ class Objective:
         model, data, tags = prepare(study.model, config)
         data = data.without_test()
         self._mirror.open(trial.number, trial.datetime_start, {"model": study.model, **config.params()}, tags)
-        last: dict[str, float] = {}
+        judged: dict[str, float] = {}
 
         def report(event: Event) -> None:
-            last.update(event.metrics)
-            if "val/kl" in last:
-                # The rate-distortion plane of Alemi et al. 2018: -ELBO = distortion + rate, and the rate is the KL.
-                last["val/distortion"] = -last["val/elbo"] - last["val/kl"]
-            self._mirror.report(trial.number, last, event.epoch)
+            metrics = with_distortion(event.metrics)
+            self._mirror.report(trial.number, metrics, event.epoch)
+            # A front is that of trainings, and one metric that of the model which a training leaves, its best epoch.
+            if event.best or len(study.metrics) > 1:
+                judged.update(metrics)
             if len(study.metrics) == 1:
-                trial.report(last[study.epoch_metric], event.epoch)
+                trial.report(metrics[study.epoch_metric], event.epoch)
                 if trial.should_prune():
                     raise optuna.TrialPruned(f"epoch {event.epoch}")
 
@@ -205,31 +90,20 @@ class Objective:
             train(model, data, report, Path(folder))
             if "val/log_px" in study.metrics:
                 best = load_checkpoint(Path(folder, "best.safetensors"), model.device)
-                judged = Subject(best, data, EvaluateConfig(samples=study.samples, images=study.images))
-                last["val/log_px"] = mean_log_px(judged, "val")
-        values = [last[metric] for metric in study.metrics]
+                subject = Subject(best, data, EvaluateConfig(samples=study.samples, images=study.images))
+                judged["val/log_px"] = mean_log_px(subject, "val")
+        values = [judged[metric] for metric in study.metrics]
         if not all(map(math.isfinite, values)):
             raise UserError(f"{', '.join(study.metrics)} came out as {values}")
         return values
 
 
-def ended(trials: Sequence[FrozenTrial], study: Study) -> list[FrozenTrial]:
-    """The trials that count: finished or pruned, and of a list also those that failed and are not tried again."""
-    again = {number for trial in trials for number in trial.system_attrs.get("retry_history", ())}
-    return [
-        trial
-        for trial in trials
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        or (study.configs and trial.state == TrialState.FAIL and trial.number not in again and not _surplus(trial))
-    ]
+class _SurplusError(Exception):
+    """The study has all its trials without this one."""
 
 
-def _coming(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    return [trial for trial in trials if not trial.state.is_finished()]
-
-
-def _surplus(trial: FrozenTrial) -> bool:
-    return trial.user_attrs.get(FAILURE) == SURPLUS
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
 
 
 def work(job: Job, parent: str, limit: int | None = None) -> None:
@@ -240,20 +114,20 @@ def work(job: Job, parent: str, limit: int | None = None) -> None:
     """
     study, _ = open_study(job)
     mirror = Mirror(job.name, job.study, parent)
-    done = 0
+    first, done = len(study.get_trials(deepcopy=False)), 0
     while limit is None or done < limit:
         if (boss := parent_process()) is not None and not boss.is_alive():
             return
         trials = study.get_trials(deepcopy=False)
         if running := [trial for trial in trials if trial.state == TrialState.RUNNING]:
-            _fail_dead_trials(study, job, mirror, running)
+            _fail_dead_trials(study, mirror, running)
             trials = study.get_trials(deepcopy=False)
-        _refuse_hopeless(trials)
-        number = len(ended(trials, job.study))
-        if number >= job.target:
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        missing = job.target - len(ended(trials, job.study))
+        if missing <= 0:
             return
-        coming = _coming(trials)
-        if number + len(coming) < job.target or any(trial.state == TrialState.WAITING for trial in coming):
+        _refuse_hopeless(standing(trials[first:]))
+        if len(running) < missing:
             _run_one(study, job, mirror)
             done += 1
         else:
@@ -262,9 +136,16 @@ def work(job: Job, parent: str, limit: int | None = None) -> None:
 
 def _run_one(study: optuna.Study, job: Job, mirror: Mirror) -> None:
     def tell(study: optuna.Study, trial: FrozenTrial) -> None:
-        if not _surplus(trial):
-            mirror.close(trial)
-            print(_line(study, job, trial), file=sys.stderr, flush=True)
+        if trial.user_attrs.get(FAILURE) == SURPLUS:
+            # One that was queued keeps its place there.
+            if trial.params or "fixed_params" in trial.system_attrs:
+                _queue_again(study, trial)
+            return
+        mirror.close(trial)
+        print(_line(study, job, trial), file=sys.stderr, flush=True)
+        if trial.state == TrialState.FAIL:
+            # The exception holds on to the frames of the training, and they to its memory on the device.
+            gc.collect()
 
     objective = Objective(job, mirror)
     try:
@@ -273,10 +154,10 @@ def _run_one(study: optuna.Study, job: Job, mirror: Mirror) -> None:
         if objective.number is None:
             raise
         trial = study.get_trials(deepcopy=False)[objective.number]
-        mirror.close(trial)
-        if trial.user_attrs.get(FAILURE) == INTERRUPTED:
+        if trial.user_attrs.get(FAILURE) == INTERRUPTED and trial.state == TrialState.FAIL:
             # The next start of the study takes it up again.
             _queue_again(study, trial)
+        mirror.close(trial)
         # Optuna raises when it is told of a trial that others have failed since: this process slept too long.
         if not isinstance(error, Exception) or trial.state != TrialState.FAIL or FAILURE in trial.user_attrs:
             raise
@@ -284,35 +165,29 @@ def _run_one(study: optuna.Study, job: Job, mirror: Mirror) -> None:
 
 
 def _queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    trial = deepcopy(trial)
-    trial.user_attrs = {name: value for name, value in trial.user_attrs.items() if name != FAILURE}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        RetryHeartbeatStaleTrialCallback()(study, trial)
+    """Queue a trial that was interrupted, which is no failure and costs no retry."""
+    attrs = {**trial.system_attrs, "interrupted": [*trial.system_attrs.get("interrupted", ()), trial.number]}
+    again = optuna.create_trial(
+        state=TrialState.WAITING, params=trial.params, distributions=trial.distributions, system_attrs=attrs
+    )
+    study.add_trial(again)
 
 
-def _fail_dead_trials(study: optuna.Study, job: Job, mirror: Mirror, running: list[FrozenTrial]) -> None:
+def _fail_dead_trials(study: optuna.Study, mirror: Mirror, running: list[FrozenTrial]) -> None:
     """Fail the trials whose worker died, let Optuna queue their retry, and close their runs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         fail_stale_trials(study)
-    for trial in running:
-        # A worker that died before its first heartbeat, which comes before the first parameter, never goes stale.
-        assert trial.datetime_start is not None
-        age = datetime.now() - trial.datetime_start
-        if not trial.params and age > timedelta(seconds=GRACE * job.heartbeat):
-            with suppress(ValueError, UpdateFinishedTrialError):
-                study.tell(trial.number, state=TrialState.FAIL)
     trials = study.get_trials(deepcopy=False)
     for now in [trials[trial.number] for trial in running]:
-        if now.state == TrialState.FAIL and FAILURE not in now.user_attrs:
+        if now.state == TrialState.FAIL and now.user_attrs.get(FAILURE, INTERRUPTED) == INTERRUPTED:
             mirror.close(now)
 
 
 def _refuse_hopeless(trials: list[FrozenTrial]) -> None:
-    own = [trial for trial in trials if trial.state.is_finished() and not _surplus(trial)][-FAILURES_IN_A_ROW:]
-    reasons = [trial.user_attrs.get(FAILURE, DIED) for trial in own if trial.state == TrialState.FAIL]
-    if len(reasons) == FAILURES_IN_A_ROW and INTERRUPTED not in reasons:
+    last = [trial for trial in trials if trial.state.is_finished()][-FAILURES_IN_A_ROW:]
+    reasons = [trial.user_attrs.get(FAILURE, DIED) for trial in last if trial.state == TrialState.FAIL]
+    if len(reasons) == FAILURES_IN_A_ROW:
         raise UserError(f"the last {FAILURES_IN_A_ROW} trials failed, the newest for: {reasons[-1]}; mend the study")
 
 

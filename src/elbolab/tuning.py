@@ -67,6 +67,7 @@ class Study(Settings):
         if self.pruner not in (None, "none") and len(self.metrics) > 1:
             raise ValueError(f"pruner={self.pruner!r} needs one metric, not {len(self.metrics)}; leave one of them out")
         self._check_metrics()
+        self._check_list()
         if unsearched := set(self.narrow) - set(self.search):
             raise ValueError(f"narrow names {', '.join(sorted(unsearched))}, which search does not")
         for values in self.configs or ({},):
@@ -89,6 +90,12 @@ class Study(Settings):
                     f"metric {metric!r} is not comparable across {', '.join(sorted(apart))}; fix it in base"
                 )
 
+    def _check_list(self) -> None:
+        if self.configs and "seed" in {name for values in (self.base, *self.configs) for name in values}:
+            raise ValueError("seed is given by seeds in a study with configs; leave it out of base and configs")
+        if len(set(self.seeds)) < len(self.seeds) or any(self.configs.count(values) > 1 for values in self.configs):
+            raise ValueError("configs and seeds must each be listed once; leave the repeated ones out")
+
     @property
     def config_class(self) -> type[Config]:
         return MODELS[self.model].Config
@@ -105,9 +112,9 @@ class Study(Settings):
         return {name: _narrowed(name, whole, self.narrow.get(name)) for name, whole in ranges.items()}
 
     @property
-    def points(self) -> int | None:
-        """Number of trials in all, where the study is a list."""
-        return len(self.configs) * len(self.seeds) if self.configs else None
+    def points(self) -> list[dict[str, Any]]:
+        """The parameters of every trial, where the study is a list."""
+        return [{"config": config, "seed": seed} for config in range(len(self.configs)) for seed in self.seeds]
 
     @property
     def directions(self) -> list[Literal["maximize", "minimize"]]:
@@ -134,6 +141,13 @@ class Study(Settings):
         return self.config_class.parse({**self.base, **params})
 
 
+def with_distortion(metrics: Mapping[str, float]) -> dict[str, float]:
+    """``metrics`` with the distortion, where they have a rate: -ELBO = distortion + rate (Alemi et al. 2018, eq. 4)."""
+    if "val/kl" not in metrics:
+        return dict(metrics)
+    return {**metrics, "val/distortion": -metrics["val/elbo"] - metrics["val/kl"]}
+
+
 def _suggest(trial: BaseTrial, name: str, wide: BaseDistribution) -> Any:
     if isinstance(wide, CategoricalDistribution):
         return trial.suggest_categorical(name, wide.choices)
@@ -150,7 +164,8 @@ def _narrowed(name: str, whole: BaseDistribution, part: Sequence[Any] | None) ->
             raise UserError(f"narrow {name}={part} must be among its choices {whole.choices}")
         return CategoricalDistribution(list(part))
     assert isinstance(whole, IntDistribution | FloatDistribution)
-    if len(part) != 2 or not whole.low <= part[0] < part[1] <= whole.high:
+    numbers = len(part) == 2 and all(isinstance(bound, int | float) for bound in part)
+    if not numbers or not whole.low <= part[0] < part[1] <= whole.high:
         raise UserError(f"narrow {name}={part} must be two bounds within its range, {whole.low} to {whole.high}")
     return type(whole)(part[0], part[1], log=whole.log)
 
@@ -169,6 +184,8 @@ def load_study(name: str) -> tuple[str, Study]:
         spec.loader.exec_module(module)
     except ValidationError as error:
         raise UserError(f"{path}: {'; '.join(Study._explain(problem) for problem in error.errors())}") from None
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
         raise UserError(f"{path} has no STUDY = Study(...); define one")

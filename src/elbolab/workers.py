@@ -10,9 +10,11 @@ from typing import Any
 import optuna
 import torch
 
+from elbolab import sqlite, tracker
 from elbolab.config import StudyConfig
 from elbolab.errors import UserError
-from elbolab.trials import Job, ended, open_study, work
+from elbolab.storage import Job, ended, open_study
+from elbolab.trials import work
 
 DEATHS_WITHOUT_PROGRESS = 5
 
@@ -33,10 +35,12 @@ def work_locally(job: Job, parent: str, workers: int) -> None:
         process.start()
         return process
 
-    crew = [hire() for _ in range(workers)]
     study, _ = open_study(job)
+    crew: list[BaseProcess] = []
     deaths, before = 0, _count(study, job)
     try:
+        for _ in range(workers):
+            crew.append(hire())
         while crew:
             connection.wait([process.sentinel for process in crew])
             for process in [process for process in crew if not process.is_alive()]:
@@ -65,14 +69,16 @@ def _count(study: optuna.Study, job: Job) -> int:
 
 def _begin(job: Job, parent: str, threads: int) -> None:
     def stop(number: int, frame: Any) -> None:
+        # A second signal must not cut off the last words on the trial.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.exit(128 + number)
 
+    # A terminal sends Ctrl-C to every process; the first of them passes it on.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
     torch.set_num_threads(threads)
     try:
         work(job, parent)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except UserError as error:
         print(f"elbolab: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
@@ -94,6 +100,7 @@ def work_on_ray(job: Job, parent: str, config: StudyConfig) -> None:
     except (ConnectionError, ValueError) as error:
         raise UserError(f"address={config.address!r} is no Ray cluster: {error}; start one by `ray start`") from error
     environment = {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "ELBOLAB_"))}
+    environment["MLFLOW_TRACKING_URI"] = sqlite.absolute(tracker.address())
     environment["OMP_NUM_THREADS"] = str(max(1, int(config.cpus_per_trial)))
     task = ray.remote(
         num_cpus=config.cpus_per_trial,
@@ -103,17 +110,30 @@ def work_on_ray(job: Job, parent: str, config: StudyConfig) -> None:
     )(_one_trial)
     study, _ = open_study(job)
     pending: list[Any] = []
-    while (missing := job.target - _count(study, job)) > 0:
-        pending += [task.remote(job, parent) for _ in range(missing - len(pending))]
-        ready, pending = ray.wait(pending, timeout=5)
-        for done in ready:
-            try:
-                ray.get(done)
-            except RayTaskError as error:
-                raise error.as_instanceof_cause() from None
-            except RayError as error:
-                # A node or a worker that died. Its trial goes stale, and whoever comes next finds the retry.
-                print(f"a task was lost ({type(error).__name__})", file=sys.stderr, flush=True)
+    losses, before = 0, _count(study, job)
+    try:
+        while (missing := job.target - _count(study, job)) > 0:
+            pending += [task.remote(job, parent) for _ in range(missing - len(pending))]
+            ready, pending = ray.wait(pending, timeout=5)
+            for done in ready:
+                try:
+                    ray.get(done)
+                except RayTaskError as error:
+                    if isinstance(error.cause, UserError):
+                        raise error.cause from None
+                    raise
+                except RayError as error:
+                    # A node or a worker that died. Its trial goes stale, and whoever comes next finds the retry.
+                    losses, before = (losses + 1 if (now := _count(study, job)) == before else 1), now
+                    if losses > DEATHS_WITHOUT_PROGRESS:
+                        raise UserError(f"{losses} tasks were lost without a trial, the last for: {error}") from error
+                    print(f"a task was lost ({type(error).__name__})", file=sys.stderr, flush=True)
+    finally:
+        for left in pending:
+            ray.cancel(left)
+        # An interrupted trial is queued again by its worker.
+        if pending:
+            ray.wait(pending, num_returns=len(pending), timeout=30)
 
 
 def _one_trial(job: Job, parent: str) -> None:

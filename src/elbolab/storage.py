@@ -1,0 +1,192 @@
+"""Optuna's side of a study: its database, sampler and pruner, and which of its trials count."""
+
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, OptunaError
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from elbolab import sqlite
+from elbolab.errors import UserError
+from elbolab.mirror import SURPLUS
+from elbolab.tracker import FAILURE
+from elbolab.tuning import Study
+
+# System attributes of a queued trial that name the trials that it stands for; the first is Optuna's.
+AGAIN = ("retry_history", "interrupted")
+GRACE = 4
+SILENT = text(
+    "SELECT trial_id FROM trials WHERE study_id = :study AND state = 'RUNNING' "
+    "AND trial_id NOT IN (SELECT trial_id FROM trial_heartbeats)"
+)
+
+
+class Storage(RDBStorage):
+    """Optuna's storage, where a trial without any heartbeat goes stale too, and a heartbeat that fails is not the last.
+
+    Optuna leaves the first running for ever, and ends the thread that writes the others.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._silent_since: dict[int, float] = {}
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        try:
+            super().record_heartbeat(trial_id)
+        except (OptunaError, SQLAlchemyError) as error:
+            print(f"a heartbeat was not written: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        """The trials of workers that fell silent, and of those that died before their first sign of life."""
+        with self.engine.connect() as connection:
+            silent = {trial_id for (trial_id,) in connection.execute(SILENT, {"study": study_id})}
+        # By this process's clock, since those of several machines differ.
+        now = time.monotonic()
+        self._silent_since = {trial_id: self._silent_since.get(trial_id, now) for trial_id in silent}
+        assert self.grace_period is not None
+        dead = [trial_id for trial_id, since in self._silent_since.items() if now - since > self.grace_period]
+        return super()._get_stale_trial_ids(study_id) + dead
+
+
+def open_storage(url: str, heartbeat: int) -> RDBStorage:
+    """The database at ``url``, made if need be; raises UserError where it is out of reach."""
+    kwargs: dict[str, Any] = (
+        {"connect_args": {"timeout": 60}} if url.startswith(sqlite.PREFIX) else {"pool_pre_ping": True}
+    )
+
+    def make() -> RDBStorage:
+        return Storage(
+            url,
+            engine_kwargs=kwargs,
+            heartbeat_interval=heartbeat,
+            grace_period=GRACE * heartbeat,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
+        )
+
+    try:
+        with sqlite.first_use(url), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            try:
+                return make()
+            except SQLAlchemyError:
+                # Another worker was making the same tables at the same moment.
+                time.sleep(1)
+                return make()
+    except (SQLAlchemyError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"storage={url!r} cannot be opened: {reason}; name a database that can") from error
+
+
+@dataclass(frozen=True)
+class Job:
+    """A study to carry out, as a worker in any process on any machine needs to know it."""
+
+    name: str
+    study: Study
+    storage: str
+    target: int
+    seed: int
+    heartbeat: int
+
+
+class SeededSampler(BaseSampler):
+    """TPE made anew for each trial, seeded by (``seed``, the trial's place in the study).
+
+    Whoever works on a trial, and however often the study was stopped, equal results before it give equal suggestions.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._sampler = TPESampler(seed=seed)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        place = sum(one.number < trial.number for one in standing(study.get_trials(deepcopy=False)))
+        self._sampler = TPESampler(seed=int(np.random.SeedSequence([self._seed, place]).generate_state(1)[0]))
+        self._sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._sampler.after_trial(study, trial, state, values)
+
+
+def open_study(job: Job) -> tuple[optuna.Study, bool]:
+    """Optuna's study of ``job``, and whether it was made by this call.
+
+    Raises UserError where the storage is out of reach, or holds a study of this name that was begun otherwise.
+    """
+    # Each trial has a line here, and a traceback where one is due.
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    options: dict[str, Any] = {
+        "storage": open_storage(job.storage, job.heartbeat),
+        "sampler": SeededSampler(job.seed),
+        "pruner": _pruner(job.study),
+    }
+    begun = {"definition": job.study.model_dump_json(exclude={"trials"}), "heartbeat": job.heartbeat}
+    try:
+        study = optuna.create_study(study_name=job.name, directions=job.study.directions, **options)
+        for key, value in begun.items():
+            study.set_user_attr(key, value)
+        return study, True
+    except DuplicatedStudyError:
+        study = optuna.load_study(study_name=job.name, **options)
+    for key, value in begun.items():
+        if study.user_attrs.get(key, value) != value:
+            other = "another definition" if key == "definition" else f"{key}={study.user_attrs[key]}"
+            raise UserError(
+                f"study {job.name!r} was begun on {job.storage} with {other}; go on with that, or rename its file, or "
+                "name another storage"
+            )
+    return study, False
+
+
+def queue_points(study: optuna.Study, definition: Study) -> None:
+    """Queue every trial of a list, but for those that are there."""
+    for point in definition.points:
+        study.enqueue_trial(point, skip_if_exists=True)
+
+
+def _pruner(study: Study) -> BasePruner:
+    kind = study.pruner or ("none" if study.configs or len(study.metrics) > 1 else "median")
+    epochs = study.config_of({} if study.search else {"config": 0, "seed": study.seeds[0]}).epochs
+    if kind == "median":
+        return MedianPruner(n_warmup_steps=epochs // 3)
+    return HyperbandPruner(min_resource=1, max_resource=epochs) if kind == "hyperband" else NopPruner()
+
+
+def standing(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that no other stands for: not those that were queued again, nor those that nobody needed."""
+    replaced = {number for trial in trials for key in AGAIN for number in trial.system_attrs.get(key, ())}
+    return [trial for trial in trials if trial.number not in replaced and trial.user_attrs.get(FAILURE) != SURPLUS]
+
+
+def ended(trials: Sequence[FrozenTrial], study: Study) -> list[FrozenTrial]:
+    """The trials that count: finished or pruned, and of a list also those that failed for good."""
+    counting = [TrialState.COMPLETE, TrialState.PRUNED] + [TrialState.FAIL] * bool(study.configs)
+    return [trial for trial in standing(trials) if trial.state in counting]

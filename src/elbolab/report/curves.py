@@ -11,7 +11,10 @@ def draw_curves(history: list[dict[str, float]], path: Path) -> None:
     """Draw each of loss, mse, kl and accuracy that the epochs of ``history`` have, training against validation."""
     keys = [key for key in PANELS if f"train/{key}" in history[-1]]
     epochs = range(1, len(history) + 1)
-    figure = Figure(figsize=(4 * len(keys), 3), layout="constrained")
+    width = 4 * len(keys)
+    figure = Figure(figsize=(width, 3))
+    # A layout that matplotlib finds by itself draws everything twice.
+    figure.subplots_adjust(left=0.6 / width, right=1 - 0.15 / width, bottom=0.16, top=0.9, wspace=0.22)
     for key, axes in zip(keys, figure.subplots(1, len(keys), squeeze=False)[0], strict=True):
         for split, style in (("train", "-"), ("val", "--")):
             values = [metrics[f"{split}/{key}"] for metrics in history]

@@ -24,7 +24,7 @@ STUDY = Study(
 )
 """
 EQUAL = TRIVIAL.replace('"epochs": 1, "train_size": 16', '"epochs": 12, "train_size": 2000').replace(
-    'search=["latent_dim", "beta", "lr"]', 'configs=[{"seed": seed} for seed in range(8)]'
+    'search=["latent_dim", "beta", "lr"]', 'configs=[{"lr": 1e-3}], seeds=range(8)'
 )
 
 

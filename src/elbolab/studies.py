@@ -14,7 +14,7 @@ from elbolab.experiment import choose_device, load_for
 from elbolab.finalise import finalise
 from elbolab.mirror import PARENT, RUN_OF_STUDY, STUDY, Mirror, parent_of
 from elbolab.storage import Job, open_study, queue_points
-from elbolab.tuning import Study, load_study
+from elbolab.tuning import load_study
 from elbolab.workers import work_locally, work_on_ray
 
 
@@ -79,7 +79,7 @@ def _nest_project_run(parent: str) -> None:
 
 
 def _params(job: Job) -> dict[str, str]:
-    study: Study = job.study
+    study = job.study
     return {
         "study": job.name,
         "model": study.model,

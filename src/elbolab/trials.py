@@ -180,6 +180,7 @@ def _fail_dead_trials(study: optuna.Study, mirror: Mirror, running: list[FrozenT
         fail_stale_trials(study)
     trials = study.get_trials(deepcopy=False)
     for now in [trials[trial.number] for trial in running]:
+        # A trial that failed by itself is closed by its own worker.
         if now.state == TrialState.FAIL and now.user_attrs.get(FAILURE, INTERRUPTED) == INTERRUPTED:
             mirror.close(now)
 

@@ -84,8 +84,8 @@ def _equal_elbo(axes: Axes, values: np.ndarray) -> None:
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     for elbo in np.unique(np.linspace(sums.min(), sums.max(), 5).round()):
         axes.axline((left, elbo - left), slope=-1, color="0.85", linewidth=0.8, zorder=0)
-        x = min(max(elbo - high, left), right)
-        axes.annotate(
-            f"ELBO {-elbo:.0f}", (x, elbo - x), fontsize=7, color="0.5", xytext=(3, -8), textcoords="offset points"
-        )
+        # Where the line leaves the picture, at the right or at the bottom.
+        x = min(right, elbo - low)
+        place = {"xytext": (-2, 4), "textcoords": "offset points", "ha": "right"}
+        axes.annotate(f"ELBO {-elbo:.0f}", (x, elbo - x), fontsize=7, color="0.5", **place)
     axes.set(xlim=(left, right), ylim=(low, high))

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: report test check reproduce clean
+.PHONY: report test test-scale check reproduce clean
 
 report: .venv/installed
 	$(RUN) mlflow run . --env-manager local -P images=100
@@ -11,6 +11,10 @@ report: .venv/installed
 
 test: .venv/tested
 	$(BIN)/pytest -n 2
+
+# PostgreSQL, Ray and torchrun, which take minutes more.
+test-scale: .venv/tested
+	$(BIN)/pytest -m scale
 
 check: .venv/tested
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from elbolab.data import Data
 from elbolab.errors import UserError
 from elbolab.models import MODELS, LatentModel, Model
 
+pytestmark = pytest.mark.scale
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TINY = [item for key, value in SHARED.items() for item in (f"--{key}", str(value))]
 

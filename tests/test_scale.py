@@ -21,6 +21,8 @@ from test_studies import SEARCH, begin, carry_out, children, define, running, tr
 
 from elbolab.mirror import DIED
 
+pytestmark = pytest.mark.scale
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -136,7 +138,7 @@ def test_ray_spreads_trials_and_a_node_that_dies_costs_a_retry(store: Path):
     runs = children(out.split()[-1])
     assert Counter(run.info.status for run in runs.values()) == {"FINISHED": 4, "FAILED": 1}
     # The storage is the driver's file whatever folder a node works in.
-    assert carry_out("spread", trials=4) == out.split()[-1]
+    assert carry_out("spread", trials=4, heartbeat=1) == out.split()[-1]
 
 
 def _trials() -> list[optuna.trial.FrozenTrial]:

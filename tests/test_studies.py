@@ -300,6 +300,12 @@ def test_sync_brings_mlflow_up_to_date_and_doubles_nothing(search: str):
     assert client.get_run(twin.info.run_id).info.lifecycle_stage == "deleted"
 
 
+def test_no_two_trials_of_hyperband_are_equal(store: Path):
+    define(store, "bands", SEARCH.replace("trials=4", "trials=6, pruner='hyperband'"))
+    carry_out("bands")
+    assert len({str(trial.params) for trial in trials_of("bands")}) == 6
+
+
 def test_another_definition_under_the_same_name_is_refused(store: Path, search: str):
     carry_out(search, trials=1)
     with pytest.raises(UserError, match=r"begun on .* with heartbeat=10"):

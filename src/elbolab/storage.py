@@ -117,7 +117,9 @@ class SeededSampler(BaseSampler):
         self._sampler = TPESampler(seed=seed)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        place = sum(one.number < trial.number for one in standing(study.get_trials(deepcopy=False)))
+        # Hyperband shows a sampler only the trials of one bracket, whose places would be those of another's.
+        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        place = sum(one.number < trial.number for one in standing(trials))
         self._sampler = TPESampler(seed=int(np.random.SeedSequence([self._seed, place]).generate_state(1)[0]))
         self._sampler.before_trial(study, trial)
 

@@ -1,5 +1,6 @@
 """elbolab: one protocol for latent-variable generative models of images."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,18 +11,11 @@ if TYPE_CHECKING:
 __all__ = ["MODELS", "Study", "load_model"]
 
 
+_HOMES = {"MODELS": "elbolab.models", "Study": "elbolab.tuning", "load_model": "elbolab.registry"}
+
+
 def __getattr__(name: str) -> Any:
     # Imported when asked for: torch and mlflow take seconds, which --help should not.
-    if name == "MODELS":
-        from elbolab.models import MODELS
-
-        return MODELS
-    if name == "load_model":
-        from elbolab.registry import load_model
-
-        return load_model
-    if name == "Study":
-        from elbolab.tuning import Study
-
-        return Study
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

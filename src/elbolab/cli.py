@@ -152,24 +152,14 @@ def _study(study: str, **values: Any) -> None:
     click.echo(run_study(study, config))
 
 
-cli.add_command(
-    click.Command(
-        "evaluate",
-        callback=_evaluate,
-        params=[click.Argument(["run"]), *options_of(EvaluateConfig)],
-        help=_evaluate.__doc__,
-    )
-)
-cli.add_command(
-    click.Command(
-        "study",
-        callback=_study,
-        params=[click.Argument(["study"]), *options_of(StudyConfig)],
-        help=_study.__doc__,
-    )
-)
-cli.add_command(click.Command("compare", callback=_compare, params=options_of(CompareConfig), help=_compare.__doc__))
-cli.add_command(click.Command("main", callback=_main, params=options_of(MainConfig), help=_main.__doc__))
+for _name, _callback, _settings, _argument in (
+    ("evaluate", _evaluate, EvaluateConfig, ["run"]),
+    ("study", _study, StudyConfig, ["study"]),
+    ("compare", _compare, CompareConfig, []),
+    ("main", _main, MainConfig, []),
+):
+    _params = [*(click.Argument([name]) for name in _argument), *options_of(_settings)]
+    cli.add_command(click.Command(_name, callback=_callback, params=_params, help=_callback.__doc__))
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:

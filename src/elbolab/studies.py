@@ -56,7 +56,6 @@ def _carry_out(job: Job, config: StudyConfig) -> str:
         if parent is None:
             study.set_user_attr(RUN_OF_STUDY, track.id)
         mirror = Mirror(job.name, job.study, track.id)
-        mended = 0
         try:
             if config.finalise is not None:
                 finalise(job, study, track.id, config.finalise, config.seeds)

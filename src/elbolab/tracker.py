@@ -22,7 +22,7 @@ from torch import Tensor
 from elbolab.data import Data
 from elbolab.errors import UserError
 from elbolab.report.curves import draw_curves
-from elbolab.sqlite import first_use
+from elbolab.sqlite import PREFIX, first_use
 from elbolab.trainer import Event
 
 KIND, FAILURE = "elbolab.kind", "failure"
@@ -149,7 +149,7 @@ def prepare_store() -> None:
     """Migrate a sqlite store and put it into WAL mode, once, so that first uses at the same time do not collide."""
     uri = mlflow.get_tracking_uri()
     with first_use(uri):
-        if uri.startswith("sqlite:///"):
+        if uri.startswith(PREFIX):
             mlflow.MlflowClient().search_experiments(max_results=1)
 
 

@@ -10,12 +10,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
 import optuna
 import pytest
 from conftest import wait_for_server
+from mlflow.entities import Run
 from optuna.trial import TrialState
 from test_studies import SEARCH, begin, carry_out, children, define, running, trials_of, wait_for
 
@@ -59,14 +61,14 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture
-def server(postgres: str, store: Path) -> Iterator[str]:
-    """Address of an MLflow server that keeps its runs in PostgreSQL and hands artifacts through."""
-    address = f"http://127.0.0.1:{(port := free_port())}"
+@contextmanager
+def mlflow_server(store: Path, runs: str, port: int) -> Iterator[str]:
+    """An MLflow server that keeps its runs in the database ``runs`` and hands artifacts through; gives its address."""
+    address = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"),
-            *("--backend-store-uri", f"{postgres}/mlflow", "--artifacts-destination", str(store / "kept")),
+            *("--backend-store-uri", runs, "--artifacts-destination", str(store / "kept")),
         ],
         cwd=store,
         stdout=subprocess.DEVNULL,
@@ -84,13 +86,19 @@ def server(postgres: str, store: Path) -> Iterator[str]:
         process.wait(timeout=30)
 
 
+@pytest.fixture
+def server(postgres: str, store: Path) -> Iterator[str]:
+    with mlflow_server(store, f"{postgres}/mlflow", free_port()) as address:
+        yield address
+
+
 def test_three_workers_on_postgresql_and_a_server_one_killed(store: Path, postgres: str, server: str):
     storage = f"{postgres}/optuna"
     define(
         store, "shared", SEARCH.replace('"epochs": 2', '"epochs": 20').replace("trials=4", "trials=6, pruner='none'")
     )
     there = {"MLFLOW_TRACKING_URI": server, "MLFLOW_EXPERIMENT_NAME": "shared"}
-    workers = [begin(store, "shared", "--storage", storage, "--heartbeat", "1", **there) for _ in range(3)]
+    workers = [begin(store, "shared", "--storage", storage, "--heartbeat", "3", **there) for _ in range(3)]
     wait_for(lambda: running("shared", storage))
     time.sleep(1)
     workers[0].send_signal(signal.SIGKILL)
@@ -103,10 +111,7 @@ def test_three_workers_on_postgresql_and_a_server_one_killed(store: Path, postgr
     assert states[TrialState.FAIL] <= 1
     assert set(states) <= {TrialState.COMPLETE, TrialState.FAIL}
     assert len({str(trial.params) for trial in trials if trial.state == TrialState.COMPLETE}) == 6
-    client = mlflow.MlflowClient(server)
-    experiment = client.get_experiment_by_name("shared")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
+    runs = _runs_of(server, "shared")
     assert Counter(run.data.tags["elbolab.kind"] for run in runs) == {"study": 1, "trial": sum(states.values())}
     assert Counter(run.info.status for run in runs) == {
         "FINISHED": 7,
@@ -114,6 +119,33 @@ def test_three_workers_on_postgresql_and_a_server_one_killed(store: Path, postgr
     }
     lost = [run for run in runs if run.info.status == "FAILED"]
     assert [run.data.tags["failure"] for run in lost] == [DIED] * len(lost)
+
+
+def test_a_study_outlives_its_tracking_server(store: Path):
+    define(store, "outage", SEARCH.replace("trials=4", "trials=5, pruner='none'"))
+    runs, port = f"sqlite:///{store}/server.db", free_port()
+    there = {
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
+        "MLFLOW_EXPERIMENT_NAME": "outage",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    }
+    with mlflow_server(store, runs, port):
+        process = begin(store, "outage", **there)
+        wait_for(lambda: sum(trial.state == TrialState.COMPLETE for trial in _trials("outage")) == 1)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2, errors
+    assert "Traceback" not in errors
+    assert "brings MLflow up to date" in errors
+    assert "does not answer" in errors.splitlines()[-1]
+    assert [trial.state for trial in _trials("outage")] == [TrialState.COMPLETE] * 5
+    with mlflow_server(store, runs, port) as address:
+        first, second = [begin(store, "outage", "--sync", **there).communicate(timeout=120)[0] for _ in range(2)]
+        found = _runs_of(address, "outage")
+    assert int(first.split()[0]) >= 3
+    assert second.startswith("0 trials")
+    assert Counter(run.data.tags["elbolab.kind"] for run in found) == {"study": 1, "trial": 5}
+    assert {run.info.status for run in found} == {"FINISHED"}
 
 
 def test_ray_spreads_trials_and_a_node_that_dies_costs_a_retry(store: Path):
@@ -125,8 +157,8 @@ def test_ray_spreads_trials_and_a_node_that_dies_costs_a_retry(store: Path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         second = cluster.add_node(num_cpus=1)
-        process = begin(store, "spread", "--executor", "ray", "--address", str(cluster.address), "--heartbeat", "1")
-        wait_for(lambda: sum(trial.state == TrialState.RUNNING for trial in _trials()) == 2)
+        process = begin(store, "spread", "--executor", "ray", "--address", str(cluster.address), "--heartbeat", "3")
+        wait_for(lambda: sum(trial.state == TrialState.RUNNING for trial in _trials("spread")) == 2)
         wait_for(lambda: running("spread"))
         cluster.remove_node(second, allow_graceful=False)
         out, errors = process.communicate(timeout=300)
@@ -138,11 +170,18 @@ def test_ray_spreads_trials_and_a_node_that_dies_costs_a_retry(store: Path):
     runs = children(out.split()[-1])
     assert Counter(run.info.status for run in runs.values()) == {"FINISHED": 4, "FAILED": 1}
     # The storage is the driver's file whatever folder a node works in.
-    assert carry_out("spread", trials=4, heartbeat=1) == out.split()[-1]
+    assert carry_out("spread", trials=4, heartbeat=3) == out.split()[-1]
 
 
-def _trials() -> list[optuna.trial.FrozenTrial]:
+def _runs_of(address: str, experiment: str) -> list[Run]:
+    client = mlflow.MlflowClient(address)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return client.search_runs([found.experiment_id])
+
+
+def _trials(name: str) -> list[optuna.trial.FrozenTrial]:
     try:
-        return trials_of("spread")
+        return trials_of(name)
     except (KeyError, optuna.exceptions.OptunaError):
         return []

@@ -383,7 +383,8 @@ def test_a_killed_worker_costs_its_trial_a_retry_and_nothing_else(store: Path):
     define(
         store, "killed", SEARCH.replace('"epochs": 2', '"epochs": 30').replace("trials=4", "trials=4, pruner='none'")
     )
-    process = begin(store, "killed", "--workers", "2", "--heartbeat", "1")
+    # Four of these heartbeats are longer than a busy machine keeps a living worker from its next.
+    process = begin(store, "killed", "--workers", "2", "--heartbeat", "3")
     wait_for(lambda: running("killed"))
     workers = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
     os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)

@@ -1,12 +1,14 @@
 """What the tests share: a few real digits, and a tracking store of their own."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -60,6 +62,29 @@ def command(store: Path) -> Command:
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, as Playwright's Browser."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if (executable := shutil.which("chromium")) is None:
+        pytest.skip("no chromium on PATH")
+    quiet = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    quiet += ["--disable-component-update", "--disable-sync"]
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=executable, args=quiet)
+        yield opened
+        opened.close()
+
+
+def complaints(page: Any) -> list[str]:
+    """A list that grows by what goes wrong on a page from now on: console errors, exceptions, requests that fail."""
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("requestfailed", lambda request: problems.append(request.url))
+    return problems
 
 
 def wait_for_server(address: str) -> None:

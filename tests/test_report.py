@@ -2,15 +2,16 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import complaints
 from mlflow.entities import Metric, Param, RunTag
 from PIL import Image
 
@@ -335,19 +336,9 @@ def test_two_runs_of_one_model_are_told_apart(store: Store, tmp_path: Path) -> N
     assert all(f"vae {run[:8]}" in html and f'id="run-{run}"' in html for run in runs)
 
 
-def test_page_opens_in_a_browser(report: tuple[Path, dict[str, str], Store]) -> None:
-    browser_path = shutil.which("chromium")
-    if browser_path is None:
-        pytest.skip("no chromium on PATH")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    quiet = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    quiet += ["--disable-component-update", "--disable-sync"]
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=quiet)
-        view = browser.new_page(viewport={"width": 390, "height": 844})
-        problems: list[str] = []
-        view.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        view.on("pageerror", lambda error: problems.append(str(error)))
+def test_page_opens_in_a_browser(report: tuple[Path, dict[str, str], Store], browser: Any) -> None:
+    with browser.new_page(viewport={"width": 390, "height": 844}) as view:
+        problems = complaints(view)
         view.on(
             "request",
             lambda request: None if request.url.startswith(("file:", "data:")) else problems.append(request.url),
@@ -359,5 +350,4 @@ def test_page_opens_in_a_browser(report: tuple[Path, dict[str, str], Store]) -> 
         for width in (390, 1200):
             view.set_viewport_size({"width": width, "height": 844})
             assert view.evaluate("document.documentElement.scrollWidth") <= width
-        browser.close()
     assert problems == []

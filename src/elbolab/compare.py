@@ -6,7 +6,6 @@ from pathlib import Path
 from elbolab import tracker
 from elbolab.config import CompareConfig
 from elbolab.errors import UserError
-from elbolab.models import MODELS
 from elbolab.report import tables
 from elbolab.report.entries import Comparison, Entry, differences, is_latent, load, read_curves
 from elbolab.report.findings import find
@@ -15,7 +14,7 @@ from elbolab.report.sections import STARTS
 from elbolab.tracker import RunRecord
 
 ROLES = ("cnn", "vae", "latent_opt", "ppca")
-STARTS_READ = 100
+STARTS_READ = 50
 
 
 def compare(config: CompareConfig) -> Path:
@@ -67,9 +66,7 @@ def refuse_mixed(runs: Sequence[RunRecord], tag: str, what: str) -> None:
 
 def latest_runs(dataset: str | None) -> list[RunRecord]:
     """Return the latest finished run of each model that shares data and observation model with the latest of all."""
-    chosen = {"data.name": dataset} if dataset else {}
-    newest = [run for name in MODELS for run in tracker.find_runs(params={"model": name}, tags=chosen, limit=1)]
-    newest.sort(key=lambda run: -run.start)
+    newest = tracker.newest_of_each("model", {"data.name": dataset} if dataset else {})
     if not newest:
         have = sorted({run.tags.get("data.name", "") for run in tracker.find_runs(limit=100)})
         of = f" on dataset {dataset} (there are runs on {', '.join(have)})" if dataset and have else ""

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 import mlflow
 import optuna
 import pytest
-from conftest import wait_for_server
+from conftest import free_port, wait_for_server
 from mlflow.entities import Run
 from optuna.trial import TrialState
 from test_studies import SEARCH, begin, carry_out, children, define, running, trials_of, wait_for
@@ -24,12 +23,6 @@ from test_studies import SEARCH, begin, carry_out, children, define, running, tr
 from elbolab.mirror import DIED
 
 pytestmark = pytest.mark.scale
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import click
 
-from elbolab.config import CompareConfig, EvaluateConfig, MainConfig, Settings, StudyConfig
+from elbolab.config import CompareConfig, EvaluateConfig, MainConfig, PromoteConfig, Settings, StudyConfig
 from elbolab.errors import UserError
 
 # What a command prints on standard output is for scripts: `elbolab evaluate $(elbolab vae)`.
@@ -134,6 +134,23 @@ def _compare(**values: Any) -> None:
     click.echo(compare(config))
 
 
+def _promote(run: str, **values: Any) -> None:
+    """Register the model of the evaluated run RUN, and give it an alias unless the version that has it is better."""
+    config = PromoteConfig.parse(_given(values))
+    from elbolab.versions import promote
+
+    click.echo(promote(run, config))
+
+
+def _models(**values: Any) -> None:
+    """List the versions of the registered models, with what they are and how good."""
+    from elbolab.versions import list_versions
+
+    for version in list_versions():
+        aliases = "".join(f" @{alias}" for alias in version.aliases)
+        click.echo(f"models:/{version.name}/{version.version}{aliases}: {version.description or 'no description'}")
+
+
 def _main(**values: Any) -> None:
     """Train every model, evaluate every run, and write the report."""
     given = MainConfig.parse(_given(values))
@@ -156,6 +173,8 @@ for _name, _callback, _settings, _argument in (
     ("evaluate", _evaluate, EvaluateConfig, ["run"]),
     ("study", _study, StudyConfig, ["study"]),
     ("compare", _compare, CompareConfig, []),
+    ("promote", _promote, PromoteConfig, ["run"]),
+    ("models", _models, Settings, []),
     ("main", _main, MainConfig, []),
 ):
     _params = [*(click.Argument([name]) for name in _argument), *options_of(_settings)]

@@ -1,6 +1,7 @@
 """The Config base: one typed definition of a field is its flag, its parameter, its search range and its JSON."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -35,6 +36,8 @@ class Settings(BaseModel):
         name = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
             return f"{name} is not a parameter; there are: {', '.join(cls.model_fields)}"
+        if problem["type"] == "missing":
+            return f"{name} must be given: {cls.model_fields[name].description}"
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
         if not name:
             return message
@@ -111,6 +114,24 @@ class CompareConfig(Settings):
     @classmethod
     def _split(cls, run: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for item in run for name in item.split(","))
+
+
+class PromoteConfig(Settings):
+    """Under which name and alias a run's model is registered."""
+
+    name: str = Field(min_length=1)
+    """Name of the registered model."""
+    alias: str = "champion"
+    """Alias that the version gets, if it is no worse on the validation split than the one that has it."""
+    force: bool = False
+    """Give it the alias all the same."""
+
+    @field_validator("alias")
+    @classmethod
+    def _allowed(cls, alias: str) -> str:
+        if not re.fullmatch(r"(?!latest$|v\d+$)[\w-]+", alias, re.IGNORECASE | re.ASCII):
+            raise ValueError("should be letters, digits, - and _, but neither latest nor a number like v2")
+        return alias
 
 
 class StudyConfig(Settings):

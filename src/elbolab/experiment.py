@@ -101,7 +101,7 @@ def _tracked(name: str, model: Model, data: Data, tags: dict[str, str]) -> str:
         track.log_curves()
         for file in ("last", "best"):
             track.log_artifact(folder / f"{file}.safetensors", "checkpoints")
-        log_model(folder / "best.safetensors", data.val.images[:2].permute(0, 2, 3, 1).cpu().numpy())
+        log_model(model, folder / "best.safetensors", data.val.images[:2].permute(0, 2, 3, 1).cpu().numpy())
         shutil.rmtree(folder)
         # Another training's checkpoints may lie beside them.
         with suppress(OSError):

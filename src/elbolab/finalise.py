@@ -18,9 +18,10 @@ from elbolab.evaluators import Subject
 from elbolab.evaluators.importance import mean_log_px
 from elbolab.experiment import choose_device, evaluate_run, load_for, train_model
 from elbolab.mirror import PARENT, STUDY, TRIAL
-from elbolab.registry import load_model, register
+from elbolab.registry import load_model
 from elbolab.storage import Job
 from elbolab.tuning import Study, with_distortion
+from elbolab.versions import register
 
 VALUE = "elbolab.validation"
 

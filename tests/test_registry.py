@@ -13,6 +13,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 import mlflow
+import mlflow.artifacts
 import numpy as np
 import pytest
 import torch
@@ -125,7 +126,8 @@ def test_a_version_is_code_weights_and_json(trained: dict[str, str]):
     assert not any(line.startswith("elbolab") for line in requirements)
     served = mlflow.pyfunc.load_model(str(folder))
     assert served.input_example is not None
-    assert {param.name for param in served.metadata.get_params_schema()} == {"op", "n", "samples", "seed"}
+    assert (params := served.metadata.get_params_schema()) is not None
+    assert {param.name for param in params} == {"op", "n", "samples", "seed"}
 
 
 def test_the_champion_gives_way_only_to_a_better_one(trained: dict[str, str]):

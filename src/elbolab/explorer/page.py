@@ -42,16 +42,16 @@ def explore(ids: Sequence[str], config: ExploreConfig) -> Path:
 def render(runs: Sequence[RunRecord], images: int) -> str:
     """Return the page: the same test images under each run, with the evaluators' choice and inference."""
     device = choose_device("auto")
-    views, cards = [], []
     names = [run.params["model"] for run in runs]
+    subjects, views, cards = [], [], []
     for slot, (run, row) in enumerate(zip(runs, runs_table(runs), strict=True), start=1):
         model, data = load_run(run.id, device)
         assert isinstance(model, LatentModel)
-        subject = Subject(model, data, EvaluateConfig(images=images))
+        subjects.append(Subject(model, data, EvaluateConfig(images=images)))
         label = row["model"] if names.count(row["model"]) == 1 else f"{row['model']} {run.id[:8]}"
-        views.append({"label": label, **view(model, subject)})
+        views.append({"label": label, **view(model, subjects[-1])})
         cards.append({**row, "label": label, "slot": slot, "url": run.url, "inference": model.inference})
-    batches = list(subject.batches("test"))
+    batches = list(subjects[0].batches("test"))
     x = torch.cat([batch.x for batch in batches])
     payload = {
         "shape": x.shape[1:],

@@ -46,7 +46,7 @@ def expected_image(model: LatentModel) -> nn.Sequential:
     """The modules from z (B, D) to the expected image, before pixels are cut to [0, 1]."""
     match model:
         case PPCA():
-            linear = nn.Linear(*reversed(model.loadings.shape))
+            linear = nn.Linear(model.config.latent_dim, len(model.mean))
             linear.weight, linear.bias = nn.Parameter(model.loadings), nn.Parameter(model.mean)
             return nn.Sequential(linear)
         case DeepLatentModel():
@@ -57,7 +57,7 @@ def expected_image(model: LatentModel) -> nn.Sequential:
 
 
 def layers(decoder: nn.Sequential, z: Tensor, model: LatentModel) -> list[dict[str, Any]]:
-    """Each module as decoder.js knows it: its kind, shapes and how many weights it takes; none that only renames axes."""
+    """Each module as decoder.js knows it: its kind, shapes and numbers of weights; without what only renames axes."""
     found: list[dict[str, Any]] = []
     for module in decoder:
         before, z = z, module(z)

@@ -18,8 +18,8 @@ from elbolab.data import Data
 from elbolab.errors import UserError
 from elbolab.evaluators import Subject
 from elbolab.experiment import load_run, train_model
+from elbolab.explorer import views
 from elbolab.explorer.page import explore
-from elbolab.explorer.views import principal, view
 from elbolab.models import MODELS, LatentModel
 from elbolab.models.latent import DiagonalGaussian
 from elbolab.models.vae import VAE
@@ -292,12 +292,12 @@ def test_a_model_that_decodes_otherwise_is_refused(sixteen: Data):
 
     model = Negative(VAE.Config.parse({"latent_dim": 2}), sixteen.spec)
     with pytest.raises(UserError, match="cannot decode as Negative does"):
-        view(model, Subject(model, sixteen, EvaluateConfig(images=10)))
+        views.view(model, Subject(model, sixteen, EvaluateConfig(images=10)))
 
 
 def test_directions_are_principal():
     vectors = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([9, 5, 3, 2, 1, 0]) + 7
-    centre, directions, deviations, shares = principal(vectors)
+    centre, directions, deviations, shares = views.principal(vectors)
     assert len(directions) == 5
     torch.testing.assert_close(directions @ directions.T, torch.eye(5).double())
     along = (vectors.double() - centre) @ directions.T

@@ -49,7 +49,7 @@ def render(runs: Sequence[RunRecord], images: int) -> str:
         assert isinstance(model, LatentModel)
         subjects.append(Subject(model, data, EvaluateConfig(images=images)))
         label = row["model"] if names.count(row["model"]) == 1 else f"{row['model']} {run.id[:8]}"
-        views.append({"label": label, **view(model, subjects[-1])})
+        views.append(view(model, subjects[-1]))
         cards.append({**row, "label": label, "slot": slot, "url": run.url, "inference": model.inference})
     batches = list(subjects[0].batches("test"))
     x = torch.cat([batch.x for batch in batches])

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from optuna.distributions import BaseDistribution
 
 from elbolab.cli import cli, options_of
-from elbolab.config import CompareConfig, Config, EvaluateConfig, MainConfig, Settings, StudyConfig
+from elbolab.config import CompareConfig, Config, EvaluateConfig, ExploreConfig, MainConfig, Settings, StudyConfig
 from elbolab.errors import UserError
 from elbolab.models import MODELS
 
@@ -22,6 +22,7 @@ ALL: list[type[Settings]] = [
     *(model.Config for model in MODELS.values()),
     EvaluateConfig,
     CompareConfig,
+    ExploreConfig,
     MainConfig,
     StudyConfig,
 ]
@@ -114,7 +115,7 @@ def test_pins_are_those_of_pyproject_and_of_what_is_installed():
     assert {name: version(name).split("+")[0] for name in pins} == pins
 
 
-@pytest.mark.parametrize("name", [*MODELS, "evaluate", "compare", "main", "study", "promote", "models"])
+@pytest.mark.parametrize("name", [*MODELS, "evaluate", "compare", "explore", "main", "study", "promote", "models"])
 def test_help_shows_defaults_and_bounds(name: str):
     result = CliRunner().invoke(cli, [name, "--help"])
     assert result.exit_code == 0

@@ -116,7 +116,7 @@ def test_a_cnn_classifies_and_nothing_else(trained: dict[str, str], digits: Data
 def test_a_version_is_code_weights_and_json(trained: dict[str, str]):
     folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{trained['latent_opt']}/model"))
     kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert kinds == {".py", ".j2", ".json", ".yaml", ".txt", ".safetensors", ""}
+    assert kinds == {".py", ".j2", ".js", ".json", ".yaml", ".txt", ".safetensors", ""}
     # MLflow's own note of the registered version comes with the download, once there is one.
     assert {path.name for path in folder.rglob("*") if path.is_file() and not path.suffix} - {
         "registered_model_meta"

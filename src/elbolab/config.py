@@ -100,6 +100,11 @@ class EvaluateConfig(Settings):
     """Run id of the cnn that judges class preservation [default: the newest finished cnn on the same data]."""
 
 
+def split_ids(names: Sequence[str]) -> tuple[str, ...]:
+    """Run ids that are given one by one or, as `mlflow run -P run=ID,ID` gives them, separated by commas."""
+    return tuple(name for item in names for name in item.split(","))
+
+
 class CompareConfig(Settings):
     """Which runs are compared, and where the report goes."""
 
@@ -113,7 +118,16 @@ class CompareConfig(Settings):
     @field_validator("run", mode="before")
     @classmethod
     def _split(cls, run: Sequence[str]) -> tuple[str, ...]:
-        return tuple(name for item in run for name in item.split(","))
+        return split_ids(run)
+
+
+class ExploreConfig(Settings):
+    """What the page that explores a latent space holds, and where it goes."""
+
+    images: Annotated[int, Field(gt=1, le=2000)] = 500
+    """Test images on the map, stratified by class: those that an evaluation of as many images takes at seed 0."""
+    out: Path = Path("explorer.html")
+    """The page, one file."""
 
 
 class PromoteConfig(Settings):

@@ -28,16 +28,21 @@ from elbolab.report.sections import classifier_blocks, latent_blocks, likelihood
 from elbolab.report.tables import FLOOR
 
 
-def render(comparison: Comparison) -> dict[str, str]:
-    """Return the report as `index.html` and `report.md`."""
-    env = Environment(
-        loader=PackageLoader("elbolab", "report"),
+def environment() -> Environment:
+    """Return the templates of the whole package, named by their paths in it; what goes into HTML is escaped."""
+    return Environment(
+        loader=PackageLoader("elbolab", ""),
         autoescape=lambda name: bool(name and ".html" in name),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+
+
+def render(comparison: Comparison) -> dict[str, str]:
+    """Return the report as `index.html` and `report.md`."""
+    env = environment()
     env.filters["md"] = lambda text: " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
     entries = comparison.entries
     first = next((entry.run for entry in entries if entry.latent), entries[0].run)
@@ -48,7 +53,7 @@ def render(comparison: Comparison) -> dict[str, str]:
         "runs": run_cards(comparison),
         "known": comparison.slots,
     }
-    templates = {"index.html": "index.html.j2", "report.md": "report.md.j2"}
+    templates = {"index.html": "report/index.html.j2", "report.md": "report/report.md.j2"}
     return {name: env.get_template(file).render(context).strip() + "\n" for name, file in templates.items()}
 
 

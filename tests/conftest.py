@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,31 @@ def wait_for_server(address: str) -> None:
         except OSError:
             time.sleep(0.5)
     raise TimeoutError(address)
+
+
+@contextmanager
+def mlflow_server(store: Path, runs: str, port: int) -> Iterator[str]:
+    """An MLflow server that keeps its runs in the database ``runs`` and hands artifacts through; gives its address."""
+    address = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"),
+            *("--backend-store-uri", runs, "--artifacts-destination", str(store / "kept")),
+        ],
+        cwd=store,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    before = mlflow.get_tracking_uri()
+    try:
+        wait_for_server(address)
+        mlflow.set_tracking_uri(address)
+        yield address
+    finally:
+        mlflow.set_tracking_uri(before)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
 
 
 def mlflow_run(store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -4,18 +4,16 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
 import optuna
 import pytest
-from conftest import free_port, wait_for_server
+from conftest import free_port, mlflow_server
 from mlflow.entities import Run
 from optuna.trial import TrialState
 from test_studies import SEARCH, begin, carry_out, children, define, running, trials_of, wait_for
@@ -52,31 +50,6 @@ def postgres() -> Iterator[str]:
     finally:
         run(str(tools / "pg_ctl"), "-D", f"{folder}/data", "-m", "immediate", "stop")
         shutil.rmtree(folder)
-
-
-@contextmanager
-def mlflow_server(store: Path, runs: str, port: int) -> Iterator[str]:
-    """An MLflow server that keeps its runs in the database ``runs`` and hands artifacts through; gives its address."""
-    address = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"),
-            *("--backend-store-uri", runs, "--artifacts-destination", str(store / "kept")),
-        ],
-        cwd=store,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    before = mlflow.get_tracking_uri()
-    try:
-        wait_for_server(address)
-        mlflow.set_tracking_uri(address)
-        yield address
-    finally:
-        mlflow.set_tracking_uri(before)
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
 
 
 @pytest.fixture

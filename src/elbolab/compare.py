@@ -6,13 +6,16 @@ from pathlib import Path
 from elbolab import tracker
 from elbolab.config import CompareConfig
 from elbolab.errors import UserError
+from elbolab.models import MODELS
 from elbolab.report import tables
 from elbolab.report.entries import Comparison, Entry, differences, is_latent, load, read_curves
 from elbolab.report.findings import find
 from elbolab.report.page import render
+from elbolab.report.sections import STARTS
 from elbolab.tracker import RunRecord
 
 ROLES = ("cnn", "vae", "latent_opt", "ppca")
+STARTS_READ = 100
 
 
 def compare(config: CompareConfig) -> Path:
@@ -22,7 +25,7 @@ def compare(config: CompareConfig) -> Path:
     or of different data or observation models.
     """
     runs = named_runs(config.run) if config.run else latest_runs(config.dataset)
-    comparison = build(runs, tracker.find_runs("train"))
+    comparison = build(runs, other_starts(runs))
     files = {f"{name}.csv": tables.csv(name, rows) for name, rows in comparison.tables.items()}
     files |= render(comparison)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -64,24 +67,40 @@ def refuse_mixed(runs: Sequence[RunRecord], tag: str, what: str) -> None:
 
 def latest_runs(dataset: str | None) -> list[RunRecord]:
     """Return the latest finished run of each model that shares data and observation model with the latest of all."""
-    found = tracker.find_runs("train")
-    pool = [run for run in found if dataset in (None, run.tags.get("data.name"), run.params.get("dataset"))]
-    if not pool:
-        have = sorted({run.tags.get("data.name", "") for run in found})
+    chosen = {"data.name": dataset} if dataset else {}
+    newest = [run for name in MODELS for run in tracker.find_runs(params={"model": name}, tags=chosen, limit=1)]
+    newest.sort(key=lambda run: -run.start)
+    if not newest:
+        have = sorted({run.tags.get("data.name", "") for run in tracker.find_runs(limit=100)})
         of = f" on dataset {dataset} (there are runs on {', '.join(have)})" if dataset and have else ""
         raise UserError(f"no finished train run{of} in this experiment: train one first, e.g. `elbolab vae`")
-    anchor = next((run for run in pool if is_latent(run)), pool[0])
+    anchor = next((run for run in newest if is_latent(run)), newest[0])
     first: dict[str, RunRecord] = {}
-    for run in pool:
-        if _same_task(run, anchor):
-            first.setdefault(run.params["model"], run)
+    for run in newest:
+        found = [run] if _same_task(run, anchor) else tracker.find_runs("train", *_alike(run, anchor), limit=1)
+        first.update((one.params["model"], one) for one in found)
     return [first[name] for name in sorted(first, key=lambda name: (_rank(name), name))]
+
+
+def other_starts(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return the newest runs of each initialisation of latent optimisation on the task of the compared one."""
+    base = next((run for run in runs if "latent_init" in run.params), None)
+    if base is None:
+        return []
+    params, tags = _alike(base, base)
+    found = (tracker.find_runs("train", {**params, "latent_init": start}, tags, STARTS_READ) for start in STARTS)
+    return [run for runs in found for run in runs]
+
+
+def _alike(run: RunRecord, anchor: RunRecord) -> tuple[dict[str, str], dict[str, str]]:
+    """The parameters and tags of all runs of the model of ``run`` on the task of ``anchor``."""
+    tags = ["data.digest"] + (["observation_model"] if is_latent(run) and is_latent(anchor) else [])
+    return {"model": run.params["model"]}, {tag: anchor.tags[tag] for tag in tags}
 
 
 def _same_task(run: RunRecord, anchor: RunRecord) -> bool:
     """Whether two runs saw the same data and, both being densities, the same observation model."""
-    tags = ["data.digest"] + (["observation_model"] if is_latent(run) and is_latent(anchor) else [])
-    return all(run.tags.get(tag) == anchor.tags.get(tag) for tag in tags)
+    return _alike(run, anchor)[1].items() <= run.tags.items()
 
 
 def _rank(model: str) -> int:

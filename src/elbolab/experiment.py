@@ -120,11 +120,10 @@ def _both(*reports: Callable[[Event], None]) -> Callable[[Event], None]:
 def _classifier(chosen: str | None, data: Data, device: str) -> tuple[str, CNN] | None:
     """The cnn of the run ``chosen``, else of the newest finished cnn run on the same data, else none."""
     if chosen is None:
-        runs = [run for run in tracker.find_runs() if run.params.get("model") == "cnn"]
-        same = [run.id for run in runs if run.tags.get("data.digest") == data.spec.digest]
-        if not same:
+        newest = tracker.find_runs(params={"model": "cnn"}, tags={"data.digest": data.spec.digest}, limit=1)
+        if not newest:
             return None
-        chosen = same[0]
+        chosen = newest[0].id
     model = load_model(chosen, device)
     if not isinstance(model, CNN):
         raise UserError(f"classifier={chosen!r} is the run of another model than cnn; name a cnn's run")

@@ -93,8 +93,8 @@ def _train(job: Job, parent: str, trial: FrozenTrial, seeds: int) -> list[dict[s
     config = job.study.config_of(trial.params)
     done = {
         run.params["seed"]: run
-        for run in tracker.find_runs("train")
-        if (run.tags.get(PARENT), run.tags.get(TRIAL)) == (parent, str(trial.number)) and VALUE in run.tags
+        for run in tracker.find_runs("train", tags={PARENT: parent, TRIAL: str(trial.number)})
+        if VALUE in run.tags
     }
     rows = []
     fresh_seed = max(config.seed, *job.study.seeds) + 1

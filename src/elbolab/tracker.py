@@ -5,7 +5,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from torch import Tensor
 
+from elbolab import histories
 from elbolab.data import Data
 from elbolab.errors import UserError
 from elbolab.report.curves import draw_curves
@@ -26,6 +27,8 @@ from elbolab.sqlite import PREFIX, first_use
 from elbolab.trainer import Event
 
 KIND, FAILURE = "elbolab.kind", "failure"
+NOTHING: Mapping[str, str] = {}
+PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -197,17 +200,30 @@ def current_experiment() -> str:
     return experiment.experiment_id
 
 
-def find_runs(kind: str = "train") -> list[RunRecord]:
-    """The finished runs of a kind in the current experiment, newest first."""
-    query = f"tags.`{KIND}` = '{kind}' and attributes.status = 'FINISHED'"
+def find_runs(
+    kind: str = "train",
+    params: Mapping[str, str] = NOTHING,
+    tags: Mapping[str, str] = NOTHING,
+    limit: int | None = None,
+) -> list[RunRecord]:
+    """The finished runs of a kind in the current experiment that have these ``params`` and ``tags``, newest first.
+
+    The server chooses them; ``limit`` is how many it gives at most.
+    """
+    wanted = {f"tags.`{KIND}`": kind, "attributes.status": "FINISHED"}
+    wanted |= {f"params.`{key}`": value for key, value in params.items()}
+    wanted |= {f"tags.`{key}`": value for key, value in tags.items()}
+    quotes = {key: '"' if "'" in value else "'" for key, value in wanted.items()}
+    query = " and ".join(f"{key} = {quotes[key]}{value}{quotes[key]}" for key, value in wanted.items())
     client, experiment = mlflow.MlflowClient(), current_experiment()
-    found: list[Run] = []
+    found: list[RunRecord] = []
     token = None
     while True:
-        page = client.search_runs([experiment], query, max_results=1000, order_by=["start_time DESC"], page_token=token)
-        found += page
-        if not (token := page.token):
-            return [_record(item) for item in found]
+        size = PAGE if limit is None else min(PAGE, limit - len(found))
+        page = client.search_runs([experiment], query, max_results=size, page_token=token)
+        found += map(_record, page)
+        if not (token := page.token) or len(found) == limit:
+            return found
 
 
 def get_run(run_id: str) -> RunRecord:
@@ -220,15 +236,17 @@ def get_run(run_id: str) -> RunRecord:
 
 
 def history(run_ids: list[str]) -> pd.DataFrame:
-    """Every train/* and val/* metric of the runs, a row a value: columns run, key, step, value."""
-    client = mlflow.MlflowClient()
-    rows = [
-        (run_id, key, metric.step, metric.value)
-        for run_id in run_ids
-        for key in sorted(client.get_run(run_id).data.metrics)
-        if key.startswith(("train/", "val/"))
-        for metric in client.get_metric_history(run_id, key)
-    ]
+    """Every train/* and val/* metric that the runs logged by epoch, a row a value: columns run, key, step, value."""
+    keys: dict[str, list[str]] = {}
+    for start in range(0, len(run_ids), histories.RUNS_A_CALL):
+        some = ", ".join(f"'{run_id}'" for run_id in run_ids[start : start + histories.RUNS_A_CALL])
+        query = f"attributes.run_id IN ({some})"
+        for run in mlflow.search_runs(filter_string=query, search_all_experiments=True, output_format="list"):
+            # An evaluation logs each of its figures once, at step 0.
+            for metric in run.data.to_proto().metrics:
+                if metric.key.startswith(("train/", "val/")) and metric.step > 0:
+                    keys.setdefault(metric.key, []).append(run.info.run_id)
+    rows = [(run, key, step, value) for key in keys for run, step, value in histories.values(keys[key], key)]
     return pd.DataFrame(rows, columns=["run", "key", "step", "value"])
 
 

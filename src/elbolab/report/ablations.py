@@ -79,8 +79,6 @@ def table(comparison: Comparison, base: Entry, mine: list[Variant]) -> Table:
 
 def again(base: Entry, start: str) -> str:
     """Return the command that trains a run that differs from the compared one in its initialisation."""
-    given = {key: value for key, value in base.run.params.items() if key not in ("model", "data_dir", "device")}
-    flags = (
-        f" --{key.replace('_', '-')} {public(value)}" for key, value in sorted((given | {"latent_init": start}).items())
-    )
-    return f"elbolab {base.model}" + "".join(flags)
+    given = {key: public(value) for key, value in base.run.params.items() if key not in ("model", "data_dir", "device")}
+    flags = sorted((given | {"latent_init": start}).items())
+    return f"elbolab {base.model}" + "".join(f" --{key.replace('_', '-')} {value}" for key, value in flags)

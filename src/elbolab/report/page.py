@@ -87,19 +87,17 @@ def sections(comparison: Comparison, prefix: str) -> list[Section]:
 
 def overview_blocks(comparisons: Sequence[Comparison]) -> list[Table]:
     """Return the table of models by datasets."""
-    rows: dict[str, list[Cell]] = {}
+    shown = {entry.label: entry.slot for comparison in comparisons for entry in comparison.latents}
+    rows: dict[str, list[Cell]] = {
+        name: [Ref(name, slot=slot), *[DASH] * len(comparisons)] for name, slot in (shown | {FLOOR: FLOOR_SLOT}).items()
+    }
     for place, comparison in enumerate(comparisons, start=1):
-        slots = {entry.label: entry.slot for entry in comparison.entries} | {FLOOR: FLOOR_SLOT}
         for row in comparison.tables["summary"]:
             if row["split"] == "test" and "log_px" in row:
-                line = rows.setdefault(
-                    row["model"], [Ref(row["model"], slot=slots[row["model"]]), *[DASH] * len(comparisons)]
-                )
-                line[place] = Ref(measured(row["log_px"], row["log_px_se"]), row["run"])
+                rows[row["model"]][place] = Ref(measured(row["log_px"], row["log_px_se"]), row["run"])
     caption = "Test log p(x) of an image ± standard error over images, nats, by model and dataset."
     head = ["Model", *(comparison.tag("data.name") for comparison in comparisons)]
-    last = sorted(rows, key=lambda label: label == FLOOR)
-    return [Table("datasets", caption, head, [rows[label] for label in last], left=1)]
+    return [Table("datasets", caption, head, list(rows.values()), left=1)]
 
 
 def card(comparison: Comparison, entry: Entry) -> dict[str, Any]:

@@ -3,18 +3,7 @@
 from typing import Any
 
 from elbolab.report import figures
-from elbolab.report.blocks import (
-    DASH,
-    Cell,
-    Figures,
-    Missing,
-    Ref,
-    Table,
-    between,
-    measured,
-    number,
-    shorts,
-)
+from elbolab.report.blocks import DASH, Cell, Figures, Missing, Ref, Table, between, measured, number, shorts
 from elbolab.report.entries import Comparison, Entry, Variant, public
 from elbolab.report.figures import Series
 
@@ -59,20 +48,17 @@ def table(comparison: Comparison, base: Entry, mine: list[Variant]) -> Table:
     rows: list[list[Cell]] = []
     for row, entry in zip(found, [base, *(variant.entry for variant in mine)], strict=True):
         change = [row["field"], row["value"], row["base"]] if entry is not base else ["as compared", DASH, DASH]
-        elbos = [
-            number(row["best_val_elbo"]),
-            row["best_epochs"].replace(" ", ", ") or DASH,
-            number(row["last_val_elbo"]),
-        ]
+        best, at = number(row["best_val_elbo"]), row["best_epochs"].replace(" ", ", ")
+        elbos = [f"{best} at {at}" if at else DASH, number(row["last_val_elbo"])]
         test = measured(row["test_log_px"], row["test_log_px_se"])
         gap = [number(row["mean"]), between(row["low"], row["high"])] if "mean" in row else [DASH, DASH]
         rows.append([*change, shorts(entry), str(row["seeds"]), *elbos, test, *gap])
-    head = ["Parameter", "Value", "Compared", "Runs", "Seeds", "Best ELBO", "At epoch", "Last ELBO"]
+    head = ["Parameter", "Value", "Compared", "Runs", "Seeds", "Best ELBO", "Last ELBO"]
     head += ["Test log p(x)", "Difference", "95% interval"]
     caption = (
         f"{base.label}: runs that differ from the compared one in one parameter; nats, means over seeds. ELBO on "
-        "validation images; test log p(x) ± standard error over images; difference to the compared one on the same "
-        "images, with its 95% bootstrap interval."
+        "validation images, the best at the epoch of each seed; test log p(x) ± standard error over images; difference "
+        "to the compared one on the same images, with its 95% bootstrap interval."
     )
     return Table(f"ablations {base.label}", caption, head, rows, left=4)
 

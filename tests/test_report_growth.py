@@ -13,9 +13,9 @@ from conftest import complaints
 from invented_runs import Store, fill, served, signed
 from scipy.stats import t as student_t
 
-from elbolab.compare import CompareConfig, colours, compare
+from elbolab.compare import CompareConfig, by_dataset, colours, compare, named_runs
 from elbolab.errors import UserError
-from elbolab.intervals import mean_and_half_width, paired
+from elbolab.intervals import paired
 from elbolab.report.figures import FLOOR_SLOT, SPARE_SLOTS
 
 ODD = "npz:odd_50%&#{1}~^.npz"
@@ -89,11 +89,6 @@ def luminance(tint: str) -> float:
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-def test_half_width_is_students() -> None:
-    mean, half = mean_and_half_width([1.0, 2.0, 6.0])
-    assert (mean, half) == (3.0, pytest.approx(student_t.ppf(0.975, 2) * np.sqrt(7 / 3)))
-
-
 def test_paired_interval_covers_the_truth_as_often_as_it_says() -> None:
     random = np.random.default_rng(0)
     hits = 0
@@ -165,13 +160,11 @@ def test_overview_has_every_model_on_every_dataset(wide: Wide) -> None:
     assert any(row[0] == "latent_opt" and row[2] == "\u2013" for row in overview)
 
 
-def test_runs_named_are_grouped_by_dataset_and_seed(wide: Wide, tmp_path: Path) -> None:
+def test_runs_named_are_grouped_by_dataset_and_seed(wide: Wide) -> None:
     named = (*wide.odd.values(), *(wide.ids[name] for name in ("seed 1", "vae", "lr 0")))
-    page = compare(CompareConfig(run=named, out=tmp_path / "report"))
-    assert rows_of(page.read_text())[0][0] == ["Model", ODD, "toy"]
-    assert set(pd.read_csv(page.parent / "seeds.csv")["runs"]) == {f"{wide.ids['vae']} {wide.ids['seed 1']}"}
-    summary = pd.read_csv(page.parent / "summary.csv").query("dataset == 'toy'")
-    assert set(summary["model"]) == {*(f"vae {wide.ids[name][:8]}" for name in ("vae", "lr 0")), "constant image"}
+    found = [[[run.id for run in group] for group in groups] for groups in by_dataset(named_runs(named))]
+    vaes = [[wide.ids["vae"], wide.ids["seed 1"]], [wide.ids["lr 0"]]]
+    assert found == [[[wide.odd["vae"]], [wide.odd["ppca"]]], vaes]
 
 
 def test_datasets_of_different_observation_models_are_refused(wide: Wide, tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ def seed_blocks(comparison: Comparison) -> list[Table]:
             cells.append(percent(row.get("mean"), row.get("half_width")))
         rows.append([Ref(entry.label, slot=entry.slot), shorts(entry), str(len(entry.runs)), *cells])
     caption = (
-        "Over seeds: mean ± half of its 95% interval, by Student's t with one degree of freedom less than seeds. All "
-        "else on the page, figures and pictures too, shows the newest run of each model, the first named here."
+        "Over seeds: mean ± half of its 95% interval, by Student's t with one degree of freedom less than seeds. "
+        "Differences and ablations average over seeds too; all else on the page, figures and pictures included, shows "
+        "the newest run of each model, the first named here."
     )
     return [Table("seeds", caption, ["Model", "Runs", "Seeds", *SEED_HEAD], rows)] if rows else []
 
@@ -46,7 +47,8 @@ def pair_blocks(comparison: Comparison) -> list[Any]:
     caption = (
         "Image by image: log p(x) under the first model less that under the second, nats, mean over the images that "
         "both were evaluated on, with its 95% interval from 10,000 bootstrap resamples of these images; and the share "
-        f"of them that each explains better.{averaged}"
+        "of them that each explains better. The interval is over images, for these trainings as they are."
+        f"{averaged}"
     )
     head = [
         "Model",

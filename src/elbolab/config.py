@@ -109,16 +109,18 @@ class CompareConfig(Settings):
     """Which runs are compared, and where the report goes."""
 
     run: tuple[str, ...] = ()
-    """Run ids to compare, repeated or separated by commas [default: the newest finished run of each model]."""
-    dataset: str | None = None
-    """Dataset of the newest runs [default: that of the newest latent-variable model]."""
+    """Run ids to compare, repeated or separated by commas [default: the newest finished run of each model and its
+    other seeds]."""
+    dataset: tuple[str, ...] = ()
+    """Datasets of the newest runs, repeated or separated by commas [default: that of the newest latent-variable
+    model]."""
     out: Path = Path("report")
     """Folder of the report."""
 
-    @field_validator("run", mode="before")
+    @field_validator("run", "dataset", mode="before")
     @classmethod
-    def _split(cls, run: Sequence[str]) -> tuple[str, ...]:
-        return split_ids(run)
+    def _split(cls, given: Sequence[str]) -> tuple[str, ...]:
+        return split_ids(given)
 
 
 class ExploreConfig(Settings):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from elbolab.compare import named_runs
+from elbolab.compare import named_runs, refuse_mixed
 from elbolab.config import EvaluateConfig, ExploreConfig
 from elbolab.errors import UserError
 from elbolab.evaluators import Subject
@@ -29,7 +29,8 @@ def explore(ids: Sequence[str], config: ExploreConfig) -> Path:
         raise UserError(f"out={str(config.out)!r} is a folder; name a file, e.g. {config.out / 'explorer.html'}")
     if len(ids) > 2:
         raise UserError(f"{len(ids)} runs are too many for one page; name one or two")
-    runs = named_runs(ids)
+    runs = sorted(named_runs(ids), key=lambda run: ids.index(run.id))
+    refuse_mixed(runs, "data.digest", "data")
     for run in runs:
         if not is_latent(run):
             raise UserError(f"run {run.id} is a classifier's and has no latent space; name a latent-variable model's")

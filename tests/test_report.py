@@ -176,6 +176,9 @@ def test_runs_link_to_their_server(store: Store) -> None:
     assert f'<a class="id" {href}>{run.id}</a>' in page["index.html"]
     assert f'<a class="id" {href}>{run.id[:8]}</a>' in page["index.html"]
     assert f'href="#run-{run.id}"' not in page["index.html"]
+    numbers = re.findall(r'<td class="n">(.*?)</td>', page["index.html"])
+    assert numbers
+    assert all(f'<a class="value" {href}>' in text for text in numbers if text != "\u2013")
     assert f"[`{run.id[:8]}`](https://server/#/runs/1?a=1&b=2)" in page["report.md"]
 
 

@@ -1,5 +1,6 @@
 """`elbolab compare` on a store of many runs: `python benchmarks/compare_scale.py`; seconds and peak memory of it."""
 
+import multiprocessing
 import os
 import signal
 import sqlite3
@@ -12,11 +13,6 @@ from contextlib import closing
 from pathlib import Path
 
 import click
-import mlflow
-
-from elbolab.config import EvaluateConfig
-from elbolab.experiment import evaluate_run, train_model
-from elbolab.models import MODELS
 
 STORE, PORT = "sqlite:///mlflow.db", 5986
 SMALL = {"epochs": 30, "train_size": 60, "val_size": 20, "test_size": 20}
@@ -45,6 +41,12 @@ insert into inputs (input_uuid, source_type, source_id, destination_type, destin
 
 def fill(runs: int) -> None:
     """Train and evaluate what `elbolab main` does, but small, and copy it until the store has ``runs`` runs."""
+    import mlflow
+
+    from elbolab.config import EvaluateConfig
+    from elbolab.experiment import evaluate_run, train_model
+    from elbolab.models import MODELS
+
     mlflow.set_tracking_uri(STORE)
     for name, changes in [*((name, {}) for name in MODELS), ("latent_opt", {"latent_init": "zeros"})]:
         evaluate_run(train_model(name, MODELS[name].Config.parse(SMALL | changes)), EvaluateConfig(samples=10))
@@ -57,9 +59,8 @@ def fill(runs: int) -> None:
         store.execute("drop table sqlite_stat1")
         store.commit()
         counts = [store.execute(f"select count(*) from {table}").fetchone()[0] for table in ("runs", "metrics")]
-    click.echo(
-        f"the store: {counts[0]} runs, {counts[1]} values of metrics, {Path('mlflow.db').stat().st_size >> 20} MiB"
-    )
+    size = Path("mlflow.db").stat().st_size >> 20
+    click.echo(f"the store: {counts[0]} runs, {counts[1]} values of metrics, {size} MiB")
 
 
 def measure(what: str, uri: str) -> None:
@@ -99,7 +100,10 @@ def main(runs: int, rounds: int) -> None:
     os.chdir(tempfile.mkdtemp())
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    fill(runs)
+    # In a process of its own, since the peak memory of a process counts that of the one which started it.
+    filling = multiprocessing.get_context("spawn").Process(target=fill, args=(runs,))
+    filling.start()
+    filling.join()
     server = serve()
     try:
         for _ in range(rounds):

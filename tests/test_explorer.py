@@ -278,7 +278,7 @@ def test_other_runs_than_one_or_two_of_the_same_data_are_refused(runs: dict[str,
     out = tmp_path / "explorer.html"
     with pytest.raises(UserError, match="3 runs are too many for one page"):
         explore([runs[name] for name in ("vae", "latent_opt", "ppca")], ExploreConfig(out=out))
-    with pytest.raises(UserError, match="runs of different .* cannot be compared"):
+    with pytest.raises(UserError, match=r"runs of different .* cannot be compared"):
         explore([runs[name] for name in ("vae", "colour")], ExploreConfig(out=out))
     with pytest.raises(UserError, match="is a folder; name a file"):
         explore([runs["vae"]], ExploreConfig(out=tmp_path))

@@ -7,7 +7,6 @@ from pathlib import Path
 from elbolab import tracker
 from elbolab.config import CompareConfig
 from elbolab.errors import UserError
-from elbolab.models import MODELS
 from elbolab.report import tables
 from elbolab.report.entries import (
     Comparison,
@@ -103,9 +102,7 @@ def latest_runs(dataset: str | None) -> list[Group]:
 
     Raises UserError when there is no run of the dataset.
     """
-    chosen = {"data.name": dataset} if dataset else {}
-    newest = [run for name in MODELS for run in tracker.find_runs(params={"model": name}, tags=chosen, limit=1)]
-    newest.sort(key=lambda run: -run.start)
+    newest = tracker.newest_of_each("model", {"data.name": dataset} if dataset else {})
     if not newest:
         have = sorted({run.tags.get("data.name", "") for run in tracker.find_runs(limit=100)})
         of = f" on dataset {dataset} (there are runs on {', '.join(have)})" if dataset and have else ""

@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import mlflow.artifacts
@@ -17,14 +18,18 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
-from torch import Tensor
 
 from elbolab import histories
-from elbolab.data import Data
 from elbolab.errors import UserError
 from elbolab.report.curves import draw_curves
 from elbolab.sqlite import PREFIX, first_use
-from elbolab.trainer import Event
+
+if TYPE_CHECKING:
+    # Comparing runs takes no torch, whose import takes seconds.
+    from torch import Tensor
+
+    from elbolab.data import Data
+    from elbolab.trainer import Event
 
 KIND, FAILURE = "elbolab.kind", "failure"
 NOTHING: Mapping[str, str] = {}
@@ -85,13 +90,13 @@ class Tracker:
                 file.write_text(json.dumps(value, indent=1))
             self.log_artifact(file, str(Path(path).parent) if "/" in path else None)
 
-    def log_data(self, data: Data) -> None:
+    def log_data(self, data: "Data") -> None:
         """Log the training images as the run's input, with the digest of all the content of all splits."""
         images, labels = data.train.images.cpu().numpy(), data.train.labels.cpu().numpy()
         dataset = mlflow.data.from_numpy(images, targets=labels, name=data.name, digest=data.spec.digest)  # pyright: ignore
         mlflow.log_input(dataset, context="training")
 
-    def report(self, event: Event) -> None:
+    def report(self, event: "Event") -> None:
         """Log an epoch: its metrics in one call, its images by step."""
         self._history.append(event.metrics)
         self.log_metrics(event.metrics, event.epoch)
@@ -106,7 +111,7 @@ class Tracker:
             self.log_artifact(file, "figures")
 
 
-def _tile(grid: Tensor) -> np.ndarray:
+def _tile(grid: "Tensor") -> np.ndarray:
     """Images (rows, columns, C, H, W) in [0, 1] as one uint8 picture (height, width, C), a white pixel between them."""
     rows, columns, channels, height, width = grid.shape
     picture = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, np.uint8)
@@ -210,11 +215,23 @@ def find_runs(
 
     The server chooses them; ``limit`` is how many it gives at most.
     """
-    wanted = {f"tags.`{KIND}`": kind, "attributes.status": "FINISHED"}
-    wanted |= {f"params.`{key}`": value for key, value in params.items()}
-    wanted |= {f"tags.`{key}`": value for key, value in tags.items()}
-    quotes = {key: '"' if "'" in value else "'" for key, value in wanted.items()}
-    query = " and ".join(f"{key} = {quotes[key]}{value}{quotes[key]}" for key, value in wanted.items())
+    conditions = [f"params.`{key}` = {_quoted(value)}" for key, value in params.items()]
+    conditions += [f"tags.`{key}` = {_quoted(value)}" for key, value in {KIND: kind, **tags}.items()]
+    return _search(conditions, limit)
+
+
+def newest_of_each(param: str, tags: Mapping[str, str] = NOTHING) -> list[RunRecord]:
+    """The newest finished train run for each value of a parameter, of those that have these ``tags``, newest first."""
+    conditions = [f"tags.`{key}` = {_quoted(value)}" for key, value in {KIND: "train", **tags}.items()]
+    found: list[RunRecord] = []
+    while another := _search(conditions, 1):
+        found += another
+        conditions.append(f"params.`{param}` != {_quoted(another[0].params[param])}")
+    return found
+
+
+def _search(conditions: list[str], limit: int | None) -> list[RunRecord]:
+    query = " and ".join(["attributes.status = 'FINISHED'", *conditions])
     client, experiment = mlflow.MlflowClient(), current_experiment()
     found: list[RunRecord] = []
     token = None
@@ -224,6 +241,10 @@ def find_runs(
         found += map(_record, page)
         if not (token := page.token) or len(found) == limit:
             return found
+
+
+def _quoted(value: str) -> str:
+    return f'"{value}"' if "'" in value else f"'{value}'"
 
 
 def get_run(run_id: str) -> RunRecord:
@@ -258,9 +279,15 @@ def list_artifacts(run_id: str, path: str = "") -> list[str]:
 def fetch(run_id: str, path: str) -> Path:
     """A local copy of an artifact; raises UserError where the run has none of that path."""
     try:
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
+        # By its address, since MLflow would ask for the run twice more and copy a file that is on this machine.
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{_artifact_uri(run_id)}/{path}"))
     except (MlflowException, OSError) as error:
         raise UserError(f"run {run_id} has no artifact {path!r}") from error
+
+
+@cache
+def _artifact_uri(run_id: str) -> str | None:
+    return mlflow.MlflowClient().get_run(run_id).info.artifact_uri
 
 
 def step_images(run_id: str, key: str) -> dict[int, Path]:

@@ -26,7 +26,9 @@ from elbolab.report.page import render
 from elbolab.tracker import RunRecord
 
 ROLES = ("cnn", "vae", "latent_opt", "ppca")
-OTHERS = 200
+# A page for people has an end, and so has what is read for it: the newest runs of a model are looked through for at most
+# so many seeds and ablations.
+OTHERS, MOST_SEEDS, MOST_ABLATIONS = 100, 20, 20
 
 Group = tuple[RunRecord, ...]
 """Runs that differ in their seed only, first the one that is shown."""
@@ -132,7 +134,7 @@ def with_seeds(run: RunRecord, pool: Iterable[RunRecord]) -> Group:
             and _evaluated_alike(other, run)
         ):
             found.setdefault(other.params.get("seed"), other)
-    return tuple(found.values())
+    return tuple(found.values())[:MOST_SEEDS]
 
 
 def variants_of(base: Entry, pool: Sequence[RunRecord]) -> list[tuple[str, Group]]:
@@ -141,7 +143,8 @@ def variants_of(base: Entry, pool: Sequence[RunRecord]) -> list[tuple[str, Group
     for run in sorted(pool, key=lambda run: not _evaluated_alike(run, base.run)):
         if _same_model(run, base.run) and len(fields := differences(run, base.run)) == 1:
             first.setdefault((fields[0], run.params.get(fields[0], "")), run)
-    return [(field, with_seeds(run, pool)) for (field, _), run in sorted(first.items(), key=lambda item: item[0])]
+    kept = sorted(list(first.items())[:MOST_ABLATIONS], key=lambda item: item[0])
+    return [(field, with_seeds(run, pool)) for (field, _), run in kept]
 
 
 def _alike(run: RunRecord, anchor: RunRecord) -> tuple[dict[str, str], dict[str, str]]:

@@ -145,7 +145,12 @@ def is_evaluated(run: RunRecord) -> bool:
 def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
     """Fetch what the evaluations and the shown run's training left, empty where nothing was left."""
     run = runs[0]
-    classes, examples = _evaluation_file(run, "classes.json"), _evaluation_file(run, "examples.npz")
+    have = set(tracker.list_artifacts(run.id, "evaluation"))
+
+    def path(name: str) -> Path | None:
+        return tracker.fetch(run.id, f"evaluation/{name}") if f"evaluation/{name}" in have else None
+
+    classes, examples = path("classes.json"), path("examples.npz")
     return Entry(
         label,
         slot,
@@ -159,13 +164,12 @@ def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
 
 def likelihoods(runs: Iterable[RunRecord]) -> tuple[pd.DataFrame, ...]:
     """Fetch each run's log p(x) image by image, an empty table where it was not evaluated."""
-    files = (_evaluation_file(run, "likelihood.parquet") for run in runs)
-    return tuple(pd.read_parquet(file) if file else pd.DataFrame() for file in files)
-
-
-def _evaluation_file(run: RunRecord, name: str) -> Path | None:
-    path = f"evaluation/{name}"
-    return tracker.fetch(run.id, path) if path in tracker.list_artifacts(run.id, "evaluation") else None
+    return tuple(
+        pd.read_parquet(tracker.fetch(run.id, "evaluation/likelihood.parquet"))
+        if is_latent(run) and is_evaluated(run)
+        else pd.DataFrame()
+        for run in runs
+    )
 
 
 def _by_image(frame: pd.DataFrame, split: str, column: str, table: bool) -> dict[int, float]:

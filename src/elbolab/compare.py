@@ -26,8 +26,8 @@ from elbolab.report.page import render
 from elbolab.tracker import RunRecord
 
 ROLES = ("cnn", "vae", "latent_opt", "ppca")
-# A page for people has an end, and so has what is read for it: the newest runs of a model are looked through for at most
-# so many seeds and ablations.
+# A page for people has an end, and so has what is read for it: the newest runs of a model are looked through, and of
+# what is found so many seeds and ablations are kept.
 OTHERS, MOST_SEEDS, MOST_ABLATIONS = 100, 20, 20
 
 Group = tuple[RunRecord, ...]

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: report test test-scale check reproduce clean
+.PHONY: report test test-scale test-install check reproduce clean
 
 report: .venv/installed
 	$(RUN) mlflow run . --env-manager local -P images=100
@@ -15,6 +15,10 @@ test: .venv/tested
 # PostgreSQL, Ray and torchrun, which take minutes more.
 test-scale: .venv/tested
 	$(BIN)/pytest -m scale
+
+# A registered version in an environment that pip makes of its requirements, torch among them.
+test-install: .venv/tested
+	$(BIN)/pytest -m install
 
 check: .venv/tested
 	$(BIN)/ruff check .

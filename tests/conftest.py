@@ -25,6 +25,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 # Two threads that wait for each other on two busy cores cost more than they give on batches this small.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +91,13 @@ def complaints(page: Any) -> list[str]:
     return problems
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens to."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def wait_for_server(address: str) -> None:
     """Return once the MLflow server at ``address`` answers."""
     for _ in range(120):
@@ -99,12 +107,6 @@ def wait_for_server(address: str) -> None:
         except OSError:
             time.sleep(0.5)
     raise TimeoutError(address)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @contextmanager

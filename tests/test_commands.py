@@ -170,6 +170,12 @@ def test_every_entry_point_by_mlflow_run(store: Path):
     assert done.returncode == 0, done.stderr
     page = (store / "out" / "index.html").read_text()
     assert all(run.id[:8] in page for run in by_model.values())
+
+    done = mlflow_run(
+        store, "explore", f"run={vae},{by_model['latent_opt'].id}", "images=10", f"out={store / 'explorer.html'}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert vae in (store / "explorer.html").read_text()
     assert {run.info.status for run in runs()} == {"FINISHED"}
 
     done = mlflow_run(store, "vae", "latent_dim=0")

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from elbolab import Study, load_model, tracker
 from elbolab.config import StudyConfig
 from elbolab.errors import UserError
-from elbolab.finalise import mean_and_half_width
+from elbolab.intervals import mean_and_half_width
 from elbolab.mirror import DIED, PARENT, TRIAL
 from elbolab.studies import run_study
 from elbolab.trainer import train

@@ -9,7 +9,16 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import click
 
-from elbolab.config import CompareConfig, EvaluateConfig, MainConfig, Settings, StudyConfig
+from elbolab.config import (
+    CompareConfig,
+    EvaluateConfig,
+    ExploreConfig,
+    MainConfig,
+    PromoteConfig,
+    Settings,
+    StudyConfig,
+    split_ids,
+)
 from elbolab.errors import UserError
 
 # What a command prints on standard output is for scripts: `elbolab evaluate $(elbolab vae)`.
@@ -134,6 +143,31 @@ def _compare(**values: Any) -> None:
     click.echo(compare(config))
 
 
+def _promote(run: str, **values: Any) -> None:
+    """Register the model of the evaluated run RUN, and give it an alias unless the version that has it is better."""
+    config = PromoteConfig.parse(_given(values))
+    from elbolab.versions import promote
+
+    click.echo(promote(run, config))
+
+
+def _models(**values: Any) -> None:
+    """List the versions of the registered models, with what they are and how good."""
+    from elbolab.versions import list_versions
+
+    for version in list_versions():
+        aliases = "".join(f" @{alias}" for alias in version.aliases)
+        click.echo(f"models:/{version.name}/{version.version}{aliases}: {version.description or 'no description'}")
+
+
+def _explore(run: tuple[str, ...], **values: Any) -> None:
+    """Write a page that decodes in the browser: the latent space of one trained RUN, or of two side by side."""
+    config = ExploreConfig.parse(_given(values))
+    from elbolab.explorer.page import explore
+
+    click.echo(explore(split_ids(run), config))
+
+
 def _main(**values: Any) -> None:
     """Train every model, evaluate every run, and write the report."""
     given = MainConfig.parse(_given(values))
@@ -152,13 +186,16 @@ def _study(study: str, **values: Any) -> None:
     click.echo(run_study(study, config))
 
 
-for _name, _callback, _settings, _argument in (
-    ("evaluate", _evaluate, EvaluateConfig, ["run"]),
-    ("study", _study, StudyConfig, ["study"]),
+for _name, _callback, _settings, _arguments in (
+    ("evaluate", _evaluate, EvaluateConfig, [click.Argument(["run"])]),
+    ("study", _study, StudyConfig, [click.Argument(["study"])]),
     ("compare", _compare, CompareConfig, []),
+    ("promote", _promote, PromoteConfig, [click.Argument(["run"])]),
+    ("models", _models, Settings, []),
+    ("explore", _explore, ExploreConfig, [click.Argument(["run"], nargs=-1, required=True)]),
     ("main", _main, MainConfig, []),
 ):
-    _params = [*(click.Argument([name]) for name in _argument), *options_of(_settings)]
+    _params = [*_arguments, *options_of(_settings)]
     cli.add_command(click.Command(_name, callback=_callback, params=_params, help=_callback.__doc__))
 
 

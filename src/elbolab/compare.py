@@ -1,39 +1,59 @@
 """Choose finished runs of the tracking server and write the comparison report."""
 
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 from elbolab import tracker
 from elbolab.config import CompareConfig
 from elbolab.errors import UserError
 from elbolab.report import tables
-from elbolab.report.entries import Comparison, Entry, differences, is_latent, load, read_curves
+from elbolab.report.entries import (
+    Comparison,
+    Entry,
+    Variant,
+    differences,
+    is_evaluated,
+    is_latent,
+    likelihoods,
+    load,
+    public,
+    read_curves,
+)
+from elbolab.report.figures import SPARE_SLOTS
 from elbolab.report.findings import find
 from elbolab.report.page import render
-from elbolab.report.sections import STARTS
 from elbolab.tracker import RunRecord
 
 ROLES = ("cnn", "vae", "latent_opt", "ppca")
-STARTS_READ = 50
+# A page for people has an end, and so has what is read for it: the newest runs of a model are looked through, and of
+# what is found so many seeds and ablations are kept.
+OTHERS, MOST_SEEDS, MOST_ABLATIONS = 100, 20, 20
+
+Group = tuple[RunRecord, ...]
+"""Runs that differ in their seed only, first the one that is shown."""
 
 
 def compare(config: CompareConfig) -> Path:
     """Write the report of the chosen runs to `config.out`, log it on a comparison run and return its page.
 
     Raises UserError when there is nothing to compare, or when the runs named are unknown, unfinished, no train runs,
-    or of different data or observation models.
+    or of different splits of a dataset or observation models.
     """
-    runs = named_runs(config.run) if config.run else latest_runs(config.dataset)
-    comparison = build(runs, other_starts(runs))
-    files = {f"{name}.csv": tables.csv(name, rows) for name, rows in comparison.tables.items()}
-    files |= render(comparison)
+    named = named_runs(config.run)
+    chosen = by_dataset(named) if named else [latest_runs(name) for name in config.dataset or (None,)]
+    # Two spellings of a dataset are one.
+    once = {groups[0][0].tags["data.digest"]: groups for groups in chosen}
+    comparisons = build(list(once.values()))
+    files = {f"{name}.csv": tables.csv(name, comparisons) for name in tables.COLUMNS}
+    files |= render(comparisons)
     config.out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (config.out / name).write_text(text, encoding="utf-8", newline="\n")
-    first = comparison.entries[0].run
-    tags = {key: first.tags[key] for key in ("data.name", "data.digest") if key in first.tags}
-    tags |= {f"compare.{entry.label}": entry.run.id for entry in comparison.entries}
-    params = {"run": ",".join(config.run), "dataset": config.dataset or ""}
+    keys = [(key, comparison.tag(key)) for key in ("data.name", "data.digest") for comparison in comparisons]
+    keys += [(f"compare.{entry.label}", entry.run.id) for comparison in comparisons for entry in comparison.entries]
+    tags = {key: ",".join(value for other, value in keys if other == key) for key, _ in keys}
+    params = {"run": ",".join(config.run), "dataset": ",".join(config.dataset)}
     with tracker.run("compare", "compare", params, tags) as run:
         for name in sorted(files):
             run.log_artifact(config.out / name, "report")
@@ -41,16 +61,15 @@ def compare(config: CompareConfig) -> Path:
 
 
 def named_runs(ids: Sequence[str]) -> list[RunRecord]:
-    """Return the finished train runs of these ids, refused together unless they share data and observation model."""
+    """Return the finished train runs of these ids, newest first."""
     runs = [tracker.get_run(run_id) for run_id in dict.fromkeys(ids)]
     for run in runs:
         if (kind := run.tags.get("elbolab.kind")) != "train":
             raise UserError(f"run {run.id} is no train run (elbolab.kind is {kind}): name runs of a model's training")
         if run.status != "FINISHED":
             raise UserError(f"run {run.id} is {run.status}: only FINISHED runs are compared")
-    refuse_mixed(runs, "data.digest", "data")
     refuse_mixed([run for run in runs if is_latent(run)], "observation_model", "observation models")
-    return sorted(runs, key=lambda run: (_rank(run.params["model"]), run.params["model"], run.start, run.id))
+    return sorted(runs, key=lambda run: (-run.start, run.id))
 
 
 def refuse_mixed(runs: Sequence[RunRecord], tag: str, what: str) -> None:
@@ -64,8 +83,27 @@ def refuse_mixed(runs: Sequence[RunRecord], tag: str, what: str) -> None:
             )
 
 
-def latest_runs(dataset: str | None) -> list[RunRecord]:
-    """Return the latest finished run of each model that shares data and observation model with the latest of all."""
+def by_dataset(named: Sequence[RunRecord]) -> list[list[Group]]:
+    """Return the runs named, those of each dataset together and grouped by seed; refuses two splits of one dataset."""
+    datasets: dict[str, list[RunRecord]] = {}
+    for run in named:
+        datasets.setdefault(run.tags["data.name"], []).append(run)
+    found = []
+    for _, runs in sorted(datasets.items()):
+        refuse_mixed(runs, "data.digest", "data")
+        left, groups = sorted(runs, key=lambda run: (_rank(run.params["model"]), run.params["model"])), []
+        while left:
+            groups.append(with_seeds(left[0], left))
+            left = [run for run in left if run not in groups[-1]]
+        found.append(groups)
+    return found
+
+
+def latest_runs(dataset: str | None) -> list[Group]:
+    """Return the latest run of each model that shares data and observation model with the latest of all, and its seeds.
+
+    Raises UserError when there is no run of the dataset.
+    """
     newest = tracker.newest_of_each("model", {"data.name": dataset} if dataset else {})
     if not newest:
         have = sorted({run.tags.get("data.name", "") for run in tracker.find_runs(limit=100)})
@@ -76,17 +114,37 @@ def latest_runs(dataset: str | None) -> list[RunRecord]:
     for run in newest:
         found = [run] if _same_task(run, anchor) else tracker.find_runs("train", *_alike(run, anchor), limit=1)
         first.update((one.params["model"], one) for one in found)
-    return [first[name] for name in sorted(first, key=lambda name: (_rank(name), name))]
+    ordered = sorted(first.values(), key=lambda run: (_rank(run.params["model"]), run.params["model"]))
+    return [with_seeds(run, others(run)) for run in ordered]
 
 
-def other_starts(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """Return the newest runs of each initialisation of latent optimisation on the task of the compared one."""
-    base = next((run for run in runs if "latent_init" in run.params), None)
-    if base is None:
-        return []
-    params, tags = _alike(base, base)
-    found = (tracker.find_runs("train", {**params, "latent_init": start}, tags, STARTS_READ) for start in STARTS)
-    return [run for runs in found for run in runs]
+def others(base: RunRecord) -> list[RunRecord]:
+    """Return the newest runs of a run's model on its task: where its other seeds and its ablations are looked for."""
+    return tracker.find_runs("train", *_alike(base, base), limit=OTHERS)
+
+
+def with_seeds(run: RunRecord, pool: Iterable[RunRecord]) -> Group:
+    """Return a run and, where it is evaluated, the newest run of each other seed that is alike and evaluated alike."""
+    found = {run.params.get("seed"): run}
+    for other in pool:
+        if (
+            _same_model(other, run)
+            and not differences(other, run)
+            and is_evaluated(run)
+            and _evaluated_alike(other, run)
+        ):
+            found.setdefault(other.params.get("seed"), other)
+    return tuple(found.values())[:MOST_SEEDS]
+
+
+def variants_of(base: Entry, pool: Sequence[RunRecord]) -> list[tuple[str, Group]]:
+    """Return the runs that differ from the compared one in one parameter, by its name: a group for each value."""
+    first: dict[tuple[str, str], RunRecord] = {}
+    for run in sorted(pool, key=lambda run: not _evaluated_alike(run, base.run)):
+        if _same_model(run, base.run) and len(fields := differences(run, base.run)) == 1:
+            first.setdefault((fields[0], run.params.get(fields[0], "")), run)
+    kept = sorted(list(first.items())[:MOST_ABLATIONS], key=lambda item: item[0])
+    return [(field, with_seeds(run, pool)) for (field, _), run in kept]
 
 
 def _alike(run: RunRecord, anchor: RunRecord) -> tuple[dict[str, str], dict[str, str]]:
@@ -100,46 +158,75 @@ def _same_task(run: RunRecord, anchor: RunRecord) -> bool:
     return _alike(run, anchor)[1].items() <= run.tags.items()
 
 
+def _same_model(run: RunRecord, base: RunRecord) -> bool:
+    return run.params["model"] == base.params["model"] and _same_task(run, base)
+
+
+def _evaluated_alike(run: RunRecord, base: RunRecord) -> bool:
+    """Whether a run's figures come from the same images and samples; a classifier reads every image."""
+    keys = [f"evaluation.{name}" for name in ("samples", "images", "seed")] if is_latent(base) else []
+    return is_evaluated(run) == is_evaluated(base) and all(run.tags.get(key) == base.tags.get(key) for key in keys)
+
+
 def _rank(model: str) -> int:
     """Place of a model in the report."""
     return ROLES.index(model) if model in ROLES else len(ROLES)
 
 
-def build(runs: Sequence[RunRecord], pool: Sequence[RunRecord]) -> Comparison:
-    """Gather the runs' evaluations and make tables and findings; `pool` is searched for other initialisations."""
-    names, ids = [run.params["model"] for run in runs], {run.id for run in runs}
-    spare = iter(range(len(ROLES) + 1, 99))
-    entries = []
-    for run, name in zip(runs, names, strict=True):
-        taken = name not in ROLES or any(entry.model == name for entry in entries)
-        label = name if names.count(name) == 1 else f"{name} {run.id[:8]}"
-        entries.append(load(run, label, next(spare) if taken else _rank(name)))
-    starts = initialisations(entries, pool)
-    used = {run.id: run for run in [*runs, *starts]}
-    labels = {run.id: f"{run.params['model']} {run.params['latent_init']}" for run in starts}
-    labels = {entry.run.id: entry.label for entry in entries} | {k: v for k, v in labels.items() if k not in ids}
-    curves = read_curves(used)
+def build(chosen: Sequence[Sequence[Group]]) -> list[Comparison]:
+    """Gather each dataset's runs, their evaluations and their ablations, and make tables and findings.
+
+    Raises UserError when two datasets' runs have different observation models.
+    """
+    shown = [group[0] for groups in chosen for group in groups]
+    refuse_mixed([run for run in shown if is_latent(run)], "observation_model", "observation models")
+    names = [[group[0].params["model"] for group in groups] for groups in chosen]
+    labels = [
+        [name if own.count(name) == 1 else f"{name} {group[0].id[:8]}" for name, group in zip(own, groups, strict=True)]
+        for own, groups in zip(names, chosen, strict=True)
+    ]
+    slots = colours([label for own in labels for label in own])
+    spare = [slot for slot in SPARE_SLOTS if slot not in slots.values()] or list(SPARE_SLOTS)
+    comparisons = []
+    for groups, own in zip(chosen, labels, strict=True):
+        entries = [load(group, label, slots[label]) for group, label in zip(groups, own, strict=True)]
+        comparisons.append(_compare(entries, spare))
+    return comparisons
+
+
+def colours(labels: Iterable[str]) -> dict[str, int]:
+    """Return the colour slot of each label, the same on every dataset; a role's own where it is free."""
+    slots: dict[str, int] = {}
+    spare = cycle(SPARE_SLOTS)
+    for label in dict.fromkeys(labels):
+        rank = _rank(label.split()[0])
+        slots[label] = next(spare) if rank in (len(ROLES), *slots.values()) else rank
+    return slots
+
+
+def _compare(entries: list[Entry], spare: Sequence[int]) -> Comparison:
+    """Gather what one dataset's page shows; its ablations take the colours that are spare."""
+    variants: list[Variant] = []
+    for base in entries:
+        for field, group in variants_of(base, others(base.run)) if base.latent else []:
+            label = f"{base.label} {field} {public(group[0].params.get(field, 'unset'))}"
+            place = sum(variant.base is base and variant.field == field for variant in variants)
+            entry = Entry(label, spare[place % len(spare)], group, likelihoods(group))
+            variants.append(Variant(base, field, entry))
+    runs: dict[str, tuple[RunRecord, Entry]] = {}
+    for entry in [*entries, *(variant.entry for variant in variants)]:
+        for run in entry.runs:
+            runs.setdefault(run.id, (run, entry))
+    curves = read_curves(runs)
     rows = {
         "summary": tables.summary_table(entries),
+        "seeds": tables.seeds_table(entries),
+        "pairs": tables.pairs_table(entries),
         "digits": tables.digits_table(entries),
         "images": tables.images_table(entries),
-        "curves": tables.curves_table(curves, labels),
-        "initialisation": tables.starts_table(starts, curves),
-        "runs": tables.runs_table(used.values()),
+        "ablations": tables.ablations_table(entries, variants, curves),
+        "curves": tables.curves_table(curves, {run: entry.label for run, (_, entry) in runs.items()}),
+        "runs": tables.runs_table(run for run, _ in runs.values()),
     }
-    missing = [name for name in ROLES if name not in names]
-    return Comparison(entries, missing, starts, curves, rows, find(entries, rows, curves))
-
-
-def initialisations(entries: Sequence[Entry], pool: Iterable[RunRecord]) -> list[RunRecord]:
-    """Return a run for each `latent_init`: the one nearest in configuration to the compared one, then the latest."""
-    base = next((entry.run for entry in entries if "latent_init" in entry.run.params), None)
-    if base is None:
-        return []
-    best: dict[str, RunRecord] = {}
-    same = (run for run in pool if run.params.get("model") == base.params["model"] and _same_task(run, base))
-    compared = {entry.run.id for entry in entries}
-    for run in sorted(same, key=lambda run: (run.id not in compared, len(differences(run, base)), -run.start)):
-        best.setdefault(run.params["latent_init"], run)
-    best[base.params["latent_init"]] = base
-    return [best[name] for name in sorted(best)]
+    missing = [name for name in ROLES if name not in {entry.model for entry in entries}]
+    return Comparison(entries, missing, variants, runs, curves, rows, find(entries, rows, curves))

@@ -1,6 +1,7 @@
 """The Config base: one typed definition of a field is its flag, its parameter, its search range and its JSON."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -35,6 +36,8 @@ class Settings(BaseModel):
         name = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
             return f"{name} is not a parameter; there are: {', '.join(cls.model_fields)}"
+        if problem["type"] == "missing":
+            return f"{name} must be given: {cls.model_fields[name].description}"
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
         if not name:
             return message
@@ -102,20 +105,54 @@ class EvaluateConfig(Settings):
     """Run id of the cnn that judges class preservation [default: the newest finished cnn on the same data]."""
 
 
+def split_ids(names: Sequence[str]) -> tuple[str, ...]:
+    """Run ids that are given one by one or, as `mlflow run -P run=ID,ID` gives them, separated by commas."""
+    return tuple(name for item in names for name in item.split(","))
+
+
 class CompareConfig(Settings):
     """Which runs are compared, and where the report goes."""
 
     run: tuple[str, ...] = ()
-    """Run ids to compare, repeated or separated by commas [default: the newest finished run of each model]."""
-    dataset: str | None = None
-    """Dataset of the newest runs [default: that of the newest latent-variable model]."""
+    """Run ids to compare, repeated or separated by commas [default: the newest finished run of each model and its
+    other seeds]."""
+    dataset: tuple[str, ...] = ()
+    """Datasets of the newest runs, repeated or separated by commas [default: that of the newest latent-variable
+    model]."""
     out: Path = Path("report")
     """Folder of the report."""
 
-    @field_validator("run", mode="before")
+    @field_validator("run", "dataset", mode="before")
     @classmethod
-    def _split(cls, run: Sequence[str]) -> tuple[str, ...]:
-        return tuple(name for item in run for name in item.split(","))
+    def _split(cls, given: Sequence[str]) -> tuple[str, ...]:
+        return split_ids(given)
+
+
+class ExploreConfig(Settings):
+    """What the page that explores a latent space holds, and where it goes."""
+
+    images: Annotated[int, Field(gt=1, le=2000)] = 500
+    """Test images on the map, stratified by class: those that an evaluation of as many images takes at seed 0."""
+    out: Path = Path("explorer.html")
+    """The page, one file."""
+
+
+class PromoteConfig(Settings):
+    """Under which name and alias a run's model is registered."""
+
+    name: str = Field(min_length=1)
+    """Name of the registered model."""
+    alias: str = "champion"
+    """Alias that the version gets, if it is no worse on the validation split than the one that has it."""
+    force: bool = False
+    """Give it the alias all the same."""
+
+    @field_validator("alias")
+    @classmethod
+    def _allowed(cls, alias: str) -> str:
+        if not re.fullmatch(r"(?!latest$|v\d+$)[\w-]+", alias, re.IGNORECASE | re.ASCII):
+            raise ValueError("should be letters, digits, - and _, but neither latest nor a number like v2")
+        return alias
 
 
 class StudyConfig(Settings):

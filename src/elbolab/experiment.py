@@ -103,7 +103,7 @@ def _tracked(name: str, model: Model, data: Data, tags: dict[str, str]) -> str:
         track.log_curves()
         for file in ("last", "best"):
             track.log_artifact(folder / f"{file}.safetensors", "checkpoints")
-        log_model(folder / "best.safetensors", data.val.images[:2].permute(0, 2, 3, 1).cpu().numpy())
+        log_model(model, folder / "best.safetensors", data.val.images[:2].permute(0, 2, 3, 1).cpu().numpy())
         shutil.rmtree(folder)
         # Another training's checkpoints may lie beside them.
         with suppress(OSError):
@@ -146,19 +146,25 @@ def _classifier(chosen: str | None, data: Data, device: str) -> tuple[str, CNN] 
     return chosen, model
 
 
-def evaluate_run(run_id: str, config: EvaluateConfig) -> dict[str, float]:
-    """Evaluate a finished training by every evaluator and log what they find on that run; returns the metrics."""
-    run = tracker.get_run(run_id)
-    if run.tags.get(tracker.KIND) != "train" or run.status != "FINISHED":
-        raise UserError(f"run {run_id!r} is not a finished training (it is {run.status}); name one that is")
-    device = choose_device("auto")
-    model: Model = load_model(run_id, device)
+def load_run(run_id: str, device: str) -> tuple[Model, Data]:
+    """The trained model of a run and the data that it was trained on; raises UserError where these are others now."""
+    model = load_model(run_id, device)
     data = load_for(model.config, device)
     if data.spec.digest != model.spec.digest:
         raise UserError(
             f"run {run_id!r} was trained on data with digest {model.spec.digest}, but {data.name} now has the digest "
             f"{data.spec.digest}; bring back the files that it was trained on"
         )
+    return model, data
+
+
+def evaluate_run(run_id: str, config: EvaluateConfig) -> dict[str, float]:
+    """Evaluate a finished training by every evaluator and log what they find on that run; returns the metrics."""
+    run = tracker.get_run(run_id)
+    if run.tags.get(tracker.KIND) != "train" or run.status != "FINISHED":
+        raise UserError(f"run {run_id!r} is not a finished training (it is {run.status}); name one that is")
+    device = choose_device("auto")
+    model, data = load_run(run_id, device)
     subject = Subject(model, data, config, _classifier(config.classifier, data, device))
     found = reduce(or_, (evaluator(subject) for evaluator in EVALUATORS.values()), Findings())
     track = tracker.Tracker(run_id)

@@ -1,6 +1,5 @@
 """The end of a study: its best configs trained anew on fresh seeds, one of them chosen, tested once and registered."""
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import t as student_t
 
 from elbolab import tracker
 from elbolab.config import EvaluateConfig
@@ -17,18 +15,14 @@ from elbolab.errors import UserError
 from elbolab.evaluators import Subject
 from elbolab.evaluators.importance import mean_log_px
 from elbolab.experiment import choose_device, evaluate_run, load_for, train_model
+from elbolab.intervals import mean_and_half_width
 from elbolab.mirror import PARENT, STUDY, TRIAL
-from elbolab.registry import load_model, register
+from elbolab.registry import load_model
 from elbolab.storage import Job
 from elbolab.tuning import Study, with_distortion
+from elbolab.versions import register
 
 VALUE = "elbolab.validation"
-
-
-def mean_and_half_width(values: list[float]) -> tuple[float, float]:
-    """Mean of ``values`` (n > 1) and half the width of its 95% interval, Student's t with n - 1 degrees of freedom."""
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(np.mean(values)), float(student_t.ppf(0.975, len(values) - 1)) * error
 
 
 def finalise(job: Job, study: optuna.Study, parent: str, best: int, seeds: int) -> None:

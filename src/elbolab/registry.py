@@ -8,7 +8,7 @@ import mlflow.artifacts
 import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
 import elbolab
 from elbolab import serving
@@ -20,20 +20,23 @@ from elbolab.tracker import prepare_store
 REQUIREMENTS = ("torch", "safetensors", "pydantic", "platformdirs", "optuna", "numpy")
 
 
-def log_model(checkpoint: Path, example: np.ndarray) -> None:
-    """Log a checkpoint as the model ``model`` of the active run: a pyfunc made from code, no pickle in it.
+def log_model(model: Model, checkpoint: Path, example: np.ndarray) -> None:
+    """Log a model's checkpoint as the model ``model`` of the active run: a pyfunc made from code, no pickle in it.
 
     ``example`` is what it predicts from, images uint8 (N, H, W, C).
     """
-    images = TensorSpec(example.dtype, (-1, *example.shape[1:]))
+    # A schema of uint8 would have MLflow's server turn a pixel of 0.5 into 0 without a word; `serving` refuses it.
+    images = TensorSpec(np.dtype(object), (-1,))
+    params = {"op": next(iter(serving.operations(model))), **serving.PARAMS}
+    declared = [ParamSpec(key, "string" if key == "op" else "long", value) for key, value in params.items()]
     mlflow.pyfunc.log_model(
         name="model",
         python_model=serving.__file__,
         artifacts={"checkpoint": str(checkpoint)},
         code_paths=[str(Path(elbolab.__file__).parent)],
         pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
-        signature=ModelSignature(Schema([images]), Schema([TensorSpec(np.dtype(np.float32), (-1,))])),
-        input_example=example,
+        signature=ModelSignature(Schema([images]), params=ParamSchema(declared)),
+        input_example=(example, params),
     )
 
 
@@ -49,10 +52,3 @@ def load_model(source: str, device: str = "cpu") -> Model:
     except (MlflowException, OSError) as error:
         raise UserError(f"{source!r} has no trained model on {mlflow.get_tracking_uri()}") from error
     return load_checkpoint(next(folder.glob("artifacts/*.safetensors")), device)
-
-
-def register(run_id: str, name: str) -> str:
-    """Make the model of a run a version of the registered model ``name``, unless it is one; returns its URI."""
-    found = [item for item in mlflow.MlflowClient().search_model_versions(f"name = '{name}'") if item.run_id == run_id]
-    version = found[0] if found else mlflow.register_model(f"runs:/{run_id}/model", name)
-    return f"models:/{name}/{version.version}"

@@ -44,6 +44,15 @@ def importance_estimate(
     return Estimate(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
+def estimate_log_px(
+    model: LatentModel, x: Tensor, q: DiagonalGaussian, samples: int, generator: torch.Generator | None = None
+) -> Estimate:
+    """``importance_estimate``, or the exact log p(x) of a model that has one: no error, and nothing sampled."""
+    if (exact := model.exact_log_px(x)) is None:
+        return importance_estimate(model, x, q, samples, generator)
+    return Estimate(exact, torch.zeros_like(exact), torch.full_like(exact, math.nan), exact)
+
+
 def _stream(
     model: LatentModel,
     x: Tensor,
@@ -120,12 +129,7 @@ def _split_table(model: LatentModel, subject: Subject, split: str) -> pd.DataFra
 def _rows(
     model: LatentModel, subject: Subject, batch: Batch, q: DiagonalGaussian, name: str, generator: torch.Generator
 ) -> pd.DataFrame:
-    exact = model.exact_log_px(batch.x)
-    if exact is None:
-        estimate = importance_estimate(model, batch.x, q, subject.config.samples, generator)
-    else:
-        missing = torch.full_like(exact, math.nan)
-        estimate = Estimate(exact, torch.zeros_like(exact), missing, exact)
+    estimate = estimate_log_px(model, batch.x, q, subject.config.samples, generator)
     mean_image = subject.data.train.images.float().mean(0) / 255
     constant = model.likelihood.log_prob(batch.x, model.likelihood.from_mean(mean_image).expand_as(batch.x))
     columns = {

@@ -6,14 +6,12 @@ from math import isfinite, isnan, nan
 from typing import Any
 
 from elbolab.report import figures
-from elbolab.report.entries import SPLITS, Comparison, Entry, Finding, public
+from elbolab.report.entries import DATA_FLAGS, SPLITS, Comparison, Entry, Finding, public
 from elbolab.report.figures import Series
 
 DASH = "\u2013"
 MINUS = "\u2212"
-DATA_FLAGS = ("dataset", "train_size", "val_size", "test_size", "split_seed")
 OBSERVATION_FLAGS = ("likelihood", "sigma")
-FLOOR_SLOT = 4
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -27,6 +25,11 @@ def measured(value: float | None, error: float | None, digits: int = 2) -> str:
     return text if text == DASH or not error or not isfinite(error) else f"{text} ± {error:.{digits}f}"
 
 
+def between(low: float, high: float) -> str:
+    """Write an interval by its ends."""
+    return f"{number(low)} to {number(high)}"
+
+
 def percent(rate: float | None, error: float | None = None) -> str:
     """Write a rate with its standard error in percent."""
     text = measured(100 * (nan if rate is None else rate), 100 * (nan if error is None else error), 1)
@@ -35,7 +38,7 @@ def percent(rate: float | None, error: float | None = None) -> str:
 
 @dataclass(frozen=True)
 class Ref:
-    """A word that points at a run of the page, or carries a run's colour, or both."""
+    """A word or number that points at a run of the page, or carries a run's colour, or both."""
 
     text: str
     run: str = ""
@@ -43,13 +46,14 @@ class Ref:
     strong: bool = False
 
 
-Cell = str | Ref
+Cell = str | Ref | tuple[Ref, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first `left` columns are words and the others numbers."""
+    """A table whose first `left` columns are words and the others numbers; its name is told to LaTeX."""
 
+    name: str
     caption: str
     head: Sequence[Cell]
     rows: Sequence[Sequence[Cell]]
@@ -129,7 +133,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of the page."""
+    """A titled part of a dataset's page."""
 
     id: str
     title: str
@@ -149,6 +153,11 @@ def start(entry: Entry) -> list[Cell]:
 def short(run: str) -> Ref:
     """Point at a run by the first characters of its id."""
     return Ref(run[:8], run)
+
+
+def shorts(entry: Entry) -> tuple[Ref, ...]:
+    """Point at each seed's run of an entry."""
+    return tuple(short(run.id) for run in entry.runs)
 
 
 def notes(comparison: Comparison, topic: str, *models: str) -> list[Notes]:
@@ -240,4 +249,16 @@ def ten_table(entries: Sequence[Entry]) -> list[Table]:
             cells = [str(a) if a == b else Ref(f"{a} → {b}", strong=True) for a, b in pairs]
             rows.append([*start(entry), split, *cells, f"{sum(a != b for a, b in pairs)} of {len(ten)}"])
     caption = "The class given to each fixed digit and, where it differs (→), to its reconstruction."
-    return [Table(caption, ["Model", "Run", "Split", *labels, "Changed"], rows, left=3)] if rows else []
+    return (
+        [
+            Table(
+                f"fixed digits {' '.join(entry.label for entry in entries)}",
+                caption,
+                ["Model", "Run", "Split", *labels, "Changed"],
+                rows,
+                left=3,
+            )
+        ]
+        if rows
+        else []
+    )

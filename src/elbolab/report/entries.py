@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from elbolab.tracker import RunRecord
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 PICTURES = ("reconstructions_train", "reconstructions_val", "samples")
+DATA_FLAGS = ("dataset", "train_size", "val_size", "test_size", "split_seed")
 
 Row = dict[str, Any]
 Curves = dict[tuple[str, str], dict[int, float]]
@@ -22,18 +23,24 @@ Curves = dict[tuple[str, str], dict[int, float]]
 
 @dataclass(frozen=True)
 class Entry:
-    """One compared run with what its training and evaluation left on the server; empty where nothing was left.
+    """A compared config: its runs, one a seed, with what training and evaluation left; empty where nothing was left.
 
-    `slot` is its colour; `pictures` holds the step images by key and epoch.
+    The first run, the newest, is the one that is shown; `likelihoods` has a table for each. `slot` is the colour;
+    `pictures` holds the step images by key and epoch.
     """
 
     label: str
     slot: int
-    run: RunRecord
-    likelihood: pd.DataFrame
-    classes: dict[str, Any]
-    examples: dict[str, np.ndarray]
-    pictures: dict[str, dict[int, Path]]
+    runs: tuple[RunRecord, ...]
+    likelihoods: tuple[pd.DataFrame, ...]
+    classes: dict[str, Any] = field(default_factory=dict)
+    examples: dict[str, np.ndarray] = field(default_factory=dict)
+    pictures: dict[str, dict[int, Path]] = field(default_factory=dict)
+
+    @property
+    def run(self) -> RunRecord:
+        """The run that is shown."""
+        return self.runs[0]
 
     @property
     def model(self) -> str:
@@ -48,7 +55,7 @@ class Entry:
     @property
     def evaluated(self) -> bool:
         """Whether an evaluation has left its figures on the run."""
-        return ("test/log_px" if self.latent else "test/accuracy") in self.run.metrics
+        return is_evaluated(self.run)
 
     def metric(self, key: str) -> float:
         """Return a metric's last value, NaN where it was not logged."""
@@ -56,11 +63,13 @@ class Entry:
 
     def images(self, split: str, column: str = "log_px", table: bool = False) -> dict[int, float]:
         """Return one value an image of a split, by index: of the declared posterior, or of the training table."""
-        if self.likelihood.empty:
-            return {}
-        frame = self.likelihood
-        rows = frame[(frame["split"] == split) & ((frame["posterior"] == "table") == table)]
-        return dict(zip(rows["index"].tolist(), rows[column].tolist(), strict=True))
+        return _by_image(self.likelihoods[0], split, column, table)
+
+    def mean_log_px(self, split: str) -> dict[int, float]:
+        """Return each image's log p(x) in nats, its mean over the seeds, where all of them evaluated it."""
+        first, *others = (_by_image(frame, split, "log_px", table=False) for frame in self.likelihoods)
+        shared = [index for index in first if all(index in other for other in others)]
+        return {index: float(np.mean([first[index], *(other[index] for other in others)])) for index in shared}
 
     def agreement(self, split: str) -> tuple[float, int]:
         """Return the share of a split's confusion that is on its diagonal, and the images counted."""
@@ -78,27 +87,40 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """Runs that differ from a compared entry in one parameter: the name of it, and the runs as an entry."""
+
+    base: Entry
+    field: str
+    entry: Entry
+
+    @property
+    def value(self) -> str:
+        """What the parameter is in these runs."""
+        return public(self.entry.run.params.get(self.field, "unset"))
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """All that a report shows; `starts` are the runs of each initialisation of latent optimisation."""
+    """All that a report shows of one dataset; `runs` holds every run on its page, with its entry, by id."""
 
     entries: list[Entry]
     missing: list[str]
-    starts: list[RunRecord]
+    variants: list[Variant]
+    runs: dict[str, tuple[RunRecord, Entry]]
     curves: Curves
     tables: dict[str, list[Row]]
     findings: dict[str, list[Finding]]
+
+    def tag(self, name: str) -> str:
+        """Return a tag that the runs share, that of a density where there is one."""
+        first = (self.latents or self.entries)[0].run
+        return public(first.tags.get(name, ""))
 
     @property
     def latents(self) -> list[Entry]:
         """The entries that are densities of images."""
         return [entry for entry in self.entries if entry.latent]
-
-    @property
-    def slots(self) -> dict[str, int]:
-        """The colour slot of every run on the page, by id."""
-        first = 1 + max([4, *(entry.slot for entry in self.entries)])
-        starts = {run.id: first + place for place, run in enumerate(self.starts)}
-        return starts | {entry.run.id: entry.slot for entry in self.entries}
 
     def of(self, *models: str) -> list[Entry]:
         """Return the entries of some models, in the report's order."""
@@ -115,23 +137,46 @@ def is_latent(run: RunRecord) -> bool:
     return run.tags.get("observation_model") != "categorical"
 
 
-def load(run: RunRecord, label: str, slot: int) -> Entry:
-    """Fetch a run's evaluation files and step images, empty where they are absent."""
+def is_evaluated(run: RunRecord) -> bool:
+    """Whether an evaluation has left its figures on a run."""
+    return ("test/log_px" if is_latent(run) else "test/accuracy") in run.metrics
+
+
+def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
+    """Fetch what the evaluations and the shown run's training left, empty where nothing was left."""
+    run = runs[0]
     have = set(tracker.list_artifacts(run.id, "evaluation"))
 
     def path(name: str) -> Path | None:
         return tracker.fetch(run.id, f"evaluation/{name}") if f"evaluation/{name}" in have else None
 
-    likelihood, classes, examples = path("likelihood.parquet"), path("classes.json"), path("examples.npz")
+    classes, examples = path("classes.json"), path("examples.npz")
     return Entry(
         label,
         slot,
-        run,
-        pd.read_parquet(likelihood) if likelihood else pd.DataFrame(),
+        runs,
+        likelihoods(runs),
         json.loads(classes.read_text()) if classes else {},
         dict(np.load(examples)) if examples else {},
         {key: tracker.step_images(run.id, key) for key in PICTURES} if is_latent(run) else {},
     )
+
+
+def likelihoods(runs: Iterable[RunRecord]) -> tuple[pd.DataFrame, ...]:
+    """Fetch each run's log p(x) image by image, an empty table where it was not evaluated."""
+    return tuple(
+        pd.read_parquet(tracker.fetch(run.id, "evaluation/likelihood.parquet"))
+        if is_latent(run) and is_evaluated(run)
+        else pd.DataFrame()
+        for run in runs
+    )
+
+
+def _by_image(frame: pd.DataFrame, split: str, column: str, table: bool) -> dict[int, float]:
+    if frame.empty:
+        return {}
+    rows = frame[(frame["split"] == split) & ((frame["posterior"] == "table") == table)]
+    return dict(zip(rows["index"].tolist(), rows[column].tolist(), strict=True))
 
 
 def read_curves(runs: Iterable[str]) -> Curves:
@@ -146,10 +191,21 @@ def read_curves(runs: Iterable[str]) -> Curves:
     return curves
 
 
-def differences(run: RunRecord, base: RunRecord) -> dict[str, str]:
-    """Return the parameters of a run, its initialisation apart, that another does not share."""
-    keys = sorted((set(run.params) | set(base.params)) - {"latent_init"})
-    return {key: run.params.get(key, "unset") for key in keys if run.params.get(key) != base.params.get(key)}
+def differences(run: RunRecord, base: RunRecord) -> list[str]:
+    """Return the names of the parameters that two runs on the same data do not share, their seeds apart.
+
+    What names the data is left out too, and so is the device, which is no part of the method.
+    """
+    keys = (run.params.keys() | base.params.keys()) - {"seed", "device", "data_dir", *DATA_FLAGS}
+    return sorted(key for key in keys if not _equal(run.params.get(key), base.params.get(key)))
+
+
+def _equal(one: str | None, other: str | None) -> bool:
+    """Whether two values of a parameter are the same; `mlflow run -P lr=1e-3` logs it as it was typed."""
+    try:
+        return one == other or float(one or "") == float(other or "")
+    except ValueError:
+        return False
 
 
 def public(value: str) -> str:

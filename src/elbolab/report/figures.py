@@ -18,7 +18,8 @@ from PIL import Image
 
 INK = "#010203"
 NARROW, WIDE = (3.7, 2.6), (4.9, 2.5)
-MARKERS = "osD^vPX*"
+FLOOR_SLOT, SPARE_SLOTS = 4, range(5, 12)
+MARKERS = "osD^vPX*<>ph"
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "elbolab",
     "svg.fonttype": "none",
@@ -63,9 +64,10 @@ def curves(name: str, title: str, unit: str, series: Sequence[Series], size: tup
 
     def paint(axes: Axes) -> None:
         for line in series:
-            few = "o" if len(line.x) <= 12 else ""
+            style = (0, (4, 2)) if line.dashed else "-"
+            every = max(1, len(line.x) // 6)
             axes.plot(
-                line.x, line.y, color=colour(line.slot), ls=(0, (4, 2)) if line.dashed else "-", marker=few, ms=2.6
+                line.x, line.y, color=colour(line.slot), ls=style, marker=MARKERS[line.slot], ms=3, markevery=every
             )
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -81,7 +83,7 @@ def by_class(name: str, title: str, unit: str, series: Sequence[Series]) -> str:
 
     def paint(axes: Axes) -> None:
         for number, row in enumerate(series):
-            shift = 0.16 * (number - (len(series) - 1) / 2)
+            shift = min(0.16, 0.8 / len(series)) * (number - (len(series) - 1) / 2)
             _points(axes, row, np.asarray(row.x) + shift, row.y, vertical=True)
         ticks = sorted({int(x) for row in series for x in row.x})
         axes.set_xticks(ticks)
@@ -123,7 +125,7 @@ def _points(axes: Axes, row: Series, at: np.ndarray, values: Sequence[float], ve
             yerr=bars if vertical else None,
             xerr=None if vertical else bars,
             color=tint,
-            marker=MARKERS[row.slot % len(MARKERS)],
+            marker=MARKERS[row.slot],
             ms=4.6,
             mfc=tint if vertical or number == 0 else "none",
             elinewidth=1.1,

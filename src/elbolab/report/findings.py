@@ -5,17 +5,17 @@ from math import hypot, isnan
 
 import numpy as np
 
-from elbolab.report.blocks import number, percent
+from elbolab.intervals import Paired, binomial_se, paired
+from elbolab.report.blocks import between, number, percent
 from elbolab.report.entries import SPLITS, Curves, Entry, Finding, Row
-from elbolab.report.tables import binomial_se, mean_se
 
 
 def find(entries: Sequence[Entry], tables: dict[str, list[Row]], curves: Curves) -> dict[str, list[Finding]]:
     """Return the report's sentences by topic."""
     latent = [entry for entry in entries if entry.latent]
-    summary = [paired_finding(latent[0], other, split) for other in latent[1:] for split in ("test", "train")]
     found = {
-        "summary": [*summary, protocol_finding([entry for entry in latent if entry.evaluated])],
+        "summary": [protocol_finding([entry for entry in latent if entry.evaluated])],
+        "pairs": [pair_finding(row) for row in tables["pairs"] if row["other"] == latent[0].label],
         "classifier": [confusion_finding(entry) for entry in entries if not entry.latent],
         "curves": [best_finding(entry, curves.get((entry.run.id, "val/elbo"), {})) for entry in latent],
         "classes": [finding for entry in latent for finding in (kept_finding(entry), *ten_findings(entry))],
@@ -31,26 +31,29 @@ def apart(subject: str, gap: float, error: float, other: str) -> str:
     return f"{subject} {abs(gap):.2f} ± {error:.2f} nats {'above' if gap > 0 else 'below'} {other}{unclear}."
 
 
-def paired(values: dict[int, float], others: dict[int, float]) -> tuple[int, float, float]:
-    """Number of images that two estimates share, mean difference in nats, and its standard error."""
-    gaps = [values[index] - others[index] for index in sorted(values.keys() & others.keys())]
-    return (len(gaps), *mean_se(gaps))
+def apart_on_same(subject: str, gap: Paired, other: str) -> str:
+    """Write the same of a mean difference image by image, with its 95% interval."""
+    interval = f"(95% interval {between(gap.low, gap.high)})"
+    return f"{subject} {abs(gap.mean):.2f} nats {'above' if gap.mean > 0 else 'below'} {other} {interval}"
 
 
-def paired_finding(one: Entry, other: Entry, split: str) -> Finding | None:
-    """Say how far apart two runs are on the images that both were evaluated on."""
-    n, gap, error = paired(other.images(split), one.images(split))
-    text = apart(f"On the same {n} {SPLITS[split]} images {other.label} is", gap, error, one.label)
-    return Finding(text, (other.run.id, one.run.id)) if n > 1 else None
+def pair_finding(row: Row) -> Finding:
+    """Say how far apart two runs are on the images that both were evaluated on, and which explains more of them."""
+    gap = Paired(**{name: row[name] for name in Paired.__dataclass_fields__})
+    images = f"{gap.images} {SPLITS[row['split']]} images"
+    text = apart_on_same(f"On the same {images} {row['model']} is", gap, row["other"])
+    text += f" and explains {percent(gap.above)} of them better."
+    return Finding(text, (row["run"], row["other_run"]))
 
 
 def protocol_finding(entries: Sequence[Entry]) -> Finding | None:
     """Warn when runs were not evaluated alike."""
     names = ("samples", "images", "seed", "cnn_run")
-    kept = {name: {entry.run.tags.get(f"evaluation.{name}", "none") for entry in entries} for name in names}
+    runs = [run for entry in entries for run in entry.runs]
+    kept = {name: {run.tags.get(f"evaluation.{name}", "none")[:8] for run in runs} for name in names}
     unlike = [f"{name} {' and '.join(sorted(values))}" for name, values in kept.items() if len(values) > 1]
     text = f"These runs were evaluated differently: {'; '.join(unlike)}."
-    return Finding(text, tuple(entry.run.id for entry in entries)) if unlike else None
+    return Finding(text, tuple(run.id for run in runs)) if unlike else None
 
 
 def train_test_finding(entry: Entry) -> Finding | None:
@@ -63,10 +66,12 @@ def train_test_finding(entry: Entry) -> Finding | None:
 
 def table_finding(entry: Entry) -> Finding | None:
     """Say how the training table's own rows compare with rows fitted to the same images by the protocol."""
-    n, gap, error = paired(entry.images("train", table=True), entry.images("train"))
-    subject = f"{entry.label}: on the same {n} training images log p(x) from the training table's own rows is"
-    text = apart(subject, gap, error, "that from rows fitted by the protocol")
-    return Finding(text, (entry.run.id,)) if n > 1 else None
+    gap = paired(entry.images("train", table=True), entry.images("train"))
+    if gap is None:
+        return None
+    subject = f"{entry.label}: on the same {gap.images} training images log p(x) from the training table's own rows is"
+    text = apart_on_same(subject, gap, "that from rows fitted by the protocol")
+    return Finding(f"{text}.", (entry.run.id,))
 
 
 def extremes_finding(entry: Entry, digits: Sequence[Row]) -> Finding | None:

@@ -1,14 +1,15 @@
-"""Lay a comparison out as a page and render it as HTML and Markdown: its summary, its list of runs."""
+"""Lay comparisons out as one page and render it as HTML, Markdown and LaTeX: summaries, overview, list of runs."""
 
+from collections.abc import Sequence
 from math import isnan, nan
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from elbolab.report import figures
+from elbolab.report import figures, latex
+from elbolab.report.ablations import ablation_blocks
 from elbolab.report.blocks import (
     DASH,
-    FLOOR_SLOT,
     Cell,
     Figures,
     Ref,
@@ -22,45 +23,86 @@ from elbolab.report.blocks import (
     short,
     start,
 )
-from elbolab.report.entries import Comparison, Entry, Row, public
-from elbolab.report.figures import Series
+from elbolab.report.certainty import pair_blocks, seed_blocks
+from elbolab.report.entries import Comparison, Entry, Row
+from elbolab.report.figures import FLOOR_SLOT, Series
 from elbolab.report.sections import classifier_blocks, latent_blocks, likelihood_blocks, vae_blocks
 from elbolab.report.tables import FLOOR
 
 
-def render(comparison: Comparison) -> dict[str, str]:
-    """Return the report as `index.html` and `report.md`."""
-    env = Environment(
-        loader=PackageLoader("elbolab", "report"),
+def environment() -> Environment:
+    """Return the templates of the whole package, named by their paths in it; what goes into HTML is escaped."""
+    return Environment(
+        loader=PackageLoader("elbolab", ""),
         autoescape=lambda name: bool(name and ".html" in name),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+
+
+def render(comparisons: Sequence[Comparison]) -> dict[str, str]:
+    """Return the report as `index.html` and `report.md`, and its tables as `tables.tex`."""
+    env = environment()
     env.filters["md"] = lambda text: " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
-    entries = comparison.entries
-    first = next((entry.run for entry in entries if entry.latent), entries[0].run)
+    several = len(comparisons) > 1
+    datasets = [dataset(one, f"data{place}-" * several) for place, one in enumerate(comparisons, start=1)]
+    runs = [card for comparison in comparisons for card in run_cards(comparison)]
+    overview = overview_blocks(comparisons) if several else []
     context = {
-        "tags": {key: public(first.tags.get(key, "")) for key in ("data.name", "data.digest", "observation_model")},
-        "cards": [card(comparison, entry) for entry in entries] + [missing_card(name) for name in comparison.missing],
-        "sections": sections(comparison),
-        "runs": run_cards(comparison),
-        "known": comparison.slots,
+        "title": " and ".join(each["name"] for each in datasets),
+        "observed": next((one for one in comparisons if one.latents), comparisons[0]).tag("observation_model"),
+        "overview": overview,
+        "datasets": datasets,
+        "runs": runs,
+        "address": {run["run"]: run["url"] or f"#run-{run['run']}" for run in runs},
     }
-    templates = {"index.html": "index.html.j2", "report.md": "report.md.j2"}
-    return {name: env.get_template(file).render(context).strip() + "\n" for name, file in templates.items()}
+    templates = {"index.html": "report/index.html.j2", "report.md": "report/report.md.j2"}
+    pages = {name: env.get_template(file).render(context).strip() + "\n" for name, file in templates.items()}
+    parts = [("", overview)] + [(each["name"], [b for s in each["sections"] for b in s.blocks]) for each in datasets]
+    return pages | {"tables.tex": latex.write(parts)}
 
 
-def sections(comparison: Comparison) -> list[Section]:
-    """Return the page's sections in order."""
-    return [
-        Section("summary", "Summary", summary_blocks(comparison)),
-        Section("classification", "1 Supervised classification", classifier_blocks(comparison)),
-        Section("vae", "2 Amortized model (VAE)", vae_blocks(comparison)),
-        Section("latent-optimisation", "3 Latent optimisation", latent_blocks(comparison)),
-        Section("likelihood", "4 Likelihood", likelihood_blocks(comparison)),
+def dataset(comparison: Comparison, prefix: str = "") -> dict[str, Any]:
+    """Return a dataset's part of the page; the prefix tells its anchors from those of other datasets."""
+    entries = comparison.entries
+    return {
+        "id": prefix.rstrip("-"),
+        "name": comparison.tag("data.name"),
+        "digest": comparison.tag("data.digest"),
+        "cards": [card(comparison, entry) for entry in entries] + [missing_card(name) for name in comparison.missing],
+        "sections": sections(comparison, prefix),
+    }
+
+
+def sections(comparison: Comparison, prefix: str) -> list[Section]:
+    """Return a dataset's sections in order."""
+    found = [
+        Section(f"{prefix}summary", "Summary", summary_blocks(comparison)),
+        Section(f"{prefix}classification", "1 Supervised classification", classifier_blocks(comparison)),
+        Section(f"{prefix}vae", "2 Amortized model (VAE)", vae_blocks(comparison)),
+        Section(f"{prefix}latent-optimisation", "3 Latent optimisation", latent_blocks(comparison)),
+        Section(f"{prefix}likelihood", "4 Likelihood", likelihood_blocks(comparison)),
     ]
+    if blocks := ablation_blocks(comparison):
+        found.append(Section(f"{prefix}ablations", "5 Ablations", blocks))
+    return found
+
+
+def overview_blocks(comparisons: Sequence[Comparison]) -> list[Table]:
+    """Return the table of models by datasets."""
+    shown = {entry.label: entry.slot for comparison in comparisons for entry in comparison.latents}
+    rows: dict[str, list[Cell]] = {
+        name: [Ref(name, slot=slot), *[DASH] * len(comparisons)] for name, slot in (shown | {FLOOR: FLOOR_SLOT}).items()
+    }
+    for place, comparison in enumerate(comparisons, start=1):
+        for row in comparison.tables["summary"]:
+            if row["split"] == "test" and "log_px" in row:
+                rows[row["model"]][place] = Ref(measured(row["log_px"], row["log_px_se"]), row["run"])
+    caption = "Test log p(x) of an image ± standard error over images, nats, by model and dataset."
+    head = ["Model", *(comparison.tag("data.name") for comparison in comparisons)]
+    return [Table("datasets", caption, head, list(rows.values()), left=1)]
 
 
 def card(comparison: Comparison, entry: Entry) -> dict[str, Any]:
@@ -98,8 +140,10 @@ def summary_blocks(comparison: Comparison) -> list[Any]:
     head = ["Model", "Run", "Test log p(x)", "Training log p(x)", "Test ELBO", "Median ESS", "Class kept", "Accuracy"]
     caption = "Mean ± standard error. Class kept: how often the classifier gives the reconstruction the same class."
     return [
-        Table(caption, head, rows),
+        Table("summary", caption, head, rows),
+        *seed_blocks(comparison),
         *ranking(comparison, floor),
+        *pair_blocks(comparison),
         *notes(comparison, "summary"),
         protocol(comparison),
     ]
@@ -119,7 +163,7 @@ def ranking(comparison: Comparison, floor: dict[str, Row]) -> list[Figures]:
     ]
     if not series:
         return []
-    svg = figures.ranking("ranking", "Mean log p(x) of an image", "nats", series)
+    svg = figures.ranking(f"ranking-{entries[0].run.id[:8]}", "Mean log p(x) of an image", "nats", series)
     caption = "Filled: test images; hollow: training images. Bars: one standard error."
     return [Figures(caption, [ref(entry) for entry in entries], [svg], wide=True)]
 
@@ -137,11 +181,15 @@ def protocol(comparison: Comparison) -> Table:
         "says so, on as many images of each split; ± is one standard error of the mean over images, with the noise of "
         "the estimate in it. Every number is of the run whose id stands beside it."
     )
-    return Table(caption, ["Model", "Run", "Posterior", "Samples an image", "Images a split", "Seed"], rows, left=3)
+    return Table(
+        "protocol", caption, ["Model", "Run", "Posterior", "Samples an image", "Images a split", "Seed"], rows, left=3
+    )
 
 
 def run_cards(comparison: Comparison) -> list[dict[str, Any]]:
     """Return each run's facts for the list at the end, with its address where the server has one."""
-    runs = {run.id: run for run in [*(entry.run for entry in comparison.entries), *comparison.starts]}
-    colours = comparison.slots
-    return [row | {"url": runs[row["run"]].url, "slot": colours[row["run"]]} for row in comparison.tables["runs"]]
+    cards = []
+    for row in comparison.tables["runs"]:
+        run, entry = comparison.runs[row["run"]]
+        cards.append(row | {"url": run.url, "slot": entry.slot})
+    return cards

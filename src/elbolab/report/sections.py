@@ -8,11 +8,9 @@ import numpy as np
 from elbolab.report import figures
 from elbolab.report.blocks import (
     DASH,
-    FLOOR_SLOT,
     Cell,
     Figures,
     Gallery,
-    Missing,
     Picture,
     Ref,
     Table,
@@ -22,7 +20,6 @@ from elbolab.report.blocks import (
     heat,
     measured,
     notes,
-    number,
     percent,
     picture,
     pictures,
@@ -30,13 +27,10 @@ from elbolab.report.blocks import (
     short,
     start,
     ten_table,
-    train_command,
 )
-from elbolab.report.entries import SPLITS, Comparison, Row, differences, public
-from elbolab.report.figures import Series
-from elbolab.tracker import RunRecord
+from elbolab.report.entries import SPLITS, Comparison, Row
+from elbolab.report.figures import FLOOR_SLOT, Series
 
-STARTS = ("zeros", "normal", "pca")
 LOSSES = (("loss", "Total loss", "nats"), ("mse", "Mean squared error", "per pixel"), ("kl", "KL divergence", "nats"))
 CLASSIFIER = (("loss", "Cross entropy", "nats"), ("accuracy", "Accuracy", "rate"))
 
@@ -54,7 +48,7 @@ def classifier_blocks(comparison: Comparison) -> list[Any]:
     return [
         *absent(comparison, ["cnn"], entries),
         *curve_blocks(comparison, entries, CLASSIFIER),
-        *([Table("Accuracy ± binomial standard error.", head, rows, left=3)] if rows else []),
+        *([Table("accuracy", "Accuracy ± binomial standard error.", head, rows, left=3)] if rows else []),
         *heat(entries, "Confusion on test images.", "true", "predicted"),
         *notes(comparison, "classifier"),
     ]
@@ -86,9 +80,10 @@ def vae_blocks(comparison: Comparison) -> list[Any]:
 
 
 def latent_blocks(comparison: Comparison) -> list[Any]:
-    """Return latent optimisation beside the amortized model, and the effect of its initialisation."""
-    entries = comparison.of("vae", "latent_opt")
-    blocks: list[Any] = absent(comparison, ["vae", "latent_opt"], comparison.of("latent_opt"))
+    """Return latent optimisation beside the amortized model."""
+    own = comparison.of("latent_opt")
+    entries = comparison.of("vae", "latent_opt") if own else []
+    blocks: list[Any] = absent(comparison, ["vae", "latent_opt"], own)
     blocks += curve_blocks(comparison, entries, LOSSES) + notes(comparison, "curves", "latent_opt")
     for split in ("val", "train"):
         key = f"reconstructions_{split}"
@@ -104,38 +99,7 @@ def latent_blocks(comparison: Comparison) -> list[Any]:
     alike = len({entry.run.params.get("latent_dim") for entry in entries}) == 1
     caption = "Samples decoded from the prior" + (": the same noise for every run." if alike else ".")
     samples = [picture(entry, "samples", last, f"epoch {last}, {entry.label} samples") for entry in entries]
-    return [*blocks, *pictures(caption, samples), *start_blocks(comparison)]
-
-
-def start_blocks(comparison: Comparison) -> list[Any]:
-    """Return the validation ELBO of each initialisation of latent optimisation, as figure and table."""
-    starts, blocks = comparison.starts, []
-    if not starts:
-        return []
-    names = [Ref(run.params["latent_init"], run.id, comparison.slots[run.id]) for run in starts]
-    lines = [(name, comparison.curves.get((name.run, "val/elbo"))) for name in names]
-    series = [Series(name.text, name.slot or 0, list(line), list(line.values())) for name, line in lines if line]
-    if series:
-        svg = figures.curves("initialisation", "Validation ELBO by initialisation", "nats", series, figures.WIDE)
-        blocks.append(Figures("One run for each initialisation of the latent table.", names, [svg], wide=True))
-    compared = {entry.run.id for entry in comparison.entries}
-    base = next(run for run in starts if run.id in compared)
-    rows: list[list[Cell]] = []
-    for name, run, row in zip(names, starts, comparison.tables["initialisation"], strict=True):
-        ends = [number(row["final_val_elbo"]), number(row["best_val_elbo"]), str(row["best_epoch"] or DASH)]
-        test = measured(row["test_log_px"], row["test_log_px_se"])
-        rows.append([Ref(name.text, slot=name.slot), short(run.id), unlike(run, base), *ends, test])
-    head = ["Initialisation", "Run", "Else differs in", "Final val ELBO", "Best val ELBO", "At epoch", "Test log p(x)"]
-    blocks.append(Table("Effect of the initialisation, nats.", head, rows, left=3))
-    command = train_command(comparison, base.params["model"]) + " --latent-init "
-    done = {run.params["latent_init"] for run in starts}
-    lacking = [name for name in STARTS if name not in done]
-    return blocks + [Missing(f"No finished run started from {name}.", command + name) for name in lacking]
-
-
-def unlike(run: RunRecord, base: RunRecord) -> str:
-    """Write the parameters in which a run differs from the compared one."""
-    return ", ".join(f"{key} {public(value)}" for key, value in differences(run, base).items()) or "nothing"
+    return [*blocks, *pictures(caption, samples)]
 
 
 def likelihood_blocks(comparison: Comparison) -> list[Any]:
@@ -157,7 +121,7 @@ def likelihood_blocks(comparison: Comparison) -> list[Any]:
         *gallery(comparison),
         *digit_blocks(comparison),
         *mean_blocks(comparison),
-        *([Table(caption, head, rows, left=3)] if rows else []),
+        *([Table("class preservation", caption, head, rows, left=3)] if rows else []),
         *heat(entries, confusion, "original", "reconstruction"),
     ]
 
@@ -204,10 +168,10 @@ def digit_blocks(comparison: Comparison) -> list[Any]:
         line = [rows.get((entry.run.id, digit), empty) for entry in entries]
         body.append([str(digit), *(measured(row.get("log_px"), row.get("log_px_se")) for row in line)])
     names = [ref(entry) for entry in entries]
-    svg = figures.by_class("digits", "(b) Mean test log p(x) of each class", "nats", series)
+    svg = figures.by_class(f"digits-{entries[0].run.id[:8]}", "(b) Mean test log p(x) of each class", "nats", series)
     return [
         Figures("Bars: one standard error over images.", names, [svg], wide=True),
-        Table("(b) The same numbers.", ["Class", *names], body, left=1),
+        Table("digits", "(b) The same numbers.", ["Class", *names], body, left=1),
         *notes(comparison, "digits"),
     ]
 
@@ -220,10 +184,10 @@ def mean_blocks(comparison: Comparison) -> list[Any]:
             groups.setdefault((row["model"], row["run"], row["posterior"]), {})[row["split"]] = row
     rows: list[list[Cell]] = []
     for (model, run, posterior), by in groups.items():
-        slot = FLOOR_SLOT if posterior == "none" else comparison.slots[run]
+        slot = FLOOR_SLOT if posterior == "none" else comparison.runs[run][1].slot
         means = [measured(by[split]["log_px"], by[split]["log_px_se"]) if split in by else DASH for split in SPLITS]
         counts = ", ".join(dict.fromkeys(str(row["images"] or DASH) for row in by.values()))
         rows.append([Ref(model, slot=slot), short(run), posterior, *means, counts])
     head = ["Model", "Run", "Posterior", "Training", "Validation", "Test", "Images"]
     caption = "(c) Mean log p(x) ± standard error, nats; exact where the posterior is. The constant image is the floor."
-    return [Table(caption, head, rows, left=3), *notes(comparison, "means")] if rows else []
+    return [Table("means", caption, head, rows, left=3), *notes(comparison, "means")] if rows else []

@@ -1,46 +1,46 @@
 """The tables of a report, as rows of plain values: what its CSV files hold and its page shows."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
-from math import isnan, nan, sqrt
+from itertools import combinations
+from math import isnan, nan
 
-import numpy as np
 import pandas as pd
 
-from elbolab.report.entries import SPLITS, Curves, Entry, Row, public
+from elbolab.intervals import binomial_se, mean_and_half_width, mean_se, paired
+from elbolab.report.entries import SPLITS, Comparison, Curves, Entry, Row, Variant, public
 from elbolab.tracker import RunRecord
 
 FLOOR = "constant image"
+SEED_METRICS = (
+    *(f"{split}/log_px" for split in SPLITS),
+    "test/posterior_elbo",
+    "test/class_preservation",
+    "test/accuracy",
+)
 CLASS_RATES = ("accuracy_original", "accuracy_reconstruction")
 COLUMNS = {
-    "summary": "model run split posterior images log_px log_px_se posterior_elbo ess class_preservation "
+    "summary": "dataset model run split posterior images log_px log_px_se posterior_elbo ess class_preservation "
     "class_preservation_se accuracy_original accuracy_reconstruction accuracy accuracy_se",
-    "digits": "model run split digit images log_px log_px_se",
-    "images": "digit index model run log_px std_err ess elbo",
+    "seeds": "dataset model runs metric seeds mean half_width",
+    "pairs": "dataset model run other other_run split images mean low high above below",
+    "digits": "dataset model run split digit images log_px log_px_se",
+    "images": "dataset digit index model run log_px std_err ess elbo",
     "curves": "model run key epoch value",
-    "initialisation": "latent_init run epochs final_val_elbo best_val_elbo best_epoch test_log_px test_log_px_se",
+    "ablations": "dataset model field value base runs seeds best_val_elbo best_epochs last_val_elbo "
+    "test_log_px test_log_px_se images mean low high",
     "runs": "run name model started data.name data.digest observation_model git.commit git.dirty device "
     "evaluation.samples evaluation.images evaluation.seed evaluation.posterior evaluation.cnn_run params",
 }
 
 
-def csv(name: str, rows: list[Row]) -> str:
-    """Write a table as CSV, counts as whole numbers."""
+def csv(name: str, comparisons: Iterable[Comparison]) -> str:
+    """Write a table of all datasets as CSV, counts as whole numbers."""
+    rows = [{"dataset": one.tag("data.name")} | row for one in comparisons for row in one.tables[name]]
     frame = pd.DataFrame(rows, columns=COLUMNS[name].split())
-    counts = [column for column in ("images", "epochs", "best_epoch") if column in frame]
+    counts = [column for column in ("images", "seeds") if column in frame]
     return frame.astype(dict.fromkeys(counts, "Int64")).to_csv(index=False)
-
-
-def binomial_se(rate: float, n: int) -> float:
-    """Standard error of a rate over n independent images."""
-    return sqrt(max(rate * (1 - rate), 0.0) / n) if n else nan
-
-
-def mean_se(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and standard error of the mean over images; NaN where there are too few."""
-    array = np.array(list(values))
-    mean = float(array.mean()) if len(array) else nan
-    return mean, float(array.std(ddof=1) / sqrt(len(array))) if len(array) > 1 else nan
 
 
 def summary_table(entries: Sequence[Entry]) -> list[Row]:
@@ -110,17 +110,59 @@ def curves_table(curves: Curves, labels: dict[str, str]) -> list[Row]:
     ]
 
 
-def starts_table(starts: Sequence[RunRecord], curves: Curves) -> list[Row]:
-    """Final and best validation ELBO and test log p(x) in nats for each initialisation of the latent table."""
+def seeds_table(entries: Sequence[Entry]) -> list[Row]:
+    """Mean of each metric over the seeds of an entry that has several, and half of its 95% interval's width."""
     rows = []
-    for run in starts:
-        elbo = curves.get((run.id, "val/elbo"), {})
-        best = max(elbo, key=lambda epoch: elbo[epoch]) if elbo else None
-        row: Row = {"latent_init": run.params["latent_init"], "run": run.id, "epochs": max(elbo, default=None)}
-        row |= {"final_val_elbo": elbo[max(elbo)] if elbo else nan, "best_val_elbo": max(elbo.values(), default=nan)}
-        row |= {"best_epoch": best, "test_log_px": run.metrics.get("test/log_px", nan)}
-        rows.append(row | {"test_log_px_se": run.metrics.get("test/log_px_se", nan)})
+    for entry in [entry for entry in entries if len(entry.runs) > 1]:
+        runs = " ".join(run.id for run in entry.runs)
+        for metric in SEED_METRICS:
+            values = [run.metrics[metric] for run in entry.runs if metric in run.metrics]
+            if len(values) > 1:
+                mean, half = mean_and_half_width(values)
+                row: Row = {"model": entry.label, "runs": runs, "metric": metric, "seeds": len(values)}
+                rows.append(row | {"mean": mean, "half_width": half})
     return rows
+
+
+def pairs_table(entries: Sequence[Entry]) -> list[Row]:
+    """Mean difference in log p(x) of every two entries on the same images, in nats, with its interval."""
+    rows = []
+    for split in ("test", "train"):
+        for one, other in combinations([entry for entry in entries if entry.latent], 2):
+            if found := paired(other.mean_log_px(split), one.mean_log_px(split)):
+                row: Row = {"model": other.label, "run": other.run.id, "other": one.label, "other_run": one.run.id}
+                rows.append(row | {"split": split} | asdict(found))
+    return rows
+
+
+def ablations_table(entries: Sequence[Entry], variants: Sequence[Variant], curves: Curves) -> list[Row]:
+    """Each entry that has variants, and after it the variants; validation ELBO and test log p(x) over their seeds."""
+    rows = []
+    for base in entries:
+        if mine := [variant for variant in variants if variant.base is base]:
+            rows.append({"model": base.label, "field": "", "value": "", "base": "", **_outcome(base, curves)})
+        for variant in mine:
+            was = public(base.run.params.get(variant.field, "unset"))
+            row: Row = {"model": base.label, "field": variant.field, "value": variant.value, "base": was}
+            gap = paired(variant.entry.mean_log_px("test"), base.mean_log_px("test"))
+            rows.append(row | _outcome(variant.entry, curves) | (asdict(gap) if gap else {}))
+    return rows
+
+
+def _outcome(entry: Entry, curves: Curves) -> Row:
+    """Return how the trainings of an entry went, means over its seeds in nats."""
+    elbos = [elbo for run in entry.runs if (elbo := curves.get((run.id, "val/elbo")))]
+    best = [max(elbo, key=lambda epoch: elbo[epoch]) for elbo in elbos]
+    test, error = mean_se(entry.mean_log_px("test").values())
+    return {
+        "runs": " ".join(run.id for run in entry.runs),
+        "seeds": len(entry.runs),
+        "best_val_elbo": mean_se(elbo[epoch] for elbo, epoch in zip(elbos, best, strict=True))[0],
+        "best_epochs": " ".join(map(str, best)),
+        "last_val_elbo": mean_se(elbo[max(elbo)] for elbo in elbos)[0],
+        "test_log_px": test,
+        "test_log_px_se": error,
+    }
 
 
 def runs_table(runs: Iterable[RunRecord]) -> list[Row]:

@@ -1,0 +1,1 @@
+"""The latent explorer: one page that runs a trained decoder in the browser."""

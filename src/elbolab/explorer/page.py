@@ -1,0 +1,65 @@
+"""The job of the explorer: chosen runs to one page that needs nothing beside it."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from elbolab.compare import named_runs, refuse_mixed
+from elbolab.config import EvaluateConfig, ExploreConfig
+from elbolab.errors import UserError
+from elbolab.evaluators import Subject
+from elbolab.experiment import choose_device, load_run
+from elbolab.explorer.views import view
+from elbolab.models import LatentModel
+from elbolab.report.entries import is_latent, public
+from elbolab.report.page import environment
+from elbolab.report.tables import runs_table
+from elbolab.tracker import RunRecord
+
+
+def explore(ids: Sequence[str], config: ExploreConfig) -> Path:
+    """Write the page of one run or of two on the same test images to `config.out`, which is returned.
+
+    Raises UserError where there are more, or where a run is unknown, unfinished, without a latent space, or of other
+    data or another observation model than the first.
+    """
+    if config.out.is_dir():
+        raise UserError(f"out={str(config.out)!r} is a folder; name a file, e.g. {config.out / 'explorer.html'}")
+    if len(ids) > 2:
+        raise UserError(f"{len(ids)} runs are too many for one page; name one or two")
+    runs = sorted(named_runs(ids), key=lambda run: ids.index(run.id))
+    refuse_mixed(runs, "data.digest", "data")
+    for run in runs:
+        if not is_latent(run):
+            raise UserError(f"run {run.id} is a classifier's and has no latent space; name a latent-variable model's")
+    page = render(runs, config.images)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    config.out.write_text(page, encoding="utf-8", newline="\n")
+    return config.out
+
+
+def render(runs: Sequence[RunRecord], images: int) -> str:
+    """Return the page: the same test images under each run, with the evaluators' choice and inference."""
+    device = choose_device("auto")
+    names = [run.params["model"] for run in runs]
+    subjects, views, cards = [], [], []
+    for slot, (run, row) in enumerate(zip(runs, runs_table(runs), strict=True), start=1):
+        model, data = load_run(run.id, device)
+        assert isinstance(model, LatentModel)
+        subjects.append(Subject(model, data, EvaluateConfig(images=images)))
+        label = row["model"] if names.count(row["model"]) == 1 else f"{row['model']} {run.id[:8]}"
+        views.append(view(model, subjects[-1]))
+        cards.append({**row, "label": label, "slot": slot, "url": run.url, "inference": model.inference})
+    batches = list(subjects[0].batches("test"))
+    x = torch.cat([batch.x for batch in batches])
+    payload = {
+        "shape": x.shape[1:],
+        "images": base64.b64encode((x * 255).round().byte().cpu().numpy().tobytes()).decode(),
+        "labels": torch.cat([batch.y for batch in batches]).tolist(),
+        "index": torch.cat([batch.index for batch in batches]).tolist(),
+        "runs": views,
+    }
+    context = {"data": public(runs[0].tags["data.name"]), "cards": cards, "payload": payload}
+    return environment().get_template("explorer/page.html.j2").render(context).strip() + "\n"

@@ -1,0 +1,171 @@
+"""Registered models: versions that say what they are and how good, and an alias that only a better one gets."""
+
+import json
+import math
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from elbolab import tracker
+from elbolab.config import PromoteConfig
+from elbolab.errors import UserError
+from elbolab.tracker import RunRecord
+
+# Two figures compare only if these are equal.
+PROTOCOL = (
+    "metric", "data.digest", "observation_model", "evaluation.samples", "evaluation.images", "evaluation.seed",
+)  # fmt: skip
+SPLITS = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a registered version says of itself: the name of its metric, and by split the mean and standard error."""
+
+    run: str
+    tags: dict[str, str]
+    figures: dict[str, tuple[float, float]]
+
+    def __str__(self) -> str:
+        tags = self.tags
+        protocol = ", ".join(f"{key} {tags[f'evaluation.{key}']}" for key in ("samples", "images", "seed"))
+        return (
+            f"{tags['model']} on {tags['data.name']}, {tags['observation_model']}. {self.say('val')}, "
+            f"{self.say('test')} (± one standard error; {protocol}). Run {self.run}."
+        )
+
+    def say(self, split: str) -> str:
+        value, error = self.figures[split]
+        return f"{split}/{self.tags['metric']} {value:.4g} ± {error:.2g}"
+
+
+def card_of(version: ModelVersion) -> Card | None:
+    """The card of a version that was registered here, else None."""
+    tags = version.tags
+    if "metric" not in tags:
+        return None
+    key = tags["metric"]
+    figures = {split: (float(tags[f"{split}/{key}"]), float(tags[f"{split}/{key}_se"])) for split in SPLITS}
+    return Card(str(version.run_id), tags, figures)
+
+
+def register(run_id: str, name: str) -> str:
+    """Make the model of an evaluated run a version of the registered model ``name``, unless it is one; returns its URI.
+
+    What the version is, and how good, goes into its tags and its description. Raises UserError where the run is no
+    finished and evaluated training, or where the name is not allowed.
+    """
+    return _uri(_register(name, _card(tracker.get_run(run_id)), ""))
+
+
+def promote(run_id: str, config: PromoteConfig) -> str:
+    """Register the model of an evaluated run, give it the alias ``config.alias`` and return its URI.
+
+    Raises UserError, having registered nothing, where the version that has the alias is better on the validation split
+    or was not measured alike; with ``config.force`` it is replaced all the same.
+    """
+    card, client = _card(tracker.get_run(run_id)), mlflow.MlflowClient()
+    champion = _holder(config.name, config.alias)
+    if champion is None:
+        reason = f"the first {config.alias}"
+    elif champion.run_id == run_id:
+        reason = f"{config.alias} already"
+    else:
+        reason = _against(card, champion, config)
+    version = _register(config.name, card, f" Made {config.alias}: {reason}.")
+    client.set_registered_model_alias(config.name, config.alias, version.version)
+    return _uri(version)
+
+
+def list_versions() -> list[ModelVersion]:
+    """Every version of every registered model, with its aliases, by name and number."""
+    tracker.prepare_store()
+    client = mlflow.MlflowClient()
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(page_token=token)
+        # A search leaves the aliases out.
+        found += [client.get_model_version(item.name, item.version) for item in page]
+        if not (token := page.token):
+            return sorted(found, key=lambda version: (version.name, int(version.version)))
+
+
+def _card(run: RunRecord) -> Card:
+    if run.tags.get(tracker.KIND) != "train" or run.status != "FINISHED":
+        raise UserError(f"run {run.id!r} is not a finished training (it is {run.status}); name one that is")
+    if "evaluation.samples" not in run.tags:
+        raise UserError(f"run {run.id!r} has not been evaluated; `elbolab evaluate {run.id}` does it")
+    if "test/log_px" in run.metrics:
+        metric = "log_px"
+        figures = {split: (run.metrics[f"{split}/log_px"], run.metrics[f"{split}/log_px_se"]) for split in SPLITS}
+    else:
+        metric = "accuracy"
+        classes = json.loads(tracker.fetch(run.id, "evaluation/classes.json").read_text())["splits"]
+        figures = {split: _accuracy(classes[split]["confusion"]) for split in SPLITS}
+    tags = {key: run.tags[key] for key in (*PROTOCOL[1:], "data.name")} | {
+        "metric": metric,
+        "model": run.params["model"],
+    }
+    for split, (value, error) in figures.items():
+        tags |= {f"{split}/{metric}": repr(value), f"{split}/{metric}_se": repr(error)}
+    return Card(run.id, tags, figures)
+
+
+def _accuracy(confusion: list[list[int]]) -> tuple[float, float]:
+    """The share of the diagonal, and its binomial standard error."""
+    count = sum(map(sum, confusion))
+    rate = sum(row[label] for label, row in enumerate(confusion)) / count
+    return rate, math.sqrt(rate * (1 - rate) / count)
+
+
+def _holder(name: str, alias: str) -> ModelVersion | None:
+    try:
+        return mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _against(card: Card, champion: ModelVersion, config: PromoteConfig) -> str:
+    """Why the card's model may take the place of ``champion``; raises UserError where it may not."""
+    place = f"version {champion.version}, the {config.alias} of {config.name!r}"
+    if config.force:
+        return f"by force, in the place of version {champion.version}"
+    other = card_of(champion)
+    if other is None:
+        raise UserError(f"{place}, says nothing of how good it is; look at it, and then --force")
+    unlike = [key for key in PROTOCOL if card.tags[key] != other.tags[key]]
+    if unlike:
+        differences = "; ".join(f"{key} is {card.tags[key]!r} here and {other.tags[key]!r} there" for key in unlike)
+        raise UserError(f"run {card.run} cannot be measured against {place}: {differences}; --force if you mean it")
+    if card.figures["val"][0] < other.figures["val"][0]:
+        raise UserError(
+            f"{card.say('val')} of run {card.run} is below {other.say('val')} of {place}; --force if you mean it"
+        )
+    return f"version {champion.version} before it had {other.say('val')}"
+
+
+def _register(name: str, card: Card, reason: str) -> ModelVersion:
+    client = mlflow.MlflowClient()
+    try:
+        versions = client.search_model_versions(f"name = '{name}'")
+        found = next((version for version in versions if version.run_id == card.run), None)
+        # MLflow says on three lines what the caller says on one.
+        with redirect_stderr(StringIO()):
+            version = found or mlflow.register_model(f"runs:/{card.run}/model", name)
+    except MlflowException as error:
+        raise UserError(f"name={name!r}: {error.message}") from error
+    for key, value in card.tags.items():
+        client.set_model_version_tag(name, version.version, key, value)
+    client.update_model_version(name, version.version, f"{card}{reason}")
+    return version
+
+
+def _uri(version: ModelVersion) -> str:
+    return f"models:/{version.name}/{version.version}"

@@ -1,0 +1,178 @@
+"""A tracking store with invented runs, as training and evaluation leave them, for the tests of the report."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.entities import Metric, Param, RunTag
+from PIL import Image
+
+GAUSSIAN = "gaussian sigma=0.4, pixels in [0,1]"
+CLASSES = 10
+MEANS = {"vae": -52.0, "latent_opt": -54.0, "ppca": -71.0}
+POSTERIORS = {
+    "vae": "encoder",
+    "latent_opt": "fitted: 300 Adam steps at rate 0.1 falling to 0, 1 restart, seed 0",
+    "ppca": "exact",
+}
+
+
+class Store:
+    """An experiment on the tracking store that is filled with invented runs."""
+
+    def __init__(self, folder: Path, experiment: str) -> None:
+        self.folder = folder
+        self.client = mlflow.MlflowClient(mlflow.get_tracking_uri())
+        found = self.client.get_experiment_by_name(experiment)
+        self.experiment = (
+            found.experiment_id if found else self.client.create_experiment(experiment, str(folder / "runs"))
+        )
+        self.clock = 1_700_000_000_000
+
+    def train(
+        self,
+        model: str,
+        digest: str = "d1",
+        observed: str = GAUSSIAN,
+        status: str = "FINISHED",
+        name: str = "",
+        kind: str = "train",
+        epochs: int = 5,
+        pictures: bool = True,
+        data: str = "toy",
+        **params: object,
+    ) -> str:
+        """Log one run as training leaves it."""
+        self.clock += 60_000
+        observed = "categorical" if model == "cnn" else observed
+        tags = {"elbolab.kind": kind, "data.name": data, "data.digest": digest, "observation_model": observed}
+        tags |= {"git.commit": "0123abc", "git.dirty": "False", "device": "cpu", "mlflow.runName": name or model}
+        given = {
+            "model": model,
+            "dataset": data,
+            "epochs": epochs,
+            "seed": 0,
+            "lr": 0.001,
+            "data_dir": "/home/someone/data",
+        }
+        given |= params
+        run = self.client.create_run(self.experiment, start_time=self.clock, tags=tags).info.run_id
+        steps = range(1, 2 if model == "ppca" else epochs + 1)
+        metrics = [
+            Metric(f"{split}/{key}", value, self.clock, step)
+            for step in steps
+            for split in ("train", "val")
+            for key, value in self.epoch(model, step, split, str(given.get("latent_init"))).items()
+        ]
+        self.client.log_batch(run, metrics, [Param(key, str(value)) for key, value in given.items()])
+        if model != "cnn" and pictures:
+            for step in [step for step in (1, 5, 10, 20, 30) if step in steps]:
+                for key, rows in (("reconstructions_train", 2), ("reconstructions_val", 2), ("samples", 4)):
+                    pixels = np.random.default_rng(step + rows).integers(0, 255, (29 * rows - 1, 289), dtype=np.uint8)
+                    self.client.log_image(run, Image.fromarray(pixels), key=key, step=step)
+        self.client.set_terminated(run, status, self.clock + 30_000)
+        return run
+
+    @staticmethod
+    def epoch(model: str, step: int, split: str, start: str) -> dict[str, float]:
+        """Invent the values of one epoch."""
+        worse = (0.5 if split == "val" else 0.0) + len(start) % 3
+        if model == "cnn":
+            return {"loss": 0.5 / step + worse / 10, "accuracy": 1 - 0.1 / step - worse / 100}
+        loss = 60 + 40 / step + worse
+        return {"loss": loss, "elbo": -loss, "mse": 0.01 + 0.04 / step, "kl": 22 - 10 / step, "lr": 0.001}
+
+    def evaluate(
+        self, run: str, model: str, cnn: str = "", n: int = 20, shift: float = 0.0, samples: int = 1000
+    ) -> None:
+        """Log on a run what evaluation leaves there, its log p(x) some nats above the model's mean."""
+        random = np.random.default_rng([len(model), abs(round(10 * shift))])
+        labels = np.arange(n) % CLASSES
+        noise = np.random.default_rng(3).normal(0, 8, n) - 2 * labels
+        confusion = np.eye(CLASSES, dtype=int) * (n // CLASSES)
+        confusion[4] = np.roll(confusion[4], 0) - np.eye(CLASSES, dtype=int)[4] + np.eye(CLASSES, dtype=int)[9]
+        splits = {split: {"n": n, "confusion": confusion.tolist()} for split in ("train", "val", "test")}
+        files = self.folder / "files" / run
+        files.mkdir(parents=True)
+        if model == "cnn":
+            metrics = {"test/accuracy": 1 - 1 / n, "test/loss": 0.05, "test/n": n}
+            (files / "classes.json").write_text(json.dumps({"splits": splits}))
+        else:
+            frames, metrics = [], {}
+            for split in ("train", "val", "test"):
+                kinds = [POSTERIORS[model].split(":")[0]] + (
+                    ["table"] if (model, split) == ("latent_opt", "train") else []
+                )
+                for posterior in kinds:
+                    raised = {"train": 1.5, "val": 0.3, "test": 0.0}[split] + 3 * (posterior == "table")
+                    log_px = MEANS[model] + shift + raised + noise + random.normal(0, 0.5, n)
+                    frame = pd.DataFrame({"index": np.arange(n) + 100, "split": split, "label": labels})
+                    frame = frame.assign(posterior=posterior, log_px=log_px, std_err=0.05, ess=120.0, elbo=log_px - 8)
+                    frames.append(frame.assign(log_px_constant=-160.0 + noise))
+                    tail = "_table" if posterior == "table" else ""
+                    metrics[f"{split}/log_px{tail}"] = float(log_px.mean())
+                    metrics[f"{split}/log_px{tail}_se"] = float(log_px.std(ddof=1) / np.sqrt(n))
+                    if not tail:
+                        metrics |= {
+                            f"{split}/log_px_digit_{d}": float(log_px[labels == d].mean()) for d in range(CLASSES)
+                        }
+                        metrics |= {f"{split}/posterior_elbo": float(log_px.mean() - 8), f"{split}/ess": 120.0}
+                        metrics |= {f"{split}/log_px_constant": float((-160.0 + noise).mean())}
+                        metrics |= {f"{split}/accuracy_original": 0.98, f"{split}/accuracy_reconstruction": 0.94}
+                        metrics |= {f"{split}/class_preservation": 1 - 1 / n}
+            pd.concat(frames).to_parquet(files / "likelihood.parquet")
+            ten = [
+                {"index": d, "label": d, "original": d, "reconstruction": 9 if d == 4 else d} for d in range(CLASSES)
+            ]
+            classes = {"cnn_run": cnn, "cnn_test_accuracy": 0.98, "splits": splits, "ten": {"train": ten, "val": ten}}
+            (files / "classes.json").write_text(json.dumps(classes))
+            pixels = np.random.default_rng(0).integers(0, 255, (CLASSES, 28, 28, 1), dtype=np.uint8)
+            where = {"index": np.arange(CLASSES) + 100, "label": np.arange(CLASSES)}
+            images = where | {"originals": pixels, "reconstructions": pixels // 2}
+            np.savez(files / "examples.npz", **images)  # pyright: ignore[reportArgumentType]
+        tags = {
+            "samples": str(samples),
+            "images": str(n),
+            "seed": "0",
+            "posterior": POSTERIORS.get(model, ""),
+            "cnn_run": cnn,
+        }
+        marks = [RunTag(f"evaluation.{key}", value) for key, value in tags.items() if value]
+        self.client.log_batch(run, [Metric(key, value, self.clock, 0) for key, value in metrics.items()], tags=marks)
+        self.client.log_artifacts(run, str(files), "evaluation")
+
+
+def fill(store: Store) -> dict[str, str]:
+    """Log a complete set of runs, evaluated, and return their ids by model."""
+    ids = {"zeros": store.train("latent_opt", latent_init="zeros", sigma=0.4, pictures=False)}
+    ids["cnn"] = store.train("cnn", name="<script>alert(1)</script>")
+    ids["vae"] = store.train("vae", sigma=0.4)
+    ids["latent_opt"] = store.train("latent_opt", latent_init="pca", sigma=0.4)
+    ids["ppca"] = store.train("ppca", sigma=0.4)
+    for model in ("cnn", "vae", "latent_opt", "ppca"):
+        store.evaluate(ids[model], model, ids["cnn"])
+    return ids
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """A fresh sqlite store in a folder, which becomes the working folder; its migration takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        for variable in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+            patch.delenv(variable, raising=False)
+        patch.chdir(folder)
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        yield patch
+        mlflow.set_tracking_uri(before)
+
+
+def signed(value: float) -> str:
+    """A number as the page writes it."""
+    return f"{value:.2f}".replace("-", "\u2212")

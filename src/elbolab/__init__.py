@@ -4,14 +4,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elbolab.config import CompareConfig as CompareConfig
+    from elbolab.config import EvaluateConfig as EvaluateConfig
+    from elbolab.evaluators.importance import importance_estimate as importance_estimate
+    from elbolab.experiment import evaluate_run as evaluate_run
+    from elbolab.experiment import load_for as load_for
+    from elbolab.experiment import train_model as train_model
     from elbolab.models import MODELS as MODELS
+    from elbolab.models.latent import DiagonalGaussian as DiagonalGaussian
     from elbolab.registry import load_model as load_model
+    from elbolab.tracker import history as history
     from elbolab.tuning import Study as Study
 
-__all__ = ["MODELS", "Study", "load_model"]
-
-
-_HOMES = {"MODELS": "elbolab.models", "Study": "elbolab.tuning", "load_model": "elbolab.registry"}
+_HOMES = {
+    "MODELS": "elbolab.models",
+    "CompareConfig": "elbolab.config",
+    "DiagonalGaussian": "elbolab.models.latent",
+    "EvaluateConfig": "elbolab.config",
+    "Study": "elbolab.tuning",
+    "evaluate_run": "elbolab.experiment",
+    "history": "elbolab.tracker",
+    "importance_estimate": "elbolab.evaluators.importance",
+    "load_for": "elbolab.experiment",
+    "load_model": "elbolab.registry",
+    "train_model": "elbolab.experiment",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -44,7 +44,7 @@ def _load(
     return load_data(dataset, data_dir, train_size, val_size, test_size, split_seed, device)
 
 
-def load_for(config: Config, device: str) -> Data:
+def load_for(config: Config, device: str = "cpu") -> Data:
     """The data that ``config`` names, on ``device``; raises UserError where they are not to be had."""
     return _load(
         config.dataset, config.data_dir, config.train_size, config.val_size, config.test_size, config.split_seed, device

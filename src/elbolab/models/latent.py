@@ -180,16 +180,19 @@ class LatentModel(Model):
     def metrics(self, terms: Terms) -> dict[str, Tensor]:
         return {"elbo": elbo(terms), **terms.also, "kl": terms.kl}
 
+    def expected(self, z: Tensor) -> Tensor:
+        """The expected images at latent vectors, (..., D) to (..., C, H, W), in [0, 1]."""
+        with torch.no_grad():
+            return self.likelihood.mean(self.decode(z)).clamp(0, 1)
+
     def reconstruct(self, q: DiagonalGaussian) -> Tensor:
         """The expected image at the mean of q, (B, C, H, W)."""
-        with torch.no_grad():
-            return self.likelihood.mean(self.decode(q.mean)).clamp(0, 1)
+        return self.expected(q.mean)
 
     def sample(self, count: int, seed: int) -> Tensor:
         """Expected images at ``count`` draws from the prior, (count, C, H, W); equal seeds give equal draws."""
         z = torch.randn(count, self.config.latent_dim, generator=torch.Generator().manual_seed(seed))
-        with torch.no_grad():
-            return self.likelihood.mean(self.decode(z.to(self.device))).clamp(0, 1)
+        return self.expected(z.to(self.device))
 
 
 class DeepLatentConfig(LatentConfig):

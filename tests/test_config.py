@@ -43,7 +43,8 @@ def test_a_config_survives_json_and_parameters_bit_for_bit(name: str):
     kind = MODELS[name].Config
     config = kind.parse({"lr": 0.1 + 0.2, "seed": 7, "train_size": 12, "dataset": "npz:a b/ü.npz"})
     assert kind.parse(json.loads(json.dumps(config.model_dump(mode="json")))) == config
-    assert kind.parse(config.params()) == config
+    assert kind.parse(config.params()) == kind.parse(config.changes()) == config
+    assert set(config.changes()) == {"lr", "seed", "train_size", "dataset"}
 
 
 @pytest.mark.parametrize("name", MODELS)

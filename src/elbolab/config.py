@@ -49,6 +49,11 @@ class Settings(BaseModel):
         """The fields that are set, as the strings that a tracking server keeps."""
         return {key: str(value) for key, value in self.model_dump(mode="json").items() if value is not None}
 
+    def changes(self) -> dict[str, str]:
+        """Those of ``params`` that are not their defaults."""
+        defaults = type(self)().params()
+        return {key: value for key, value in self.params().items() if value != defaults.get(key)}
+
     @classmethod
     def search_range(cls, name: str) -> BaseDistribution:
         """The range in which a study searches the field ``name``; raises UserError where it declares none."""

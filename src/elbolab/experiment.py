@@ -1,5 +1,6 @@
 """The jobs of the suite: train a model, evaluate a run, do the whole experiment."""
 
+import shlex
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -89,7 +90,8 @@ def _tracked(name: str, model: Model, data: Data, tags: dict[str, str]) -> str:
     config = model.config
     if distributed.processes() > 1:
         tags = {**tags, "processes": str(distributed.processes())}
-    with tracker.run("train", name, {"model": name, **config.params()}, tags) as track:
+    tags = {**tags, "mlflow.note.content": _description(name, config)}
+    with tracker.run("train", _run_name(name, config), {"model": name, **config.params()}, tags) as track:
         track.log_value(config.model_dump(mode="json"), "config.json")
         track.log_data(data)
         # Checkpoints stay where they are when the training fails; a finished run has them as artifacts.
@@ -107,6 +109,20 @@ def _tracked(name: str, model: Model, data: Data, tags: dict[str, str]) -> str:
         with suppress(OSError):
             folder.parent.rmdir()
         return track.id
+
+
+def _run_name(name: str, config: Config) -> str:
+    """The model with those of its own fields that are not as by default, and its seed: by it curves are told apart."""
+    own = [*(key for key in type(config).model_fields if key not in Config.model_fields), "seed"]
+    changes = config.changes()
+    return " ".join([name, *(f"{key}={changes[key]}" for key in own if key in changes)])
+
+
+def _description(name: str, config: Config) -> str:
+    """What the model is, and the command that trains it so again, as Markdown."""
+    summary = (MODELS[name].__doc__ or "").strip().splitlines()[0]
+    options = [f"--{key.replace('_', '-')} {shlex.quote(value)}" for key, value in config.changes().items()]
+    return f"{summary}\n\n    {' '.join(['elbolab', name, *options])}"
 
 
 def _both(*reports: Callable[[Event], None]) -> Callable[[Event], None]:

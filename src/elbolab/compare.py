@@ -44,7 +44,7 @@ def compare(config: CompareConfig) -> Path:
     chosen = by_dataset(named) if named else [latest_runs(name) for name in config.dataset or (None,)]
     # Two spellings of a dataset are one.
     once = {groups[0][0].tags["data.digest"]: groups for groups in chosen}
-    comparisons = build(list(once.values()))
+    comparisons = build(list(once.values()), more_seeds=not named)
     files = {f"{name}.csv": tables.csv(name, comparisons) for name in tables.COLUMNS}
     files |= render(comparisons)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def by_dataset(named: Sequence[RunRecord]) -> list[list[Group]]:
 
 
 def latest_runs(dataset: str | None) -> list[Group]:
-    """Return the latest run of each model that shares data and observation model with the latest of all, and its seeds.
+    """Return the latest run of each model that shares data and observation model with the latest of all.
 
     Raises UserError when there is no run of the dataset.
     """
@@ -115,7 +115,7 @@ def latest_runs(dataset: str | None) -> list[Group]:
         found = [run] if _same_task(run, anchor) else tracker.find_runs("train", *_alike(run, anchor), limit=1)
         first.update((one.params["model"], one) for one in found)
     ordered = sorted(first.values(), key=lambda run: (_rank(run.params["model"]), run.params["model"]))
-    return [with_seeds(run, others(run)) for run in ordered]
+    return [(run,) for run in ordered]
 
 
 def others(base: RunRecord) -> list[RunRecord]:
@@ -173,8 +173,10 @@ def _rank(model: str) -> int:
     return ROLES.index(model) if model in ROLES else len(ROLES)
 
 
-def build(chosen: Sequence[Sequence[Group]]) -> list[Comparison]:
+def build(chosen: Sequence[Sequence[Group]], more_seeds: bool) -> list[Comparison]:
     """Gather each dataset's runs, their evaluations and their ablations, and make tables and findings.
+
+    The groups are as they are to be, or with ``more_seeds`` those of the server join the run of each.
 
     Raises UserError when two datasets' runs have different observation models.
     """
@@ -189,8 +191,12 @@ def build(chosen: Sequence[Sequence[Group]]) -> list[Comparison]:
     spare = [slot for slot in SPARE_SLOTS if slot not in slots.values()] or list(SPARE_SLOTS)
     comparisons = []
     for groups, own in zip(chosen, labels, strict=True):
-        entries = [load(group, label, slots[label]) for group, label in zip(groups, own, strict=True)]
-        comparisons.append(_compare(entries, spare))
+        pools = [others(group[0]) for group in groups]
+        whole = (
+            [with_seeds(group[0], pool) for group, pool in zip(groups, pools, strict=True)] if more_seeds else groups
+        )
+        entries = [load(group, label, slots[label]) for group, label in zip(whole, own, strict=True)]
+        comparisons.append(_compare(entries, pools, spare))
     return comparisons
 
 
@@ -204,11 +210,11 @@ def colours(labels: Iterable[str]) -> dict[str, int]:
     return slots
 
 
-def _compare(entries: list[Entry], spare: Sequence[int]) -> Comparison:
+def _compare(entries: list[Entry], pools: Sequence[Sequence[RunRecord]], spare: Sequence[int]) -> Comparison:
     """Gather what one dataset's page shows; its ablations take the colours that are spare."""
     variants: list[Variant] = []
-    for base in entries:
-        for field, group in variants_of(base, others(base.run)) if base.latent else []:
+    for base, pool in zip(entries, pools, strict=True):
+        for field, group in variants_of(base, pool) if base.latent else []:
             label = f"{base.label} {field} {public(group[0].params.get(field, 'unset'))}"
             place = sum(variant.base is base and variant.field == field for variant in variants)
             entry = Entry(label, spare[place % len(spare)], group, likelihoods(group))

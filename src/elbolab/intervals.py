@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import nan, sqrt
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 RESAMPLES, RESAMPLES_AT_ONCE = 10_000, 100
 
@@ -37,7 +37,7 @@ def mean_se(values: Iterable[float]) -> tuple[float, float]:
 def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
     """Mean of ``values`` (n > 1) and half the width of its 95% interval, Student's t with n - 1 degrees of freedom."""
     mean, error = mean_se(values)
-    return mean, float(student_t.ppf(0.975, len(values) - 1)) * error
+    return mean, float(stdtrit(len(values) - 1, 0.975)) * error
 
 
 def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Paired | None:

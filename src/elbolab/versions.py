@@ -1,7 +1,6 @@
 """Registered models: versions that say what they are and how good, and an alias that only a better one gets."""
 
 import json
-import math
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -13,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from elbolab import tracker
 from elbolab.config import PromoteConfig
 from elbolab.errors import UserError
+from elbolab.intervals import binomial_se
 from elbolab.tracker import RunRecord
 
 # Two figures compare only if these are equal.
@@ -117,10 +117,10 @@ def _card(run: RunRecord) -> Card:
 
 
 def _accuracy(confusion: list[list[int]]) -> tuple[float, float]:
-    """The share of the diagonal, and its binomial standard error."""
+    """The share of the diagonal, and its standard error."""
     count = sum(map(sum, confusion))
     rate = sum(row[label] for label, row in enumerate(confusion)) / count
-    return rate, math.sqrt(rate * (1 - rate) / count)
+    return rate, binomial_se(rate, count)
 
 
 def _holder(name: str, alias: str) -> ModelVersion | None:

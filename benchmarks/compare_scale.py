@@ -72,7 +72,8 @@ def measure(what: str, uri: str) -> None:
     seconds = time.perf_counter() - started
     if status:
         raise SystemExit(f"elbolab compare ended with {os.waitstatus_to_exitcode(status)}")
-    click.echo(f"{what}: {seconds:.1f} s, {usage.ru_maxrss / 1024:.0f} MiB")
+    computing = usage.ru_utime + usage.ru_stime
+    click.echo(f"{what}: {seconds:.1f} s, of which computing {computing:.1f} s; {usage.ru_maxrss / 1024:.0f} MiB")
 
 
 def serve() -> subprocess.Popen[bytes]:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,8 +173,13 @@ def _code() -> dict[str, str]:
         return {}
 
 
+# Where the artifacts of a run are never changes, and MLflow would ask for it at each file.
+_ARTIFACT_URIS: dict[str, str | None] = {}
+
+
 def _record(found: Run) -> RunRecord:
     info, data = found.info, found.data
+    _ARTIFACT_URIS[info.run_id] = info.artifact_uri
     server = mlflow.get_tracking_uri()
     url = (
         f"{server.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
@@ -285,9 +289,10 @@ def fetch(run_id: str, path: str) -> Path:
         raise UserError(f"run {run_id} has no artifact {path!r}") from error
 
 
-@cache
 def _artifact_uri(run_id: str) -> str | None:
-    return mlflow.MlflowClient().get_run(run_id).info.artifact_uri
+    if run_id not in _ARTIFACT_URIS:
+        get_run(run_id)
+    return _ARTIFACT_URIS[run_id]
 
 
 def step_images(run_id: str, key: str) -> dict[int, Path]:

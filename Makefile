@@ -12,7 +12,7 @@ report: .venv/installed
 test: .venv/tested
 	$(BIN)/pytest -n 2
 
-# PostgreSQL, Ray and torchrun, which take minutes more.
+# PostgreSQL, Ray, torchrun, notebooks, every entry point: minutes more.
 test-scale: .venv/tested
 	$(BIN)/pytest -m scale
 

@@ -141,6 +141,7 @@ def test_four_first_uses_of_a_store_at_the_same_time(store: Path):
     assert {run.info.status for run in runs()} == {"FINISHED"}
 
 
+@pytest.mark.scale
 def test_every_entry_point_by_mlflow_run(store: Path):
     small = ["train_size=40", "val_size=10", "test_size=10"]
     for name, *more in (

@@ -47,6 +47,7 @@ def elbolab(copy: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.scale
 def test_a_model_a_dataset_and_an_evaluator_are_added_as_the_page_says(copy: Path):
     (copy / "models" / "linear_vae.py").write_text(code("A model"))
     line = '"linear_vae": LinearVAE'

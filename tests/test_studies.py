@@ -238,6 +238,7 @@ STUDY = Study(
     assert len(versions) == 1
 
 
+@pytest.mark.scale
 def test_a_study_by_mlflow_run_has_one_parent_however_often_it_is_called(search: str, store: Path):
     arguments = ["study", f"study={store}/studies/search.py", f"storage=sqlite:///{store}/optuna.db"]
     for trials in (1, 2):

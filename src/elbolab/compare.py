@@ -28,7 +28,7 @@ from elbolab.tracker import RunRecord
 ROLES = ("cnn", "vae", "latent_opt", "ppca")
 # A page for people has an end, and so has what is read for it: the newest runs of a model are looked through, and of
 # what is found so many seeds and ablations are kept.
-OTHERS, MOST_SEEDS, MOST_ABLATIONS = 50, 20, 20
+OTHERS, MOST_SEEDS, MOST_ABLATIONS = 50, 10, 20
 
 Group = tuple[RunRecord, ...]
 """Runs that differ in their seed only, first the one that is shown."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from elbolab import experiment, tracker
+from elbolab import experiment, records, tracker
 from elbolab.models import MODELS
 
 
@@ -44,7 +44,7 @@ def main(model: str, epochs: int | None, rounds: int) -> None:
     clock = Clock()
     os.chdir(tempfile.mkdtemp())
     started = time.perf_counter()
-    tracker.prepare_store()
+    records.prepare_store()
     click.echo(f"a new store: {time.perf_counter() - started:.2f} s, once; `make` makes it beforehand")
     for name, member in list(vars(tracker.Tracker).items()):
         if callable(member) and not name.startswith("_"):

@@ -16,7 +16,7 @@ import pytest
 from conftest import free_port, mlflow_server
 from mlflow.entities import Metric, Param
 
-from elbolab import histories, tracker
+from elbolab import histories, records
 
 RUNS = 7
 
@@ -98,7 +98,7 @@ def ids(
 
 @pytest.fixture(scope="module")
 def expected(filled: tuple[Path, list[str]]) -> pd.DataFrame:
-    """What `tracker.history` is to give of the runs, by MLflow's public calls."""
+    """What `records.history` is to give of the runs, by MLflow's public calls."""
     client = mlflow.MlflowClient(f"sqlite:///{filled[0]}/mlflow.db")
     rows = [
         (run, key, item.step, item.value)
@@ -121,23 +121,23 @@ def test_histories_in_bulk_are_those_one_by_one(
 ):
     monkeypatch.setattr(histories, "RUNS_A_CALL", runs)
     monkeypatch.setattr(histories, "VALUES_A_CALL", values)
-    pd.testing.assert_frame_equal(by_run_and_key(tracker.history(ids)), expected)
+    pd.testing.assert_frame_equal(by_run_and_key(records.history(ids)), expected)
 
 
 def test_the_server_chooses_runs_as_python_would(ids: list[str]):
-    everything = tracker.find_runs()
+    everything = records.find_runs()
     assert [run.id for run in everything] == ids[5::-1]
     for model, digest, limit in (("vae", "d1", 1), ("vae", "d1", None), ("cnn", "d0", 2), ("ppca", "d0", None)):
         chosen = [run.id for run in everything if (run.params["model"], run.tags["data.digest"]) == (model, digest)]
         tags = {"data.digest": digest, "data.name": "npz:it's mine"}
-        found = tracker.find_runs("train", {"model": model}, tags, limit)
+        found = records.find_runs("train", {"model": model}, tags, limit)
         assert [run.id for run in found] == chosen[:limit]
-    assert tracker.find_runs("study") == []
+    assert records.find_runs("study") == []
 
 
 def test_a_history_is_looked_for_in_its_own_run(filled: tuple[Path, list[str]], store: Path):
     mlflow.set_tracking_uri(f"sqlite:///{filled[0]}/mlflow.db")
-    tracker.prepare_store()
+    records.prepare_store()
     asked = "select * from metrics where run_uuid = '' and key = '' order by timestamp, step, value"
     with closing(sqlite3.connect(filled[0] / "mlflow.db")) as database:
         plan = str(database.execute(f"explain query plan {asked}").fetchall())

@@ -13,7 +13,7 @@ import pytest
 from conftest import Command, mlflow_run, wait_for_server
 from mlflow.entities import Run
 
-from elbolab import load_model, tracker
+from elbolab import load_model, records
 from elbolab.data import load_data
 from elbolab.models import LatentModel
 
@@ -28,17 +28,17 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
     done = command("vae", "--latent-dim", "4", *TINY[:-1], "5", "--lr", "1e-3")
     assert done.returncode == 0, done.stderr
     run_id = done.stdout.strip()
-    run = tracker.get_run(run_id)
+    run = records.get_run(run_id)
     assert run.status == "FINISHED"
     assert run.params["model"] == "vae"
     assert run.params["latent_dim"] == "4"
     assert run.params["lr"] == "0.001"
     for tag in ("data.digest", "data.name", "observation_model", "device"):
         assert run.tags[tag]
-    config = json.loads(tracker.fetch(run_id, "config.json").read_text())
+    config = json.loads(records.fetch(run_id, "config.json").read_text())
     assert config["latent_dim"] == 4
 
-    history = tracker.history([run_id])
+    history = records.history([run_id])
     keys = {f"{split}/{key}" for split in ("train", "val") for key in ("loss", "elbo", "mse", "kl")}
     assert set(history.key) == keys | {"train/lr", "train/images_per_s"}
     assert all(list(part.step) == [1, 2, 3, 4, 5] for _, part in history.groupby("key"))
@@ -47,8 +47,8 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
     assert last["val/loss"] == pytest.approx(-last["val/elbo"], rel=1e-5)
 
     for key in ("reconstructions_train", "reconstructions_val", "samples"):
-        assert list(tracker.step_images(run_id, key)) == [1, 5]
-    assert set(tracker.list_artifacts(run_id, "checkpoints")) == {
+        assert list(records.step_images(run_id, key)) == [1, 5]
+    assert set(records.list_artifacts(run_id, "checkpoints")) == {
         "checkpoints/best.safetensors",
         "checkpoints/last.safetensors",
     }
@@ -152,19 +152,19 @@ def test_every_entry_point_by_mlflow_run(store: Path):
     ):
         done = mlflow_run(store, name, *small, *more)
         assert done.returncode == 0, done.stderr
-    by_model = {run.params["model"]: run for run in tracker.find_runs()}
+    by_model = {run.params["model"]: run for run in records.find_runs()}
     assert set(by_model) == {"cnn", "vae", "latent_opt", "ppca"}
     # The parent logs 1e-3 as it was typed; the value that was used is in config.json.
     vae = by_model["vae"].id
     assert by_model["vae"].params["lr"] == "1e-3"
-    assert json.loads(tracker.fetch(vae, "config.json").read_text())["lr"] == 0.001
+    assert json.loads(records.fetch(vae, "config.json").read_text())["lr"] == 0.001
 
     done = mlflow_run(store, "evaluate", f"run={vae}", "samples=10", "images=10")
     assert done.returncode == 0, done.stderr
-    evaluated = tracker.get_run(vae)
+    evaluated = records.get_run(vae)
     assert evaluated.metrics["test/log_px"] < 0
     assert evaluated.tags["evaluation.cnn_run"] == by_model["cnn"].id
-    table = pd.read_parquet(tracker.fetch(vae, "evaluation/likelihood.parquet"))
+    table = pd.read_parquet(records.fetch(vae, "evaluation/likelihood.parquet"))
     assert len(table) == 30
 
     done = mlflow_run(store, "compare", f"out={store / 'out'}")
@@ -192,7 +192,7 @@ def test_the_whole_experiment_by_mlflow_run(store: Path):
     assert {run.info.status for run in runs()} == {"FINISHED"}
     kinds = [run.data.tags["elbolab.kind"] for run in runs()]
     assert sorted(kinds) == ["compare", "main", *["train"] * 6]
-    starts = [run.params["latent_init"] for run in tracker.find_runs() if run.params["model"] == "latent_opt"]
+    starts = [run.params["latent_init"] for run in records.find_runs() if run.params["model"] == "latent_opt"]
     assert sorted(starts) == ["normal", "pca", "zeros"]
     for name in ("index.html", "report.md"):
         assert (store / "report" / name).stat().st_size > 1000

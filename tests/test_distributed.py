@@ -15,7 +15,7 @@ import torch
 from mlflow.entities import Run
 from two_processes import CASES, SHARED, fit
 
-from elbolab import distributed, experiment, load_model, tracker
+from elbolab import distributed, experiment, load_model, records
 from elbolab.checkpoint import load_checkpoint
 from elbolab.data import Data
 from elbolab.errors import UserError
@@ -123,10 +123,10 @@ def test_torchrun_leaves_one_complete_run(folder: Path, tmp_path: Path):
     assert run.data.tags["processes"] == "2"
     assert not (folder / "checkpoints" / run.info.run_id).exists()
     expected = fit("latent_opt", tmp_path)
-    history = tracker.history([run.info.run_id])
+    history = records.history([run.info.run_id])
     for key in ("train/loss", "val/elbo"):
         assert list(history[history.key == key].value) == pytest.approx([each[key] for each in expected], rel=1e-5)
-    assert list(tracker.step_images(run.info.run_id, "reconstructions_train")) == [1]
+    assert list(records.step_images(run.info.run_id, "reconstructions_train")) == [1]
     assert_equal_weights(load_model(run.info.run_id), load_checkpoint(tmp_path / "best.safetensors"))
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import complaints
 from invented_runs import GAUSSIAN, MEANS, POSTERIORS, Store, fill, served, signed
 
-from elbolab import tracker
+from elbolab import records
 from elbolab.compare import CompareConfig, build, compare
 from elbolab.errors import UserError
 from elbolab.report.page import render
@@ -170,7 +170,7 @@ def test_runs_that_cannot_be_compared_are_refused(store: Store, tmp_path: Path) 
 
 
 def test_runs_link_to_their_server(store: Store) -> None:
-    run = tracker.get_run(store.train("vae", pictures=False))
+    run = records.get_run(store.train("vae", pictures=False))
     page = render(build([[(replace(run, url="https://server/#/runs/1?a=1&b=2"),)]], more_seeds=False))
     href = 'href="https://server/#/runs/1?a=1&amp;b=2"'
     assert f'<a class="id" {href}>{run.id}</a>' in page["index.html"]

@@ -16,9 +16,11 @@ import optuna
 import pytest
 from conftest import mlflow_run
 from mlflow.entities import Run
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy.pool import NullPool
 
-from elbolab import Study, load_model, tracker
+from elbolab import Study, load_model, records
 from elbolab.config import StudyConfig
 from elbolab.errors import UserError
 from elbolab.intervals import mean_and_half_width
@@ -50,7 +52,9 @@ def carry_out(name: str, **values: Any) -> str:
 
 
 def trials_of(name: str, storage: str = "sqlite:///optuna.db") -> list[optuna.trial.FrozenTrial]:
-    return optuna.load_study(study_name=name, storage=storage).trials
+    # A pool would keep a connection open for every look, and a server takes a hundred.
+    unpooled = RDBStorage(storage, engine_kwargs={"poolclass": NullPool})
+    return optuna.load_study(study_name=name, storage=unpooled).trials
 
 
 def children(parent: str) -> dict[int, Run]:
@@ -115,10 +119,10 @@ def test_a_study_has_as_many_trials_as_asked_for_in_all_and_mlflow_says_so(searc
         if trial.state == TrialState.COMPLETE:
             history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val/elbo")
             assert run.data.metrics["objective/elbo"] == trial.value == max(metric.value for metric in history)
-    assert tracker.get_run(parent).status == "FINISHED"
-    figures = {Path(path).name for path in tracker.list_artifacts(parent, "figures")}
+    assert records.get_run(parent).status == "FINISHED"
+    figures = {Path(path).name for path in records.list_artifacts(parent, "figures")}
     assert figures == {"history.png", "slice.png", "parallel_coordinates.png", "importances.png"}
-    assert len(tracker.fetch(parent, "trials.csv").read_text().splitlines()) == 8
+    assert len(records.fetch(parent, "trials.csv").read_text().splitlines()) == 8
 
 
 def test_equal_seeds_give_equal_trials_however_often_the_study_stops(store: Path):
@@ -229,7 +233,7 @@ STUDY = Study(
     }
     carry_out("listed", finalise=1, seeds=2)
     carry_out("listed", finalise=1, seeds=2)
-    trained = [run for run in tracker.find_runs("train") if run.tags.get("elbolab.study") == "listed"]
+    trained = [run for run in records.find_runs("train") if run.tags.get("elbolab.study") == "listed"]
     # Seeds that the study has not seen, and nothing trained twice.
     assert sorted(run.params["seed"] for run in trained) == ["5", "6"]
     assert all("test/accuracy" in run.metrics for run in trained)
@@ -263,7 +267,7 @@ STUDY = Study(model="vae", base={{{TINY}}}, search=["beta"], metrics=["val/kl", 
         kl, distortion = trials_of("front")[number].values
         assert run.data.metrics["objective/kl"] == kl == run.data.metrics["val/kl"]
         assert kl + distortion == pytest.approx(-run.data.metrics["val/elbo"])
-    assert tracker.list_artifacts(parent, "figures") == ["figures/pareto_front.png"]
+    assert records.list_artifacts(parent, "figures") == ["figures/pareto_front.png"]
     with pytest.raises(UserError, match="finalise needs a study of one metric"):
         carry_out("front", finalise=1)
 
@@ -373,11 +377,11 @@ def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trials(store: Path):
     assert (stopped.state, queued.state) == (TrialState.FAIL, TrialState.WAITING)
     assert queued.params == stopped.params
     parent = optuna.load_study(study_name="slow", storage="sqlite:///optuna.db").user_attrs["mlflow_run"]
-    assert tracker.get_run(parent).status == "KILLED"
+    assert records.get_run(parent).status == "KILLED"
     assert carry_out("slow", trials=1) == parent
     assert [run.info.status for _, run in sorted(children(parent).items())] == ["FAILED", "FINISHED"]
     assert children(parent)[0].data.tags["failure"] == "interrupted"
-    assert tracker.get_run(parent).status == "FINISHED"
+    assert records.get_run(parent).status == "FINISHED"
 
 
 def test_a_killed_worker_costs_its_trial_a_retry_and_nothing_else(store: Path):

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from elbolab.experiment import train_model as train_model
     from elbolab.models import MODELS as MODELS
     from elbolab.models.latent import DiagonalGaussian as DiagonalGaussian
+    from elbolab.records import history as history
     from elbolab.registry import load_model as load_model
-    from elbolab.tracker import history as history
     from elbolab.tuning import Study as Study
 
 _HOMES = {
@@ -23,7 +23,7 @@ _HOMES = {
     "EvaluateConfig": "elbolab.config",
     "Study": "elbolab.tuning",
     "evaluate_run": "elbolab.experiment",
-    "history": "elbolab.tracker",
+    "history": "elbolab.records",
     "importance_estimate": "elbolab.evaluators.importance",
     "load_for": "elbolab.experiment",
     "load_model": "elbolab.registry",

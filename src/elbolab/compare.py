@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
 
-from elbolab import tracker
+from elbolab import records, tracker
 from elbolab.config import CompareConfig
 from elbolab.errors import UserError
+from elbolab.records import RunRecord
 from elbolab.report import tables
 from elbolab.report.entries import (
     Comparison,
@@ -23,7 +24,6 @@ from elbolab.report.entries import (
 from elbolab.report.figures import SPARE_SLOTS
 from elbolab.report.findings import find
 from elbolab.report.page import render
-from elbolab.tracker import RunRecord
 
 ROLES = ("cnn", "vae", "latent_opt", "ppca")
 # A page for people has an end, and so has what is read for it: the newest runs of a model are looked through, and of
@@ -62,12 +62,7 @@ def compare(config: CompareConfig) -> Path:
 
 def named_runs(ids: Sequence[str]) -> list[RunRecord]:
     """Return the finished train runs of these ids, newest first."""
-    runs = [tracker.get_run(run_id) for run_id in dict.fromkeys(ids)]
-    for run in runs:
-        if (kind := run.tags.get("elbolab.kind")) != "train":
-            raise UserError(f"run {run.id} is no train run (elbolab.kind is {kind}): name runs of a model's training")
-        if run.status != "FINISHED":
-            raise UserError(f"run {run.id} is {run.status}: only FINISHED runs are compared")
+    runs = [records.get_training(run_id) for run_id in dict.fromkeys(ids)]
     refuse_mixed([run for run in runs if is_latent(run)], "observation_model", "observation models")
     return sorted(runs, key=lambda run: (-run.start, run.id))
 
@@ -104,15 +99,15 @@ def latest_runs(dataset: str | None) -> list[Group]:
 
     Raises UserError when there is no run of the dataset.
     """
-    newest = tracker.newest_of_each("model", {"data.name": dataset} if dataset else {})
+    newest = records.newest_of_each("model", {"data.name": dataset} if dataset else {})
     if not newest:
-        have = sorted({run.tags.get("data.name", "") for run in tracker.find_runs(limit=100)})
+        have = sorted({run.tags.get("data.name", "") for run in records.find_runs(limit=100)})
         of = f" on dataset {dataset} (there are runs on {', '.join(have)})" if dataset and have else ""
         raise UserError(f"no finished train run{of} in this experiment: train one first, e.g. `elbolab vae`")
     anchor = next((run for run in newest if is_latent(run)), newest[0])
     first: dict[str, RunRecord] = {}
     for run in newest:
-        found = [run] if _same_task(run, anchor) else tracker.find_runs("train", *_alike(run, anchor), limit=1)
+        found = [run] if _same_task(run, anchor) else records.find_runs("train", *_alike(run, anchor), limit=1)
         first.update((one.params["model"], one) for one in found)
     ordered = sorted(first.values(), key=lambda run: (_rank(run.params["model"]), run.params["model"]))
     return [(run,) for run in ordered]
@@ -120,7 +115,7 @@ def latest_runs(dataset: str | None) -> list[Group]:
 
 def others(base: RunRecord) -> list[RunRecord]:
     """Return the newest runs of a run's model on its task: where its other seeds and its ablations are looked for."""
-    return tracker.find_runs("train", *_alike(base, base), limit=OTHERS)
+    return records.find_runs("train", *_alike(base, base), limit=OTHERS)
 
 
 def with_seeds(run: RunRecord, pool: Iterable[RunRecord]) -> Group:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from elbolab import distributed, tracker
+from elbolab import distributed, records, tracker
 from elbolab.compare import CompareConfig, compare
 from elbolab.config import Config, EvaluateConfig, Given
 from elbolab.data import Data, load_data
@@ -136,7 +136,7 @@ def _both(*reports: Callable[[Event], None]) -> Callable[[Event], None]:
 def _classifier(chosen: str | None, data: Data, device: str) -> tuple[str, CNN] | None:
     """The cnn of the run ``chosen``, else of the newest finished cnn run on the same data, else none."""
     if chosen is None:
-        newest = tracker.find_runs(params={"model": "cnn"}, tags={"data.digest": data.spec.digest}, limit=1)
+        newest = records.find_runs(params={"model": "cnn"}, tags={"data.digest": data.spec.digest}, limit=1)
         if not newest:
             return None
         chosen = newest[0].id
@@ -160,9 +160,7 @@ def load_run(run_id: str, device: str) -> tuple[Model, Data]:
 
 def evaluate_run(run_id: str, config: EvaluateConfig) -> dict[str, float]:
     """Evaluate a finished training by every evaluator and log what they find on that run; returns the metrics."""
-    run = tracker.get_run(run_id)
-    if run.tags.get(tracker.KIND) != "train" or run.status != "FINISHED":
-        raise UserError(f"run {run_id!r} is not a finished training (it is {run.status}); name one that is")
+    records.get_training(run_id)
     device = choose_device("auto")
     model, data = load_run(run_id, device)
     subject = Subject(model, data, config, _classifier(config.classifier, data, device))

@@ -9,7 +9,7 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from elbolab import tracker
+from elbolab import records, tracker
 from elbolab.config import EvaluateConfig
 from elbolab.errors import UserError
 from elbolab.evaluators import Subject
@@ -77,7 +77,7 @@ def _interval(name: str, rows: Sequence[Mapping[str, float]]) -> str:
 
 
 def _test(run_id: str) -> dict[str, float]:
-    run = tracker.get_run(run_id)
+    run = records.get_run(run_id)
     return run.metrics if "evaluation.samples" in run.tags else evaluate_run(run_id, EvaluateConfig())
 
 
@@ -86,7 +86,7 @@ def _train(job: Job, parent: str, trial: FrozenTrial, seeds: int) -> list[dict[s
     config = job.study.config_of(trial.params)
     done = {
         run.params["seed"]: run
-        for run in tracker.find_runs("train", tags={PARENT: parent, TRIAL: str(trial.number)})
+        for run in records.find_runs("train", tags={PARENT: parent, TRIAL: str(trial.number)})
         if VALUE in run.tags
     }
     rows = []
@@ -111,6 +111,6 @@ def _judge(job: Job, run_id: str) -> float:
         model = load_model(run_id, device)
         data = load_for(model.config, device).without_test()
         return mean_log_px(Subject(model, data, EvaluateConfig(samples=study.samples, images=study.images)), "val")
-    epochs = tracker.history([run_id]).pivot(index="step", columns="key", values="value")
+    epochs = records.history([run_id]).pivot(index="step", columns="key", values="value")
     best = epochs["val/elbo"].argmax() if "val/elbo" in epochs else epochs["val/loss"].argmin()
     return with_distortion(epochs.iloc[int(best)].to_dict())[study.metric]

@@ -17,8 +17,9 @@ from mlflow.exceptions import MlflowException
 from optuna.trial import FrozenTrial, TrialState
 
 from elbolab.errors import UserError
+from elbolab.records import KIND, prepare_store
 from elbolab.report.study_figures import draw_study
-from elbolab.tracker import FAILURE, KIND, prepare_store
+from elbolab.tracker import FAILURE
 from elbolab.tuning import Study
 
 STUDY, TRIAL = "elbolab.study", "elbolab.trial"

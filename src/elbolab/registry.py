@@ -15,7 +15,7 @@ from elbolab import serving
 from elbolab.checkpoint import load_checkpoint
 from elbolab.errors import UserError
 from elbolab.models.latent import Model
-from elbolab.tracker import prepare_store
+from elbolab.records import prepare_store
 
 REQUIREMENTS = ("torch", "safetensors", "pydantic", "platformdirs", "optuna", "numpy")
 

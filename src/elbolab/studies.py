@@ -7,7 +7,7 @@ from mlflow.exceptions import MlflowException
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
-from elbolab import sqlite, tracker
+from elbolab import records, sqlite, tracker
 from elbolab.config import StudyConfig
 from elbolab.errors import UserError
 from elbolab.experiment import choose_device, load_for
@@ -36,7 +36,7 @@ def run_study(name: str, config: StudyConfig) -> str:
     except MlflowException as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{tracker.address()} does not answer ({reason:.200}); the trials are safe in {config.storage}, and the "
+            f"{records.address()} does not answer ({reason:.200}); the trials are safe in {config.storage}, and the "
             "same command goes on with them"
         ) from error
     except (OptunaError, SQLAlchemyError) as error:
@@ -46,7 +46,7 @@ def run_study(name: str, config: StudyConfig) -> str:
 
 def _carry_out(job: Job, config: StudyConfig) -> str:
     study, created = open_study(job)
-    tracker.prepare_store()
+    records.prepare_store()
     parent = parent_of(study, created)
     if parent is None:
         queue_points(study, job.study)
@@ -74,7 +74,7 @@ def _carry_out(job: Job, config: StudyConfig) -> str:
 def _nest_project_run(parent: str) -> None:
     """`mlflow run` made a run for this call, but the study has one already: put it under that, and take up that one."""
     if (run_id := os.environ.pop("MLFLOW_RUN_ID", None)) is not None:
-        tracker.Tracker(run_id).set_tags({PARENT: parent, tracker.KIND: "study call"})
+        tracker.Tracker(run_id).set_tags({PARENT: parent, records.KIND: "study call"})
 
 
 def _params(job: Job) -> dict[str, str]:

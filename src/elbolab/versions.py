@@ -9,16 +9,14 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from elbolab import tracker
+from elbolab import records
 from elbolab.config import PromoteConfig
 from elbolab.errors import UserError
 from elbolab.intervals import binomial_se
-from elbolab.tracker import RunRecord
+from elbolab.records import RunRecord
 
-# Two figures compare only if these are equal.
-PROTOCOL = (
-    "metric", "data.digest", "observation_model", "evaluation.samples", "evaluation.images", "evaluation.seed",
-)  # fmt: skip
+# Of a run; two figures compare only if these are equal.
+PROTOCOL = ("data.digest", "observation_model", "evaluation.samples", "evaluation.images", "evaluation.seed")
 SPLITS = ("val", "test")
 
 
@@ -59,7 +57,7 @@ def register(run_id: str, name: str) -> str:
     What the version is, and how good, goes into its tags and its description. Raises UserError where the run is no
     finished and evaluated training, or where the name is not allowed.
     """
-    return _uri(_register(name, _card(tracker.get_run(run_id)), ""))
+    return _uri(_register(name, _card(records.get_training(run_id)), ""))
 
 
 def promote(run_id: str, config: PromoteConfig) -> str:
@@ -68,7 +66,7 @@ def promote(run_id: str, config: PromoteConfig) -> str:
     Raises UserError, having registered nothing, where the version that has the alias is better on the validation split
     or was not measured alike; with ``config.force`` it is replaced all the same.
     """
-    card, client = _card(tracker.get_run(run_id)), mlflow.MlflowClient()
+    card, client = _card(records.get_training(run_id)), mlflow.MlflowClient()
     champion = _holder(config.name, config.alias)
     if champion is None:
         reason = f"the first {config.alias}"
@@ -83,7 +81,7 @@ def promote(run_id: str, config: PromoteConfig) -> str:
 
 def list_versions() -> list[ModelVersion]:
     """Every version of every registered model, with its aliases, by name and number."""
-    tracker.prepare_store()
+    records.prepare_store()
     client = mlflow.MlflowClient()
     found: list[ModelVersion] = []
     token = None
@@ -96,8 +94,6 @@ def list_versions() -> list[ModelVersion]:
 
 
 def _card(run: RunRecord) -> Card:
-    if run.tags.get(tracker.KIND) != "train" or run.status != "FINISHED":
-        raise UserError(f"run {run.id!r} is not a finished training (it is {run.status}); name one that is")
     if "evaluation.samples" not in run.tags:
         raise UserError(f"run {run.id!r} has not been evaluated; `elbolab evaluate {run.id}` does it")
     if "test/log_px" in run.metrics:
@@ -105,9 +101,9 @@ def _card(run: RunRecord) -> Card:
         figures = {split: (run.metrics[f"{split}/log_px"], run.metrics[f"{split}/log_px_se"]) for split in SPLITS}
     else:
         metric = "accuracy"
-        classes = json.loads(tracker.fetch(run.id, "evaluation/classes.json").read_text())["splits"]
+        classes = json.loads(records.fetch(run.id, "evaluation/classes.json").read_text())["splits"]
         figures = {split: _accuracy(classes[split]["confusion"]) for split in SPLITS}
-    tags = {key: run.tags[key] for key in (*PROTOCOL[1:], "data.name")} | {
+    tags = {key: run.tags[key] for key in (*PROTOCOL, "data.name")} | {
         "metric": metric,
         "model": run.params["model"],
     }
@@ -140,7 +136,7 @@ def _against(card: Card, champion: ModelVersion, config: PromoteConfig) -> str:
     other = card_of(champion)
     if other is None:
         raise UserError(f"{place}, says nothing of how good it is; look at it, and then --force")
-    unlike = [key for key in PROTOCOL if card.tags[key] != other.tags[key]]
+    unlike = [key for key in ("metric", *PROTOCOL) if card.tags[key] != other.tags[key]]
     if unlike:
         differences = "; ".join(f"{key} is {card.tags[key]!r} here and {other.tags[key]!r} there" for key in unlike)
         raise UserError(f"run {card.run} cannot be measured against {place}: {differences}; --force if you mean it")

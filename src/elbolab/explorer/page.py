@@ -13,10 +13,10 @@ from elbolab.evaluators import Subject
 from elbolab.experiment import choose_device, load_run
 from elbolab.explorer.views import view
 from elbolab.models import LatentModel
+from elbolab.records import RunRecord
 from elbolab.report.entries import is_latent, public
 from elbolab.report.page import environment
 from elbolab.report.tables import runs_table
-from elbolab.tracker import RunRecord
 
 
 def explore(ids: Sequence[str], config: ExploreConfig) -> Path:

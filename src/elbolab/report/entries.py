@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elbolab import tracker
-from elbolab.tracker import RunRecord
+from elbolab import records
+from elbolab.records import RunRecord
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 PICTURES = ("reconstructions_train", "reconstructions_val", "samples")
@@ -145,10 +145,10 @@ def is_evaluated(run: RunRecord) -> bool:
 def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
     """Fetch what the evaluations and the shown run's training left, empty where nothing was left."""
     run = runs[0]
-    have = set(tracker.list_artifacts(run.id, "evaluation"))
+    have = set(records.list_artifacts(run.id, "evaluation"))
 
     def path(name: str) -> Path | None:
-        return tracker.fetch(run.id, f"evaluation/{name}") if f"evaluation/{name}" in have else None
+        return records.fetch(run.id, f"evaluation/{name}") if f"evaluation/{name}" in have else None
 
     classes, examples = path("classes.json"), path("examples.npz")
     return Entry(
@@ -158,14 +158,14 @@ def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
         likelihoods(runs),
         json.loads(classes.read_text()) if classes else {},
         dict(np.load(examples)) if examples else {},
-        {key: tracker.step_images(run.id, key) for key in PICTURES} if is_latent(run) else {},
+        {key: records.step_images(run.id, key) for key in PICTURES} if is_latent(run) else {},
     )
 
 
 def likelihoods(runs: Iterable[RunRecord]) -> tuple[pd.DataFrame, ...]:
     """Fetch each run's log p(x) image by image, an empty table where it was not evaluated."""
     return tuple(
-        pd.read_parquet(tracker.fetch(run.id, "evaluation/likelihood.parquet"))
+        pd.read_parquet(records.fetch(run.id, "evaluation/likelihood.parquet"))
         if is_latent(run) and is_evaluated(run)
         else pd.DataFrame()
         for run in runs
@@ -182,7 +182,7 @@ def _by_image(frame: pd.DataFrame, split: str, column: str, table: bool) -> dict
 def read_curves(runs: Iterable[str]) -> Curves:
     """Return every training and validation value of the runs: by run and key, then by epoch."""
     curves: Curves = {}
-    history = tracker.history(list(dict.fromkeys(runs)))
+    history = records.history(list(dict.fromkeys(runs)))
     columns = (history[name].tolist() for name in ("run", "key", "step", "value"))
     for run, key, step, value in sorted(zip(*columns, strict=True)):
         # Evaluation writes train/* and val/* figures of its own at step 0; a training's epochs begin at 1.

@@ -9,8 +9,8 @@ from math import isnan, nan
 import pandas as pd
 
 from elbolab.intervals import binomial_se, mean_and_half_width, mean_se, paired
+from elbolab.records import RunRecord
 from elbolab.report.entries import SPLITS, Comparison, Curves, Entry, Row, Variant, public
-from elbolab.tracker import RunRecord
 
 FLOOR = "constant image"
 SEED_METRICS = (

@@ -1,0 +1,186 @@
+"""Reading runs: those that a server has, their histories and their artifacts."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import mlflow.artifacts
+import pandas as pd
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from elbolab import histories
+from elbolab.errors import UserError
+from elbolab.sqlite import PREFIX, first_use
+
+KIND = "elbolab.kind"
+NOTHING: Mapping[str, str] = {}
+PAGE = 1000
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as the server has it: last value of each metric, ``start`` in milliseconds, ``url`` of its page if any."""
+
+    id: str
+    name: str
+    experiment: str
+    status: str
+    start: int
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    url: str | None
+
+
+def prepare_store() -> None:
+    """Migrate a sqlite store and put it into WAL mode, once, so that first uses at the same time do not collide."""
+    uri = mlflow.get_tracking_uri()
+    with first_use(uri):
+        if uri.startswith(PREFIX):
+            mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+# Where the artifacts of a run are never changes, and MLflow would ask for it at each file.
+_ARTIFACT_URIS: dict[str, str | None] = {}
+
+
+def _record(found: Run) -> RunRecord:
+    info, data = found.info, found.data
+    _ARTIFACT_URIS[info.run_id] = info.artifact_uri
+    server = mlflow.get_tracking_uri()
+    url = (
+        f"{server.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+        if server.startswith("http")
+        else None
+    )
+    return RunRecord(
+        info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
+        dict(data.params), dict(data.tags), dict(data.metrics), url,
+    )  # fmt: skip
+
+
+def address() -> str:
+    """The tracking server that runs go to."""
+    return mlflow.get_tracking_uri()
+
+
+def current_experiment() -> str:
+    """Id of the experiment that new runs go to; raises UserError where it does not exist yet."""
+    prepare_store()
+    if (experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID")) is not None:
+        return experiment_id
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
+    experiment = mlflow.get_experiment_by_name(name)
+    if experiment is None:
+        raise UserError(f"there is no experiment {name!r} on {mlflow.get_tracking_uri()}; train a model first")
+    return experiment.experiment_id
+
+
+def find_runs(
+    kind: str = "train",
+    params: Mapping[str, str] = NOTHING,
+    tags: Mapping[str, str] = NOTHING,
+    limit: int | None = None,
+) -> list[RunRecord]:
+    """The finished runs of a kind in the current experiment that have these ``params`` and ``tags``, newest first.
+
+    The server chooses them; ``limit`` is how many it gives at most.
+    """
+    conditions = [f"params.`{key}` = {_quoted(value)}" for key, value in params.items()]
+    conditions += [f"tags.`{key}` = {_quoted(value)}" for key, value in {KIND: kind, **tags}.items()]
+    return _search(conditions, limit)
+
+
+def newest_of_each(param: str, tags: Mapping[str, str] = NOTHING) -> list[RunRecord]:
+    """The newest finished train run for each value of a parameter, of those that have these ``tags``, newest first."""
+    conditions = [f"tags.`{key}` = {_quoted(value)}" for key, value in {KIND: "train", **tags}.items()]
+    found: list[RunRecord] = []
+    while another := _search(conditions, 1):
+        found += another
+        conditions.append(f"params.`{param}` != {_quoted(another[0].params[param])}")
+    return found
+
+
+def _search(conditions: list[str], limit: int | None) -> list[RunRecord]:
+    query = " and ".join(["attributes.status = 'FINISHED'", *conditions])
+    client, experiment = mlflow.MlflowClient(), current_experiment()
+    found: list[RunRecord] = []
+    token = None
+    while True:
+        size = PAGE if limit is None else min(PAGE, limit - len(found))
+        page = client.search_runs([experiment], query, max_results=size, page_token=token)
+        found += map(_record, page)
+        if not (token := page.token) or len(found) == limit:
+            return found
+
+
+def _quoted(value: str) -> str:
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def get_run(run_id: str) -> RunRecord:
+    """The run of this id; raises UserError where the server has none."""
+    prepare_store()
+    try:
+        return _record(mlflow.MlflowClient().get_run(run_id))
+    except MlflowException as error:
+        raise UserError(f"run {run_id!r} is not on {mlflow.get_tracking_uri()}: {error.message}") from error
+
+
+def get_training(run_id: str) -> RunRecord:
+    """The finished training of this id; raises UserError where the server has none, or the run is something else."""
+    run = get_run(run_id)
+    if (kind := run.tags.get(KIND)) != "train":
+        raise UserError(f"run {run.id} is no train run ({KIND} is {kind}); name the run of a model's training")
+    if run.status != "FINISHED":
+        raise UserError(f"run {run.id} is {run.status}; name a training that is FINISHED")
+    return run
+
+
+def history(run_ids: list[str]) -> pd.DataFrame:
+    """Every train/* and val/* metric that the runs logged by epoch, a row a value: columns run, key, step, value."""
+    keys: dict[str, list[str]] = {}
+    for start in range(0, len(run_ids), histories.RUNS_A_CALL):
+        some = ", ".join(f"'{run_id}'" for run_id in run_ids[start : start + histories.RUNS_A_CALL])
+        query = f"attributes.run_id IN ({some})"
+        for run in mlflow.search_runs(filter_string=query, search_all_experiments=True, output_format="list"):
+            # An evaluation logs each of its figures once, at step 0.
+            for metric in run.data.to_proto().metrics:
+                if metric.key.startswith(("train/", "val/")) and metric.step > 0:
+                    keys.setdefault(metric.key, []).append(run.info.run_id)
+    rows = [(run, key, step, value) for key in keys for run, step, value in histories.values(keys[key], key)]
+    return pd.DataFrame(rows, columns=["run", "key", "step", "value"])
+
+
+def list_artifacts(run_id: str, path: str = "") -> list[str]:
+    """Paths of the artifacts directly under ``path``."""
+    return [item.path for item in mlflow.MlflowClient().list_artifacts(run_id, path or None)]
+
+
+def fetch(run_id: str, path: str) -> Path:
+    """A local copy of an artifact; raises UserError where the run has none of that path."""
+    try:
+        # By its address, since MLflow would ask for the run twice more and copy a file that is on this machine.
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{_artifact_uri(run_id)}/{path}"))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"run {run_id} has no artifact {path!r}") from error
+
+
+def _artifact_uri(run_id: str) -> str | None:
+    if run_id not in _ARTIFACT_URIS:
+        get_run(run_id)
+    return _ARTIFACT_URIS[run_id]
+
+
+def step_images(run_id: str, key: str) -> dict[int, Path]:
+    """The PNGs that were logged under ``key``, by step."""
+    found = {}
+    for path in list_artifacts(run_id, "images"):
+        # MLflow's names read key%step%5%timestamp%1700000000000%uuid.png.
+        parts = Path(path).name.replace("+", "%").split("%")
+        if parts[0] == key and path.endswith(".png"):
+            found[int(parts[2])] = fetch(run_id, path)
+    return dict(sorted(found.items()))

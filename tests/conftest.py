@@ -1,5 +1,6 @@
 """What the tests share: a few real digits, and a tracking store of their own."""
 
+import math
 import os
 import shutil
 import signal
@@ -16,8 +17,10 @@ from typing import Any
 import mlflow
 import pytest
 import torch
+from torch import Tensor
 
-from elbolab.data import Data, load_data
+from elbolab.data import Batch, Data, DataSpec, load_data
+from elbolab.models.ppca import PPCA, PPCAConfig
 
 REPOSITORY = Path(__file__).parent.parent
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -37,6 +40,26 @@ def digits() -> Data:
 @pytest.fixture(scope="session")
 def sixteen() -> Data:
     return load_data("mnist5k", Path(), train_size=16, val_size=10, test_size=10)
+
+
+def linear_gaussian(
+    latent_dim: int, sigma: float = 0.4, shape: tuple[int, int, int] = (1, 3, 4), seed: int = 0
+) -> tuple[PPCA, Tensor]:
+    """A decoder x = W z + mean + sigma noise with orthogonal W, exact in everything, and eight images drawn from it."""
+    generator = torch.Generator().manual_seed(1000 * seed + latent_dim)
+    model = PPCA(PPCAConfig(latent_dim=latent_dim, sigma=sigma), DataSpec(shape, 10, 8, 8, ""))
+    pixels = math.prod(shape)
+    basis = torch.linalg.qr(torch.randn(pixels, latent_dim, generator=generator)).Q
+    model.loadings = basis * torch.linspace(0.2, 1.5, latent_dim)
+    model.mean = torch.rand(pixels, generator=generator)
+    z = torch.randn(8, latent_dim, generator=generator)
+    return model, model.decode(z) + sigma * torch.randn(8, *shape, generator=generator)
+
+
+def batch_of(x: Tensor) -> Batch:
+    """Images as a batch of test images without labels."""
+    nothing = torch.zeros(len(x), dtype=torch.int64)
+    return Batch(x, nothing, nothing, "test", "")
 
 
 @pytest.fixture

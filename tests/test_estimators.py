@@ -6,39 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import batch_of, linear_gaussian
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from elbolab.config import EvaluateConfig
-from elbolab.data import Batch, Data, DataSpec
+from elbolab.data import Data, DataSpec
 from elbolab.evaluators import Subject
 from elbolab.evaluators import importance as module
 from elbolab.evaluators.classes import classes
-from elbolab.evaluators.importance import importance_estimate, likelihood
+from elbolab.evaluators.importance import bound, importance_estimate, k_threshold, pareto_k
+from elbolab.evaluators.likelihood import likelihood
 from elbolab.models import MODELS
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import DiagonalGaussian
 from elbolab.models.ppca import PPCA, PPCAConfig, fit_ppca
 from elbolab.objectives import Terms, elbo, iw_bound
-
-
-def linear_gaussian(
-    latent_dim: int, sigma: float = 0.4, shape: tuple[int, int, int] = (1, 3, 4)
-) -> tuple[PPCA, Tensor]:
-    """A decoder x = W z + mean + sigma noise with orthogonal W, and eight images drawn from it."""
-    shape, generator = (1, 3, 4), torch.Generator().manual_seed(latent_dim)
-    model = PPCA(PPCAConfig(latent_dim=latent_dim, sigma=sigma), DataSpec(shape, 10, 8, 8, ""))
-    pixels = math.prod(shape)
-    basis = torch.linalg.qr(torch.randn(pixels, latent_dim, generator=generator)).Q
-    model.loadings = basis * torch.linspace(0.2, 1.5, latent_dim)
-    model.mean = torch.rand(pixels, generator=generator)
-    z = torch.randn(8, latent_dim, generator=generator)
-    return model, model.decode(z) + sigma * torch.randn(8, *shape, generator=generator)
-
-
-def batch_of(x: Tensor) -> Batch:
-    nothing = torch.zeros(len(x), dtype=torch.int64)
-    return Batch(x, nothing, nothing, "test", "")
 
 
 @pytest.mark.parametrize(("latent_dim", "sigma"), [(1, 0.4), (3, 0.1), (7, 1.0)])
@@ -85,9 +68,9 @@ def test_ppca_fit_is_the_maximum_likelihood():
             assert max(total(mean, loadings, 0.97 * sigma), total(mean, loadings, 1.03 * sigma)) < best
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_bounds_rise_to_log_px_with_the_number_of_samples(seed: int):
-    model, x = linear_gaussian(4)
+@pytest.mark.parametrize(("latent_dim", "shape", "seed"), [(4, (1, 3, 4), 0), (4, (3, 4, 4), 1), (2, (1, 8, 8), 2)])
+def test_bounds_rise_to_log_px_with_the_number_of_samples(latent_dim: int, shape: tuple[int, int, int], seed: int):
+    model, x = linear_gaussian(latent_dim, shape=shape, seed=seed)
     q = model.posterior(batch_of(x))
     wrong = DiagonalGaussian(q.mean + 0.1, q.log_var + 0.6)
     generator = torch.Generator().manual_seed(seed)
@@ -153,6 +136,43 @@ def test_far_images_do_not_underflow():
     model, x = linear_gaussian(3)
     estimate = importance_estimate(model, x + 1000, model.posterior(batch_of(x + 1000)), 10)
     torch.testing.assert_close(estimate.log_px.float(), model.exact_log_px(x + 1000), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.9])
+def test_pareto_k_is_the_shape_of_a_known_tail(k: float, seed: int):
+    # If u is uniform, u^-k has a Pareto tail of shape k.
+    uniform = torch.rand(20000, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    found = pareto_k(-k * uniform.log())
+    assert found.mean().item() == pytest.approx(k, abs=0.06)
+    # With the sign the wrong way round the weights are bounded, and k is negative.
+    assert (pareto_k(k * uniform.log()) < 0.1).all()
+
+
+@pytest.mark.parametrize(("scale", "reliable"), [(0.5, False), (1.2, True)])
+def test_a_proposal_of_half_the_variance_is_told_from_one_that_covers_the_target(scale: float, reliable: bool):
+    # Each dimension's weights have a tail of shape 1 - scale, which is 0.5; it takes many for 5,000 samples to fail.
+    model, x = linear_gaussian(50, shape=(1, 8, 8))
+    q = model.posterior(batch_of(x))
+    scaled = DiagonalGaussian(q.mean, q.log_var + math.log(scale))
+    estimate = importance_estimate(model, x, scaled, 5000, torch.Generator().manual_seed(0))
+    assert estimate.log_w is not None
+    k = pareto_k(estimate.log_w)
+    assert (k < 0.7).all() if reliable else (k > 0.7).all()
+
+
+def test_pareto_k_of_equal_and_of_few_weights():
+    assert (pareto_k(torch.zeros(100, 2, dtype=torch.float64)) == -math.inf).all()
+    assert (pareto_k(torch.randn(20, 2, dtype=torch.float64)) == math.inf).all()
+    assert [round(k_threshold(samples), 3) for samples in (10, 100, 1000, 5000)] == [0, 0.5, 0.667, 0.7]
+
+
+def test_a_bound_at_fewer_samples_is_the_mean_over_groups_of_them():
+    log_w = torch.randn(23, 4, dtype=torch.float64)
+    torch.testing.assert_close(bound(log_w, 1), log_w.mean(0))
+    torch.testing.assert_close(bound(log_w, 23), log_w.logsumexp(0) - math.log(23))
+    groups = [log_w[:10].exp().mean(0).log(), log_w[10:20].exp().mean(0).log()]
+    torch.testing.assert_close(bound(log_w, 10), torch.stack(groups).mean(0))
 
 
 def test_objectives_are_what_their_equations_say():

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from elbolab.errors import UserError
 
@@ -92,7 +92,31 @@ class Config(Settings):
     """Where to compute; auto takes the GPU where there is one."""
 
 
-class EvaluateConfig(Settings):
+class GapConfig(Settings):
+    """How far q and what it could be are from p(z | x): annealed importance sampling and local optimisation."""
+
+    gap_images: Annotated[int, Field(ge=0)] = 0
+    """Training images, test images and simulated images whose inference gap is measured; 0 for none, since an image
+    takes seconds to minutes."""
+    ais_chains: Annotated[int, Field(gt=1)] = 16
+    """Chains an image of annealed importance sampling."""
+    ais_distributions: Annotated[int, Field(gt=0)] = 1000
+    """Distributions that each chain passes through."""
+    ais_leapfrog: Annotated[int, Field(gt=0)] = 10
+    """Leapfrog steps of each Hamiltonian move."""
+    ais_schedule: Literal["sigmoid", "linear"] = "sigmoid"
+    """How the temperatures are spaced."""
+    ais_start: Literal["prior", "q"] = "prior"
+    """Where the chains begin."""
+    local_steps: Annotated[int, Field(gt=0)] = 1000
+    """Adam steps that look for the best factorised Gaussian of each image."""
+    local_lr: Annotated[float, Field(gt=0)] = 0.03
+    """Learning rate of that search at its first step; it falls to 0 along a half cosine."""
+    local_samples: Annotated[int, Field(gt=0)] = 10
+    """Samples of the ELBO in each of its steps."""
+
+
+class EvaluateConfig(GapConfig):
     """How a trained model is evaluated: the same protocol for every model."""
 
     samples: Annotated[int, Field(gt=0)] = 1000
@@ -103,6 +127,12 @@ class EvaluateConfig(Settings):
     """Seed of the choice of images, of the importance samples and of fitted posteriors."""
     classifier: str | None = None
     """Run id of the cnn that judges class preservation [default: the newest finished cnn on the same data]."""
+
+    @model_validator(mode="after")
+    def _enough_images(self) -> Self:
+        if self.images != "all" and self.gap_images > self.images:
+            raise ValueError(f"gap_images={self.gap_images} must be at most images={self.images}; raise images")
+        return self
 
 
 def split_ids(names: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from elbolab import records, tracker
 from elbolab.config import EvaluateConfig
 from elbolab.errors import UserError
 from elbolab.evaluators import Subject
-from elbolab.evaluators.importance import mean_log_px
+from elbolab.evaluators.likelihood import mean_log_px
 from elbolab.experiment import choose_device, evaluate_run, load_for, train_model
 from elbolab.intervals import mean_and_half_width
 from elbolab.mirror import PARENT, STUDY, TRIAL

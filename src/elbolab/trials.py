@@ -21,7 +21,7 @@ from elbolab.checkpoint import load_checkpoint
 from elbolab.config import EvaluateConfig
 from elbolab.errors import UserError
 from elbolab.evaluators import Subject
-from elbolab.evaluators.importance import mean_log_px
+from elbolab.evaluators.likelihood import mean_log_px
 from elbolab.experiment import prepare
 from elbolab.mirror import DIED, INTERRUPTED, SURPLUS, Mirror
 from elbolab.storage import Job, ended, open_study, standing

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 from elbolab.evaluators.classes import classes
-from elbolab.evaluators.importance import likelihood
+from elbolab.evaluators.gap import gap
+from elbolab.evaluators.likelihood import likelihood
 from elbolab.evaluators.subject import Findings, Subject
 
 EVALUATORS: dict[str, Callable[[Subject], Findings]] = {
     "likelihood": likelihood,
     "classes": classes,
+    "gap": gap,
 }
 
 __all__ = ["EVALUATORS", "Findings", "Subject"]

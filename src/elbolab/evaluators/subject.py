@@ -1,6 +1,7 @@
 """What an evaluator is given and gives: a trained model with the images it is judged on, and figures about it."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from elbolab.config import EvaluateConfig
 from elbolab.data import Batch, Data
+from elbolab.intervals import mean_se
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import DiagonalGaussian, LatentModel, Model
 
@@ -25,6 +27,12 @@ class Findings:
 
     def __or__(self, other: "Findings") -> "Findings":
         return Findings(self.metrics | other.metrics, self.tags | other.tags, self.files | other.files)
+
+
+def mean_metrics(key: str, values: Iterable[float]) -> dict[str, float]:
+    """The mean over images and its standard error, which holds the noise of the estimates too; none for one image."""
+    mean, error = mean_se(values)
+    return {key: mean} if math.isnan(error) else {key: mean, f"{key}_se": error}
 
 
 class Subject:

@@ -1,0 +1,163 @@
+"""The inference gap: how far the ELBO of q is below log p(x), and how much of it a better q of its family would win."""
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from elbolab.config import EvaluateConfig
+from elbolab.data import Batch
+from elbolab.evaluators.ais import annealed_estimate, bidirectional_bounds
+from elbolab.evaluators.importance import estimate_log_px, log_weights
+from elbolab.evaluators.subject import Findings, Subject, mean_metrics
+from elbolab.models.latent import DiagonalGaussian, LatentModel
+
+# All chains of so many images are one batch.
+CHAINS_AT_ONCE = 2000
+GAPS = ("approximation_gap", "amortization_gap", "inference_gap")
+
+
+def gap(subject: Subject) -> Findings:
+    """log p(x) - L[q] split into log p(x) - L[q*] and L[q*] - L[q], image by image (Cremer et al. 2018, eqs. 5 to 7).
+
+    log p(x) is the larger of AIS and importance sampling (or exact), q* the best factorised Gaussian that local
+    optimisation finds, q the model's own; in nats. Bidirectional Monte Carlo on images that the model makes says how
+    tight AIS is.
+    """
+    model, config = subject.model, subject.config
+    if not isinstance(model, LatentModel) or not config.gap_images:
+        return Findings()
+    generator = subject.generator()
+    parts = [
+        _rows(model, subject, batch, posteriors, generator)
+        for split in ("train", "test")
+        for batch, posteriors in _chosen(model, subject, split)
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    metrics: dict[str, float] = {}
+    for split in ("train", "test"):
+        for stored, suffix in ((False, ""), (True, "_table")):
+            rows = table[(table.split == split) & ((table.posterior == "table") == stored)]
+            for column in ("log_px_ais", *GAPS) if len(rows) else ():
+                metrics |= mean_metrics(f"{split}/{column}{suffix}", rows[column])
+    lower, upper = _simulated(model, subject, generator)
+    metrics |= {
+        "simulated/log_px_lower": lower.mean().item(),
+        "simulated/log_px_upper": upper.mean().item(),
+        "simulated/bdmc_gap": (upper - lower).mean().item(),
+    }
+    tags = {
+        "evaluation.ais": f"{config.ais_chains} chains, {config.ais_distributions} distributions, "
+        f"{config.ais_leapfrog} leapfrog steps, {config.ais_schedule} schedule, from {config.ais_start}",
+        "evaluation.local_optimisation": f"{config.local_steps} Adam steps at rate {config.local_lr:g} falling to 0, "
+        f"{config.local_samples} samples, the better of two starts, q and the prior",
+    }
+    return Findings(metrics, tags, {"gap.parquet": table})
+
+
+def best_factorised(
+    model: LatentModel,
+    x: Tensor,
+    starts: Sequence[DiagonalGaussian],
+    config: EvaluateConfig,
+    generator: torch.Generator | None = None,
+) -> DiagonalGaussian:
+    """q*, the factorised Gaussian of highest ELBO for each image (B, C, H, W): the best of a search from each start."""
+    found = [_search(model, x, start, config, generator) for start in starts]
+    best = torch.stack([log_weights(model, x, q, config.samples, generator).mean(0) for q in found]).argmax(0)
+    own = best, torch.arange(len(x), device=x.device)
+    return DiagonalGaussian(torch.stack([q.mean for q in found])[own], torch.stack([q.log_var for q in found])[own])
+
+
+def _search(
+    model: LatentModel, x: Tensor, start: DiagonalGaussian, config: EvaluateConfig, generator: torch.Generator | None
+) -> DiagonalGaussian:
+    mean, log_var = (value.detach().clone().requires_grad_() for value in (start.mean, start.log_var))
+    adam = torch.optim.Adam([mean, log_var], config.local_lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, config.local_steps)
+    for _ in range(config.local_steps):
+        with torch.enable_grad():
+            q = DiagonalGaussian(mean, log_var)
+            log_px_z = model.likelihood.log_prob(x, model.decode(q.sample(config.local_samples, generator)))
+            (q.kl() - log_px_z.mean(0)).sum().backward(inputs=[mean, log_var])
+        adam.step()
+        adam.zero_grad()
+        schedule.step()
+    return DiagonalGaussian(mean, log_var).detach()
+
+
+def standard_normal(q: DiagonalGaussian) -> DiagonalGaussian:
+    """The prior N(0, I) in the shape of q."""
+    return DiagonalGaussian(torch.zeros_like(q.mean), torch.zeros_like(q.log_var))
+
+
+def _chosen(model: LatentModel, subject: Subject, split: str) -> Iterator[tuple[Batch, dict[str, DiagonalGaussian]]]:
+    """The first ``gap_images`` of a split's evaluated images, those of one batch of chains at once, with posteriors."""
+    left = subject.config.gap_images
+    for batch, q in zip(subject.batches(split), subject.inferred(split), strict=True):
+        stored = model.stored_posterior(batch)
+        for rows in torch.arange(len(batch), device=q.mean.device)[:left].split(_images_at_once(subject.config)):
+            found = {model.inference.partition(":")[0]: q[rows]}
+            yield batch[rows], found if stored is None else {**found, "table": stored[rows]}
+        left = max(0, left - len(batch))
+
+
+def _images_at_once(config: EvaluateConfig) -> int:
+    return max(1, CHAINS_AT_ONCE // config.ais_chains)
+
+
+def _rows(
+    model: LatentModel,
+    subject: Subject,
+    batch: Batch,
+    posteriors: dict[str, DiagonalGaussian],
+    generator: torch.Generator,
+) -> pd.DataFrame:
+    config, x = subject.config, batch.x
+    q = next(iter(posteriors.values()))
+    start = q if config.ais_start == "q" else standard_normal(q)
+    ais = annealed_estimate(model, x, start, config, generator)
+    best = best_factorised(model, x, (q, standard_normal(q)), config, generator)
+    # New samples judge it: the best of two noisy values is above its expectation.
+    elbo_best = log_weights(model, x, best, config.samples, generator).mean(0)
+    estimates = {name: estimate_log_px(model, x, each, config.samples, generator) for name, each in posteriors.items()}
+    sampled = torch.stack([estimate.log_px.double() for estimate in estimates.values()]).amax(0)
+    # A closed form is not to be beaten by the noise of an estimate.
+    exact = model.exact_log_px(x) is not None
+    log_px = sampled if exact else torch.maximum(ais.log_px, sampled)
+    frames = []
+    for name, estimate in estimates.items():
+        elbo = estimate.elbo.double()
+        columns = {
+            "index": batch.index,
+            "label": batch.y,
+            "log_px_ais": ais.log_px,
+            "log_px_ais_std_err": ais.std_err,
+            "log_px_is": estimate.log_px,
+            "log_px": log_px,
+            "elbo_best": elbo_best,
+            "elbo": elbo,
+            "approximation_gap": log_px - elbo_best,
+            "amortization_gap": elbo_best - elbo,
+            "inference_gap": log_px - elbo,
+        }
+        values = {key: value.cpu().numpy() for key, value in columns.items()}
+        frames.append(pd.DataFrame({"split": batch.split, "posterior": name, **values}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _simulated(model: LatentModel, subject: Subject, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds on log p(x) of as many images that the model itself makes, (gap_images,) each."""
+    config, bounds = subject.config, []
+    for count in torch.arange(config.gap_images).split(_images_at_once(config)):
+        z = torch.randn((len(count), model.config.latent_dim), generator=generator, device=model.device)
+        with torch.no_grad():
+            x = model.likelihood.sample(model.decode(z), generator)
+        start = DiagonalGaussian(torch.zeros_like(z), torch.zeros_like(z))
+        if config.ais_start == "q":
+            nothing = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+            start = model.infer(Batch(x, nothing, nothing, "simulated", ""), generator)
+        bounds.append(bidirectional_bounds(model, x, z, start, config, generator))
+    lower, upper = (torch.cat(values) for values in zip(*bounds, strict=True))
+    return lower, upper

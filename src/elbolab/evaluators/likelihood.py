@@ -1,0 +1,119 @@
+"""The evaluator of log p(x): each image's estimate and its diagnostics, means by split and class, bounds by samples."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from elbolab.data import Batch
+from elbolab.evaluators.importance import Estimate, bound, estimate_log_px, k_threshold, pareto_k
+from elbolab.evaluators.subject import Findings, Subject, mean_metrics
+from elbolab.models.latent import LatentModel
+
+CURVE = (1, 10, 100, 1000, 5000)
+
+
+def likelihood(subject: Subject) -> Findings:
+    """log p(x) of the chosen images of every split: one row an image, means by split and by digit."""
+    model = subject.model
+    if not isinstance(model, LatentModel):
+        return Findings()
+    parts = (part for split in subject.data.splits for part in _estimates(model, subject, split))
+    table = pd.concat([_rows(model, subject, *part) for part in parts], ignore_index=True)
+    metrics: dict[str, float] = {}
+    for split, rows in table[table.posterior != "table"].groupby("split"):
+        metrics |= mean_metrics(f"{split}/log_px", rows.log_px)
+        metrics |= {
+            f"{split}/posterior_elbo": rows.elbo.mean(),
+            f"{split}/log_px_constant": rows.log_px_constant.mean(),
+        }
+        metrics |= {f"{split}/log_px_digit_{label}": part.log_px.mean() for label, part in rows.groupby("label")}
+        if rows.ess.notna().all():
+            metrics |= {
+                f"{split}/ess": rows.ess.median(),
+                f"{split}/pareto_k": rows.pareto_k.median(),
+                f"{split}/unreliable": (rows.pareto_k > k_threshold(subject.config.samples)).mean(),
+            }
+    if len(stored := table[table.posterior == "table"]):
+        metrics |= mean_metrics("train/log_px_table", stored.log_px)
+    return Findings(
+        # A tail of equal weights has a k of -inf, which a tracking server does not keep.
+        {key: value for key, value in metrics.items() if math.isfinite(value)},
+        {"evaluation.posterior": model.inference},
+        {
+            "likelihood.parquet": table.drop(columns=list(CURVE), errors="ignore"),
+            "curve.parquet": _curve(table),
+            "examples.npz": _examples(model, subject),
+        },
+    )
+
+
+def mean_log_px(subject: Subject, split: str) -> float:
+    """Mean log p(x), in nats, of the evaluated images of one split, under posteriors that the model infers."""
+    assert isinstance(subject.model, LatentModel)
+    parts = _estimates(subject.model, subject, split)
+    return torch.cat([estimate.log_px for _, name, estimate in parts if name != "table"]).double().mean().item()
+
+
+def _estimates(model: LatentModel, subject: Subject, split: str) -> Iterator[tuple[Batch, str, Estimate]]:
+    """Batch by batch, the name of the posteriors that were sampled from, and what came of it."""
+    generator = subject.generator()
+    for batch, q in zip(subject.batches(split), subject.inferred(split), strict=True):
+        posteriors = {model.inference.partition(":")[0]: q, "table": model.stored_posterior(batch)}
+        for name, posterior in posteriors.items():
+            if posterior is not None:
+                samples = subject.config.samples
+                yield batch, name, estimate_log_px(model, batch.x, posterior, samples, generator)
+
+
+def _rows(model: LatentModel, subject: Subject, batch: Batch, name: str, estimate: Estimate) -> pd.DataFrame:
+    mean_image = subject.data.train.images.float().mean(0) / 255
+    constant = model.likelihood.log_prob(batch.x, model.likelihood.from_mean(mean_image).expand_as(batch.x))
+    unknown = torch.full_like(estimate.log_px, math.nan)
+    columns: dict[str | int, Tensor] = {
+        "log_px": estimate.log_px,
+        "std_err": estimate.std_err,
+        "ess": estimate.ess,
+        "pareto_k": unknown if estimate.log_w is None else pareto_k(estimate.log_w),
+        "elbo": estimate.elbo,
+        "log_px_constant": constant,
+    }
+    if estimate.log_w is not None:
+        columns |= {count: bound(estimate.log_w, count) for count in CURVE if count <= len(estimate.log_w)}
+    return pd.DataFrame(
+        {"index": batch.index.cpu().numpy(), "split": batch.split, "label": batch.y.cpu().numpy(), "posterior": name}
+        | {key: value.double().cpu().numpy() for key, value in columns.items()}
+    )
+
+
+def _curve(table: pd.DataFrame) -> pd.DataFrame:
+    """The mean bound over the images by the number of samples in it, up to those that were drawn."""
+    columns = [count for count in CURVE if count in table]
+    bounds = table.melt(["split", "posterior"], columns, "samples", "bound")
+    groups = bounds.groupby(["split", "posterior", "samples"], as_index=False)
+    return groups.agg(log_px=("bound", "mean"), log_px_se=("bound", "sem"))
+
+
+def _examples(model: LatentModel, subject: Subject) -> dict[str, np.ndarray]:
+    """The first evaluated test image of each class and its reconstruction, as uint8 (classes, H, W, C)."""
+    found: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
+    for batch, q in zip(subject.batches("test"), subject.inferred("test"), strict=True):
+        for image, label, index, reconstruction in zip(
+            _pixels(batch.x), batch.y.tolist(), batch.index.tolist(), _pixels(model.reconstruct(q)), strict=True
+        ):
+            found.setdefault(label, (index, image, reconstruction))
+    labels = sorted(found)
+    indices, originals, reconstructions = zip(*(found[label] for label in labels), strict=True)
+    return {
+        "index": np.array(indices),
+        "label": np.array(labels),
+        "originals": np.stack(originals),
+        "reconstructions": np.stack(reconstructions),
+    }
+
+
+def _pixels(x: Tensor) -> np.ndarray:
+    return (x.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()

@@ -1,0 +1,136 @@
+"""Annealed importance sampling, bounds from both sides and the inference gap, against a decoder that is exact."""
+
+import math
+
+import pytest
+import torch
+from conftest import batch_of, linear_gaussian
+from torch import Tensor
+
+from elbolab.config import EvaluateConfig
+from elbolab.data import Data, DataSpec
+from elbolab.evaluators import Subject
+from elbolab.evaluators.ais import annealed_estimate, betas, bidirectional_bounds
+from elbolab.evaluators.gap import best_factorised, gap, standard_normal
+from elbolab.evaluators.importance import importance_estimate
+from elbolab.models.latent import DiagonalGaussian
+from elbolab.models.ppca import PPCA, PPCAConfig
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("schedule", ["sigmoid", "linear"])
+def test_temperatures_rise_from_zero_to_one(schedule: str):
+    found = betas(EvaluateConfig(ais_distributions=100, ais_schedule=schedule))  # pyright: ignore[reportArgumentType]
+    assert (len(found), found[0].item(), found[-1].item()) == (101, 0, 1)
+    steps = found.diff()
+    assert (steps > 0).all()
+    torch.testing.assert_close(steps, steps.flip(0))
+    assert (steps[50] > 10 * steps[0]) == (schedule == "sigmoid")
+
+
+@pytest.mark.parametrize("schedule", ["sigmoid", "linear"])
+def test_ais_from_the_prior_is_exact_within_its_error_in_fifty_dimensions(schedule: str):
+    model, x = linear_gaussian(50, sigma=0.8, shape=(1, 8, 8))
+    config = EvaluateConfig(ais_chains=32, ais_distributions=400, ais_leapfrog=5, ais_schedule=schedule)  # pyright: ignore[reportArgumentType]
+    prior = standard_normal(model.posterior(batch_of(x)))
+    found = annealed_estimate(model, x, prior, config, seeded())
+    error = (found.log_px - model.exact_log_px(x)).mean()
+    assert abs(error) < 3 * found.std_err.square().mean().sqrt() / math.sqrt(len(x))
+    # Importance sampling from the same start misses by much more than it says.
+    plain = importance_estimate(model, x, prior, 5000, seeded())
+    assert (plain.log_px < model.exact_log_px(x) - 3).all()
+
+
+def test_ais_from_q_needs_fewer_distributions():
+    model, x = linear_gaussian(20, shape=(1, 8, 8))
+    q = model.posterior(batch_of(x))
+    near = DiagonalGaussian(q.mean + 0.05, q.log_var + 0.2)
+    config = EvaluateConfig(ais_chains=16, ais_distributions=30, ais_leapfrog=5)
+    errors = [
+        (annealed_estimate(model, x, start, config, seeded()).log_px - model.exact_log_px(x)).abs().mean().item()
+        for start in (standard_normal(q), near)
+    ]
+    assert errors[1] < 0.2 < 1 < errors[0]
+
+
+def test_ais_from_the_exact_posterior_has_equal_weights():
+    model, x = linear_gaussian(5)
+    q = model.posterior(batch_of(x))
+    found = annealed_estimate(model, x, q, EvaluateConfig(ais_chains=4, ais_distributions=5), seeded())
+    torch.testing.assert_close(found.log_px.float(), model.exact_log_px(x), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(found.ess, torch.full_like(found.ess, 4), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_reverse_bound_is_above_and_the_forward_below_log_px(seed: int):
+    model, _ = linear_gaussian(10, shape=(1, 4, 5), seed=seed)
+    z = torch.randn(64, 10, generator=seeded(seed))
+    x = model.likelihood.sample(model.decode(z), seeded(seed + 1))
+    start = standard_normal(model.posterior(batch_of(x)))
+    gaps = []
+    for distributions in (10, 100):
+        config = EvaluateConfig(ais_chains=4, ais_distributions=distributions, ais_leapfrog=5)
+        lower, upper = bidirectional_bounds(model, x, z, start, config, seeded(seed + 2))
+        exact = model.exact_log_px(x)
+        assert lower.mean() < exact.mean() < upper.mean()
+        gaps.append((upper - lower).mean().item())
+    assert gaps[1] < 0.5 * gaps[0]
+
+
+def correlated(rotation: Tensor) -> PPCA:
+    """A linear-Gaussian decoder whose loadings are not orthogonal, so that no factorised q is its posterior."""
+    model, _ = linear_gaussian(3)
+    model.loadings = model.loadings @ rotation
+    return model
+
+
+def test_the_best_factorised_gaussian_has_the_known_gap():
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=seeded(5))).Q
+    model = correlated(rotation)
+    x = model.likelihood.sample(model.decode(torch.randn(6, 3, generator=seeded())), seeded(1))
+    precision = model.loadings.T @ model.loadings / model.config.sigma**2 + torch.eye(3)
+    # The best factorised q has the posterior's mean and the diagonal of its precision P (Bishop 2006, eq. 10.13).
+    gap = 0.5 * (precision.diagonal().log().sum() - precision.logdet())
+    assert gap > 0.3
+    config = EvaluateConfig(samples=4000, local_steps=400, local_lr=0.05, local_samples=100)
+    start = standard_normal(DiagonalGaussian(torch.zeros(6, 3), torch.zeros(6, 3)))
+    best = best_factorised(model, x, [start], config, seeded())
+    torch.testing.assert_close((-best.log_var).exp(), precision.diagonal().expand(6, 3), rtol=0.1, atol=0)
+    reached = importance_estimate(model, x, best, 50000, seeded()).elbo.float()
+    torch.testing.assert_close(reached, model.exact_log_px(x) - gap, atol=0.03, rtol=0)
+
+
+def test_the_best_of_several_starts_is_never_worse_than_each():
+    model, x = linear_gaussian(4)
+    q = model.posterior(batch_of(x))
+    config = EvaluateConfig(samples=2000, local_steps=1, local_lr=1e-4)
+    far = DiagonalGaussian(q.mean + 3, q.log_var)
+    for starts in ((q, far), (far, q)):
+        torch.testing.assert_close(best_factorised(model, x, starts, config, seeded()).mean, q.mean, atol=1e-3, rtol=0)
+
+
+def test_gaps_add_up_and_vanish_for_the_exact_posterior(digits: Data):
+    model = PPCA(PPCAConfig(dataset="mnist5k", latent_dim=4), digits.spec)
+    model.prepare(digits)
+    config = EvaluateConfig(
+        images=10, gap_images=4, samples=500, ais_distributions=100, ais_leapfrog=5, local_steps=100, local_samples=5
+    )
+    found = gap(Subject(model, digits, config))
+    table = found.files["gap.parquet"]
+    assert table.groupby("split").size().to_dict() == {"train": 4, "test": 4}
+    assert (table.inference_gap - table.approximation_gap - table.amortization_gap).abs().max() < 1e-9
+    assert table.inference_gap.abs().max() < 1e-3
+    assert table.approximation_gap.abs().max() < 0.2
+    # The exact row comes out of the estimator within its error.
+    assert ((table.log_px_ais - table.log_px).abs() < 4 * table.log_px_ais_std_err + 0.01).all()
+    assert found.metrics["simulated/log_px_lower"] < found.metrics["simulated/log_px_upper"] + 0.05
+    assert found.metrics["test/inference_gap"] == pytest.approx(table[table.split == "test"].inference_gap.mean())
+
+
+def test_no_gap_is_measured_unless_asked_for(digits: Data):
+    model = PPCA(PPCAConfig(dataset="mnist5k", latent_dim=4), DataSpec((1, 28, 28), 10, 64, 20, ""))
+    found = gap(Subject(model, digits, EvaluateConfig(images=10)))
+    assert (found.metrics, found.files) == ({}, {})

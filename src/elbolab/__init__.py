@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from elbolab.models.latent import DiagonalGaussian as DiagonalGaussian
     from elbolab.records import history as history
     from elbolab.registry import load_model as load_model
+    from elbolab.reproduction import Reproduction as Reproduction
+    from elbolab.reproduction import Training as Training
     from elbolab.tuning import Study as Study
 
 _HOMES = {
@@ -21,7 +23,9 @@ _HOMES = {
     "CompareConfig": "elbolab.config",
     "DiagonalGaussian": "elbolab.models.latent",
     "EvaluateConfig": "elbolab.config",
+    "Reproduction": "elbolab.reproduction",
     "Study": "elbolab.tuning",
+    "Training": "elbolab.reproduction",
     "evaluate_run": "elbolab.experiment",
     "history": "elbolab.records",
     "importance_estimate": "elbolab.evaluators.importance",

@@ -212,6 +212,8 @@ class StudyConfig(Settings):
     """Only train this many of the best configurations anew, choose one, and test and register it."""
     seeds: Annotated[int, Field(gt=1)] = 5
     """Fresh seeds on which finalise trains each configuration."""
+    passes: Annotated[int, Field(gt=0)] | None = None
+    """Most epochs of each training of a reproduction [default: as many as it says]."""
 
 
 class Given(Settings):

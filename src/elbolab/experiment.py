@@ -2,7 +2,8 @@
 
 import shlex
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, reduce
 from operator import or_
@@ -158,19 +159,23 @@ def load_run(run_id: str, device: str) -> tuple[Model, Data]:
     return model, data
 
 
-def evaluate_run(run_id: str, config: EvaluateConfig) -> dict[str, float]:
-    """Evaluate a finished training by every evaluator and log what they find on that run; returns the metrics."""
+def evaluate_run(
+    run_id: str, config: EvaluateConfig, more: Sequence[Callable[[Subject], Findings]] = ()
+) -> dict[str, float]:
+    """Evaluate a finished training by every evaluator, and ``more``, and log what they find; returns the metrics."""
     records.get_training(run_id)
+    started = time.perf_counter()
     device = choose_device("auto")
     model, data = load_run(run_id, device)
     subject = Subject(model, data, config, _classifier(config.classifier, data, device))
-    found = reduce(or_, (evaluator(subject) for evaluator in EVALUATORS.values()), Findings())
+    found = reduce(or_, (evaluator(subject) for evaluator in [*EVALUATORS.values(), *more]), Findings())
     track = tracker.Tracker(run_id)
     track.log_metrics(found.metrics)
     for name, value in found.files.items():
         track.log_value(value, f"evaluation/{name}")
     # Last, since these tags say that an evaluation is there.
     settings = {f"evaluation.{key}": str(getattr(config, key)) for key in ("samples", "images", "seed")}
+    settings["evaluation.seconds"] = f"{time.perf_counter() - started:.1f}"
     track.set_tags(settings | found.tags)
     return found.metrics
 

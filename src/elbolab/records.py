@@ -22,13 +22,17 @@ PAGE = 1000
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as the server has it: last value of each metric, ``start`` in milliseconds, ``url`` of its page if any."""
+    """A run as the server has it: last value of each metric, ``url`` of its page if any.
+
+    ``start`` is in milliseconds since 1970, ``seconds`` what it took.
+    """
 
     id: str
     name: str
     experiment: str
     status: str
     start: int
+    seconds: float
     params: dict[str, str]
     tags: dict[str, str]
     metrics: dict[str, float]
@@ -58,6 +62,7 @@ def _record(found: Run) -> RunRecord:
     )
     return RunRecord(
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
+        ((info.end_time or info.start_time) - info.start_time) / 1000,
         dict(data.params), dict(data.tags), dict(data.metrics), url,
     )  # fmt: skip
 

@@ -13,18 +13,24 @@ from elbolab.errors import UserError
 from elbolab.experiment import choose_device, load_for
 from elbolab.finalise import finalise
 from elbolab.mirror import PARENT, RUN_OF_STUDY, STUDY, Mirror, parent_of
+from elbolab.reproduction import Reproduction, reproduce
 from elbolab.storage import Job, open_study, queue_points
 from elbolab.tuning import load_study
 from elbolab.workers import work_locally, work_on_ray
 
 
 def run_study(name: str, config: StudyConfig) -> str:
-    """Carry out the study ``name`` as ``config`` says; returns the id of the run that mirrors it.
+    """Carry out the study ``name`` as ``config`` says, a search or a reproduction; returns the id of its run.
 
-    It ends with ``config.trials`` finished or pruned trials in all, so that the same call goes on with a study that
-    was stopped, and does nothing to one that is complete.
+    A search ends with ``config.trials`` finished or pruned trials in all, so that the same call goes on with a study
+    that was stopped, and does nothing to one that is complete.
     """
     name, definition = load_study(name)
+    own = {"passes"} if isinstance(definition, Reproduction) else set(StudyConfig.model_fields) - {"passes"}
+    if wrong := sorted(config.model_fields_set - own):
+        raise UserError(f"study {name} takes no {', '.join(wrong)}; it takes {', '.join(sorted(own))}")
+    if isinstance(definition, Reproduction):
+        return reproduce(name, definition, config.passes)
     points = len(definition.points)
     target = min(config.trials or points or definition.trials, points or sys.maxsize)
     job = Job(name, definition, sqlite.absolute(config.storage), target, config.seed, config.heartbeat)

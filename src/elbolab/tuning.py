@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from elbolab.config import Config, Settings
 from elbolab.errors import UserError
 from elbolab.models import MODELS, LatentModel
+from elbolab.reproduction import Reproduction
 
 LATENT_METRICS: dict[str, Literal["maximize", "minimize"]] = {
     "val/log_px": "maximize",
@@ -170,7 +171,7 @@ def _narrowed(name: str, whole: BaseDistribution, part: Sequence[Any] | None) ->
     return type(whole)(part[0], part[1], log=whole.log)
 
 
-def load_study(name: str) -> tuple[str, Study]:
+def load_study(name: str) -> tuple[str, Study | Reproduction]:
     """The name and the definition of a study: of studies/NAME.py under the working folder, or of the file NAME."""
     path = Path(name) if name.endswith(".py") else Path("studies", f"{name}.py")
     if not path.is_file():
@@ -187,6 +188,6 @@ def load_study(name: str) -> tuple[str, Study]:
     except Exception as error:
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     study = getattr(module, "STUDY", None)
-    if not isinstance(study, Study):
-        raise UserError(f"{path} has no STUDY = Study(...); define one")
+    if not isinstance(study, Study | Reproduction):
+        raise UserError(f"{path} has no STUDY = Study(...) or Reproduction(...); define one")
     return path.stem, study

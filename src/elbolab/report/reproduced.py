@@ -1,0 +1,95 @@
+"""What came of a reproduction, beside what its source reports: numbers, Markdown and figure."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from elbolab.intervals import mean_and_half_width
+
+OVER_SEEDS, OVER_IMAGES = "95% interval over seeds", "one standard error over images"
+
+
+def summarise(table: pd.DataFrame, metrics: tuple[str, ...], references: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Each training's metrics: mean over seeds ± half its 95% interval, or of one seed ± its error over images."""
+    rows = []
+    for training, own in table.groupby("training", sort=False):
+        row: dict[str, Any] = {"training": training, "runs": own.run.drop_duplicates().tolist(), "figures": {}}
+        for metric in metrics:
+            values = own[own.metric == metric]
+            if len(values):
+                many = len(values) > 1
+                mean, error = (
+                    mean_and_half_width(values.value.tolist()) if many else (values.value.item(), values.std_err.item())
+                )
+                row["figures"][metric] = {"mean": mean, "error": error, "reference": None}
+        for metric, value in references.get(str(training), {}).items():
+            row["figures"].setdefault(metric, {"mean": None, "error": None})["reference"] = value
+        rows.append(row)
+    seeds = sorted(table.seed.unique().tolist())
+    error = OVER_SEEDS if len(seeds) > 1 else OVER_IMAGES
+    return {"metrics": list(metrics), "seeds": seeds, "error": error, "rows": rows}
+
+
+def columns(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The columns of the table: a metric and what is shown of it, ``measured`` or ``reference``, where there is one."""
+    figures = [figure for row in found["rows"] for figure in row["figures"].items()]
+    return [
+        (metric, kind)
+        for metric in found["metrics"]
+        for kind, key in (("measured", "mean"), ("reference", "reference"))
+        if any(name == metric and figure[key] is not None for name, figure in figures)
+    ]
+
+
+def cell(row: dict[str, Any], metric: str, kind: str) -> str:
+    """What the table says of a training's metric; a dash where it was not measured or not reported."""
+    figure = row["figures"].get(metric, {})
+    if kind == "reference":
+        return "—" if figure.get("reference") is None else f"{figure['reference']:g}"
+    if figure.get("mean") is None:
+        return "—"
+    error = figure["error"]
+    # An error that was not estimated is NaN, or null once it has been JSON.
+    spread = "" if error is None or error != error else f" ± {error:.2g}" if error < 0.1 else f" ± {error:.2f}"
+    return f"{figure['mean']:.2f}{spread}"
+
+
+def facts(found: dict[str, Any]) -> str:
+    """How the numbers came about, one line."""
+    seeds = ", ".join(map(str, found["seeds"]))
+    return (
+        f"seed{'s' if len(found['seeds']) > 1 else ''} {seeds}, commit {', '.join(found['commits'])}, "
+        f"{found['seconds'] / 60:.0f} minutes on {', '.join(found['devices'])}; ± is {found['error']}"
+    )
+
+
+def markdown(found: dict[str, Any], figure: str | None) -> str:
+    """The table as Markdown, with the command and what made it; ``figure`` is the file of its picture."""
+    head = ["training", *(f"`{metric}`" if kind == "measured" else "reported" for metric, kind in columns(found))]
+    body = [[row["training"], *(cell(row, *column) for column in columns(found))] for row in found["rows"]]
+    lines = [f"| {' | '.join(line)} |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
+    source = f" Reported: {found['source']}." if found["source"] else ""
+    picture = ["", f"![{found['question']}]({figure})"] if figure else []
+    return "\n".join([f"`{found['command']}`: {facts(found)}.{source}", "", *lines, *picture])
+
+
+def insert(page: Path, name: str, text: str) -> bool:
+    """Put ``text`` between the page's comments `study NAME` and `end NAME`; whether it has them."""
+    before = page.read_text(encoding="utf-8")
+    place = re.compile(rf"(<!-- study {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL)
+    after, count = place.subn(lambda match: f"{match[1]}{text}\n{match[2]}", before)
+    if after != before:
+        page.write_text(after, encoding="utf-8")
+    return bool(count)
+
+
+def draw(figure: Callable[[pd.DataFrame, Axes], None], table: pd.DataFrame, path: Path) -> None:
+    """Draw a reproduction's own figure of its runs to ``path``."""
+    whole = Figure(figsize=(7, 4), layout="constrained")
+    figure(table, whole.subplots())
+    whole.savefig(path, dpi=120)

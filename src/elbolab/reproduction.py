@@ -1,0 +1,167 @@
+"""A reproduction: a list of trainings, evaluated under one protocol, beside the numbers that their source reports."""
+
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+from matplotlib.axes import Axes
+from pydantic import Field, model_validator
+
+from elbolab import records, tracker
+from elbolab.config import Config, EvaluateConfig, Settings
+from elbolab.errors import UserError
+from elbolab.evaluators import Findings, Subject
+from elbolab.experiment import evaluate_run, train_model
+from elbolab.models import MODELS
+from elbolab.records import RunRecord
+from elbolab.report.reproduced import draw, insert, markdown, summarise
+
+STUDY, TRAINING, REPRODUCTION = "elbolab.study", "elbolab.training", "elbolab.reproduction"
+RESULTS = Path("docs", "results.md")
+# Where something was computed says nothing of what.
+PLACES = {"device", "data_dir"}
+
+
+class Training(Settings):
+    """One of a reproduction's trainings: a model and the values of its fields."""
+
+    model: str
+    """Name in MODELS."""
+    fields: dict[str, Any] = Field(default_factory=dict)
+    """Values beside those of the reproduction's base; {NAME} in a text is the run of the training NAME on this seed."""
+
+
+class Reproduction(Settings):
+    """A question that listed trainings answer, each under every seed and evaluated alike, beside published numbers."""
+
+    question: str
+    """What is asked, one sentence."""
+    trainings: dict[str, Training] = Field(min_length=1)
+    """What is trained, by name, in this order."""
+    base: dict[str, Any] = Field(default_factory=dict)
+    """Values of fields, the same in every training whose model has the field."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds under which each is trained."""
+    evaluation: EvaluateConfig = EvaluateConfig()
+    """How each is evaluated."""
+    metrics: tuple[str, ...] = Field(min_length=1)
+    """The figures of the table, as keys of an evaluated run's metrics."""
+    references: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """What the source reports of a training, by metric."""
+    source: str = ""
+    """Where that stands."""
+    evaluators: tuple[Callable[[Subject], Findings], ...] = ()
+    """Evaluators of this question alone, beside those of every run."""
+    figure: Callable[[pd.DataFrame, Axes], None] | None = None
+    """Draws the runs: a row a training, seed and metric, columns training, seed, run, epochs, metric, value, std_err."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for label, training in self.trainings.items():
+            if training.model not in MODELS:
+                raise ValueError(
+                    f"model={training.model!r} of {label!r} does not exist; there are: {', '.join(MODELS)}"
+                )
+            self.config(label, self.seeds[0], dict.fromkeys(self.trainings, "run"))
+        if unknown := self.references.keys() - self.trainings.keys():
+            raise ValueError(f"references name {', '.join(sorted(unknown))}, which trainings do not")
+        return self
+
+    def config(self, label: str, seed: int, runs: dict[str, str], passes: int | None = None) -> Config:
+        """The config of a training, given the ``runs`` of those before it; ``passes`` is the most that it may take."""
+        training = self.trainings[label]
+        kind = MODELS[training.model].Config
+        shared = {name: value for name, value in self.base.items() if name in kind.model_fields}
+        own = {
+            name: value.format_map(runs) if isinstance(value, str) else value for name, value in training.fields.items()
+        }
+        config = kind.parse({**shared, **own, "seed": seed})
+        return config if passes is None else config.model_copy(update={"epochs": min(config.epochs, passes)})
+
+
+def reproduce(name: str, study: Reproduction, passes: int | None = None) -> str:
+    """Train and evaluate what is missing, write table and figure to the study's run, and return its id.
+
+    What an earlier call finished is found by its config and used. Where ``docs/results.md`` has a place for the study,
+    the table goes there too.
+    """
+    limit = ["--passes", str(passes)] if passes else []
+    tags = {STUDY: name, REPRODUCTION: "true", "mlflow.note.content": study.question}
+    with tracker.run("study", name, {"study": name, "seeds": str(study.seeds)}, tags) as track:
+        runs: list[tuple[str, int, RunRecord]] = []
+        for seed in study.seeds:
+            done: dict[str, str] = {}
+            for label in study.trainings:
+                done[label] = _trained(name, study, label, study.config(label, seed, done, passes))
+                runs.append((label, seed, _evaluated(study, done[label])))
+        table = _table(study, runs)
+        found = summarise(table, study.metrics, study.references) | {
+            "name": name,
+            "question": study.question,
+            "source": study.source,
+            "command": shlex.join(["elbolab", "study", name, *limit]),
+            "commits": sorted({run.tags.get("git.commit", "unknown")[:7] for _, _, run in runs}),
+            "devices": sorted({run.tags.get("device", "unknown") for _, _, run in runs}),
+            "seconds": sum(run.seconds + float(run.tags["evaluation.seconds"]) for _, _, run in runs),
+        }
+        track.log_value(found, "reproduction.json")
+        _publish(study, found, table, track)
+        return track.id
+
+
+def _publish(study: Reproduction, found: dict[str, Any], table: pd.DataFrame, track: tracker.Tracker) -> None:
+    """The runs as a CSV, the figure, and both in the documentation where it has a place for them."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows, picture = Path(folder, "runs.csv"), Path(folder, f"{found['name']}.png")
+        table.to_csv(rows, index=False)
+        track.log_artifact(rows)
+        if study.figure is not None:
+            draw(study.figure, table, picture)
+            track.log_artifact(picture, "figures")
+        drawn = picture.name if picture.exists() else None
+        if RESULTS.is_file() and insert(RESULTS, found["name"], markdown(found, drawn)) and drawn:
+            shutil.copy(picture, RESULTS.parent)
+
+
+def _trained(name: str, study: Reproduction, label: str, config: Config) -> str:
+    """The finished run of a training, an earlier one where there is one of the same config."""
+    wanted = {key: value for key, value in config.params().items() if key not in PLACES}
+    for run in records.find_runs("train", {"model": study.trainings[label].model}, {STUDY: name}):
+        if wanted.items() <= run.params.items():
+            return run.id
+    return train_model(study.trainings[label].model, config, {STUDY: name, TRAINING: label})
+
+
+def _evaluated(study: Reproduction, run_id: str) -> RunRecord:
+    run = records.get_run(run_id)
+    config = study.evaluation
+    alike = all(run.tags.get(f"evaluation.{key}") == str(getattr(config, key)) for key in ("samples", "images", "seed"))
+    if alike and any(metric in run.metrics for metric in study.metrics):
+        return run
+    evaluate_run(run_id, config, study.evaluators)
+    run = records.get_run(run_id)
+    if not any(metric in run.metrics for metric in study.metrics):
+        raise UserError(f"run {run_id} has none of the metrics {', '.join(study.metrics)}; name what evaluate logs")
+    return run
+
+
+def _table(study: Reproduction, runs: list[tuple[str, int, RunRecord]]) -> pd.DataFrame:
+    rows = [
+        {
+            "training": label,
+            "seed": seed,
+            "run": run.id,
+            "epochs": int(run.params["epochs"]),
+            "metric": metric,
+            "value": value,
+            "std_err": run.metrics.get(f"{metric}_se"),
+        }
+        for label, seed, run in runs
+        for metric, value in run.metrics.items()
+        if metric in study.metrics or metric.startswith("test/")
+    ]
+    return pd.DataFrame(rows)

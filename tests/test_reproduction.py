@@ -1,0 +1,113 @@
+"""Reproductions: listed trainings, done once, beside published numbers, in MLflow and in the documentation."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import Command
+
+from elbolab import Reproduction, Training, records
+from elbolab.config import StudyConfig
+from elbolab.errors import UserError
+from elbolab.intervals import mean_and_half_width
+from elbolab.studies import run_study
+from elbolab.tuning import load_study
+
+TEXT = """
+from elbolab import Reproduction, Training
+from elbolab.evaluators import Findings
+
+def twice(subject):
+    return Findings({"test/batches_2": 2.0 * len(list(subject.batches("test")))})
+
+def draw(table, axes):
+    own = table[table.metric == "test/log_px"]
+    axes.errorbar(own.epochs, own.value, own.std_err, fmt="o")
+
+STUDY = Reproduction(
+    question="Does the exact model win?",
+    base={"epochs": 2, "train_size": 40, "val_size": 10, "test_size": 10, "latent_dim": 3},
+    trainings={"exact": Training(model="ppca"), "short": Training(model="vae", fields={"epochs": 1})},
+    seeds=(0, 1),
+    evaluation={"samples": 20, "images": 10},
+    metrics=("test/log_px", "test/batches_2"),
+    references={"short": {"test/log_px": -86.76}},
+    source="Somebody 2016, table 1",
+    evaluators=(twice,),
+    figure=draw,
+)
+"""
+
+
+@pytest.fixture
+def study(store: Path) -> str:
+    (store / "studies").mkdir()
+    (store / "studies" / "question.py").write_text(TEXT)
+    (store / "docs").mkdir()
+    (store / "docs" / "results.md").write_text("# Results\n\n<!-- study question -->\n<!-- end question -->\n\nmore\n")
+    return "question"
+
+
+def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store: Path):
+    first, second = (run_study(study, StudyConfig()) for _ in range(2))
+    trained = records.find_runs("train")
+    # The second call finds what the first finished.
+    assert len(trained) == 4
+    found = json.loads(records.fetch(second, "reproduction.json").read_text())
+    assert found == json.loads(records.fetch(first, "reproduction.json").read_text())
+    rows = {row["training"]: row for row in found["rows"]}
+    values = [run.metrics["test/log_px"] for run in trained if run.params["model"] == "vae"]
+    mean, half = mean_and_half_width(values)
+    figure = rows["short"]["figures"]["test/log_px"]
+    assert (figure["mean"], figure["error"]) == pytest.approx((mean, half))
+    assert figure["reference"] == -86.76
+    assert rows["exact"]["figures"]["test/batches_2"]["mean"] == 2
+    # A closed form owes nothing to its seed.
+    assert rows["exact"]["figures"]["test/log_px"]["error"] == pytest.approx(0, abs=1e-6)
+    assert records.list_artifacts(second, "figures") == ["figures/question.png"]
+    page = (store / "docs" / "results.md").read_text()
+    assert page.startswith("# Results\n\n<!-- study question -->\n`elbolab study question`: seeds 0, 1, commit ")
+    assert page.endswith("![Does the exact model win?](question.png)\n<!-- end question -->\n\nmore\n")
+    assert f"| short | {mean:.2f} ± {half:.2f} | -86.76 | 2.00 ± 0 |" in page
+    assert "Reported: Somebody 2016, table 1." in page
+    assert (store / "docs" / "question.png").stat().st_size > 5000
+    parents = {mlflow.get_run(run.id).data.tags["mlflow.parentRunId"] for run in trained}
+    assert parents == {first}
+
+
+def test_fewer_passes_are_another_training(study: str, store: Path):
+    run_study(study, StudyConfig(passes=1))
+    assert {run.params["epochs"] for run in records.find_runs("train")} == {"1"}
+    assert "`elbolab study question --passes 1`" in (store / "docs" / "results.md").read_text()
+
+
+def test_a_reproduction_says_what_is_wrong_before_it_trains(study: str, store: Path):
+    file = store / "studies" / "question.py"
+    for wrong, said in (
+        (('model="vae"', 'model="gan"'), "short: model='gan' does not exist"),
+        (('{"epochs": 1}', '{"epochs": 0}'), "epochs=0"),
+        (('{"short": {"test', '{"long": {"test'), "references name long"),
+        (('"samples": 20', '"sample": 20'), "sample"),
+    ):
+        file.write_text(TEXT.replace(*wrong))
+        with pytest.raises(UserError, match=said):
+            load_study(study)
+    file.write_text(TEXT)
+    with pytest.raises(UserError, match=r"takes no trials; it takes passes"):
+        run_study(study, StudyConfig(trials=3))
+
+
+def test_a_training_may_start_from_an_earlier_one_of_its_seed(study: str):
+    _, definition = load_study(study)
+    assert isinstance(definition, Reproduction)
+    again = Training(model="vae", fields={"dataset": "npz:{short}"})
+    changed = definition.model_copy(update={"trainings": {**definition.trainings, "again": again}})
+    assert changed.config("again", 1, {"short": "abc"}).dataset == "npz:abc"
+
+
+def test_the_command_prints_the_run(study: str, command: Command):
+    done = command("study", study, "--passes", "1")
+    assert done.returncode == 0, done.stderr
+    assert records.get_run(done.stdout.strip()).status == "FINISHED"
+    assert command("study", study, "--trials", "2").returncode == 2

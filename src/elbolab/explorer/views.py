@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from elbolab.errors import UserError
 from elbolab.evaluators.subject import Subject
-from elbolab.models.latent import DeepLatentModel, LatentModel
+from elbolab.models.deep import DeepLatentModel
+from elbolab.models.latent import LatentModel
 from elbolab.models.ppca import PPCA
 
 DIRECTIONS = 8

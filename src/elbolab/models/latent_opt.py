@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from elbolab import distributed
 from elbolab.data import Batch, Data, DataSpec, Split
 from elbolab.errors import UserError
-from elbolab.models.latent import DeepLatentConfig, DeepLatentModel, DiagonalGaussian
+from elbolab.models.deep import BetaConfig, DeepLatentModel
+from elbolab.models.latent import DiagonalGaussian
 from elbolab.models.ppca import fit_ppca, linear_posterior
+from elbolab.objectives import Terms, beta_loss
 
 START_LOG_VAR = -2.0
 
 
-class LatentOptConfig(DeepLatentConfig):
+class LatentOptConfig(BetaConfig):
     """How the rows of the table are started and trained, and how an image without a row is fitted."""
 
     latent_init: Annotated[Literal["zeros", "normal", "pca"], CategoricalDistribution(["zeros", "normal", "pca"])] = (
@@ -25,7 +27,7 @@ class LatentOptConfig(DeepLatentConfig):
     )
     """Start of the rows: means zero, means drawn from the prior, or the exact posterior of a PPCA of the images."""
     latent_lr: Annotated[float, Field(gt=0), FloatDistribution(0.005, 0.5, log=True)] = 0.05
-    """Learning rate of the rows at the first step; it falls along the same half cosine as lr."""
+    """Learning rate of the rows at the first step; it falls by the same schedule as lr."""
     latent_steps: Annotated[int, Field(gt=0), IntDistribution(1, 8)] = 2
     """Steps on a batch at each visit, of its rows and the decoder together."""
     fit_steps: Annotated[int, Field(gt=0)] = 300
@@ -113,8 +115,8 @@ class LatentOpt(DeepLatentModel):
     def optimizers(self) -> list[torch.optim.Optimizer]:
         if not self._optimizers:
             self._optimizers = [
-                torch.optim.Adam(self.decoder.parameters(), self.config.lr),
-                RowAdam([self.train_rows, self.val_rows], self.config.latent_lr),
+                torch.optim.Adam(self.decoder.parameters(), self.config.lr, eps=self.config.adam_eps),
+                RowAdam([self.train_rows, self.val_rows], self.config.latent_lr, eps=self.config.adam_eps),
             ]
         return self._optimizers
 
@@ -151,12 +153,16 @@ class LatentOpt(DeepLatentModel):
     def steps_per_visit(self) -> int:
         return self.config.latent_steps
 
+    def loss(self, terms: Terms, epochs: float) -> Tensor:
+        return beta_loss(terms, self.config.beta_at(epochs))
+
     def refresh(self, batch: Batch, epochs: float) -> None:
         """As many updates of validation rows as a visit gives to training rows, the decoder frozen."""
         row_adam = self.optimizers()[1]
         for _ in range(self.config.latent_steps):
             with torch.enable_grad():
-                bound = self._bound(batch.x, self._rows(batch), beta=self.beta(epochs)).mean()
+                q = DiagonalGaussian(*self._rows(batch).chunk(2, -1))
+                bound = self.bound(batch.x, q, beta=self.config.beta_at(epochs)).mean()
             bound.neg().backward(inputs=[self.val_rows])
             row_adam.step()
             row_adam.zero_grad()
@@ -182,19 +188,13 @@ class LatentOpt(DeepLatentModel):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.config.fit_steps)
         for _ in range(self.config.fit_steps):
             with torch.enable_grad():
-                self._bound(x, rows, 1, generator).sum().neg().backward(inputs=[rows])
+                q = DiagonalGaussian(*rows.chunk(2, -1))
+                self.bound(x, q, 1, generator).sum().neg().backward(inputs=[rows])
             adam.step()
             adam.zero_grad()
             schedule.step()
         with torch.no_grad():
-            return rows.detach(), self._bound(x, rows, 16, generator)
-
-    def _bound(
-        self, x: Tensor, rows: Tensor, samples: int = 1, generator: torch.Generator | None = None, beta: float = 1.0
-    ) -> Tensor:
-        """The ELBO of each image under its row, (B,), without what only its estimate needs."""
-        q = DiagonalGaussian(*rows.chunk(2, -1))
-        return self.likelihood.log_prob(x, self.decode(q.sample(samples, generator))).mean(0) - beta * q.kl()
+            return rows.detach(), self.bound(x, DiagonalGaussian(*rows.chunk(2, -1)), 16, generator)
 
     def stored_posterior(self, batch: Batch) -> DiagonalGaussian | None:
         return self.posterior(batch).detach() if batch.split == "train" else None

@@ -107,19 +107,17 @@ class Linear(SemiAmortized):
 
 def test_many_steps_find_the_best_diagonal_posterior_of_a_linear_decoder(digits: Data):
     # Rate and noise: one-sample gradients leave each row moving by about sqrt(rate / 2) around the answer.
-    model = make(Linear, digits, refine_steps=1500, refine_lr=0.003, sigma=1.0)
+    model = make(Linear, digits, refine_steps=600, refine_lr=0.01, sigma=2.0)
     weight, offset = model.decoder[0].weight.detach(), model.decoder[0].bias.detach()
-    with torch.no_grad():
-        weight.mul_(3)
     batch = copies(digits, 300)
     batch = batch.with_x(model.decode(torch.tensor([1.0, -2.0, 0.5])).detach().expand_as(batch.x))
     q = model.infer(batch, torch.Generator().manual_seed(0))
-    precision = torch.eye(3) + weight.T @ weight
-    mean = torch.linalg.solve(precision, weight.T @ (batch.x[0].flatten() - offset))
+    precision = torch.eye(3) + weight.T @ weight / 4
+    mean = torch.linalg.solve(precision, weight.T @ (batch.x[0].flatten() - offset) / 4)
     assert ((q.mean.mean(0) - mean).abs() < 5 * q.mean.std(0) / math.sqrt(300)).all()
     # The mean of log-variances lies below the logarithm of the answer by half of their own variance.
     log_var = q.log_var.mean(0) + 0.5 * q.log_var.var(0)
-    torch.testing.assert_close(log_var, -precision.diag().log(), atol=0.02, rtol=0)
+    torch.testing.assert_close(log_var, -precision.diag().log(), atol=0.04, rtol=0)
 
 
 @pytest.mark.parametrize("net", ["mlp", "conv"])

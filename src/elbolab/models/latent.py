@@ -47,6 +47,14 @@ class Model(nn.Module, ABC):
     def metrics(self, terms: Terms) -> dict[str, Tensor]:
         """What is logged of a batch beside its loss, each (B,)."""
 
+    @property
+    def source(self) -> str | None:
+        """The run whose trained model ``start_from`` must get before ``prepare``; none for most."""
+        return None
+
+    def start_from(self, source: "Model") -> None:
+        """Take what the start needs from another trained model; raises UserError where the two do not fit."""
+
     def prepare(self, data: Data) -> None:
         """Everything that a model takes from its training data before the first step."""
 

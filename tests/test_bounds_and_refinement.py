@@ -1,6 +1,7 @@
 """What iwae and semi_amortized do beside what every model must: gradients of the bound, posteriors refined by steps."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from elbolab.data import Batch, Data
 from elbolab.models.iwae import IWAE
 from elbolab.models.latent import DiagonalGaussian, LatentModel
 from elbolab.models.semi_amortized import SemiAmortized
+from elbolab.trainer import train
 
 SMALL: dict[str, Any] = {"latent_dim": 3, "net": "mlp", "hidden": 16, "activation": "tanh"}
 
@@ -45,6 +47,17 @@ def test_the_bound_rises_with_its_samples_and_the_elbo_does_not(digits: Data):
     for fewer, more in ((1, 5), (5, 25)):
         assert bounds[more].mean() > bounds[fewer].mean()
         assert abs(elbos[more].mean() - elbos[fewer].mean()) < 5 * elbos[fewer].std() / math.sqrt(2000)
+
+
+def test_the_best_epoch_of_iwae_is_that_of_its_own_bound(digits: Data, tmp_path: Path):
+    model, events = make(IWAE, digits, epochs=8, lr=0.05, batch_size=16), []
+    train(model, digits, events.append, tmp_path)
+    bounds = [event.metrics["val/iw_bound"] for event in events]
+    assert [event.best for event in events] == [
+        all(bound > old for old in bounds[:i]) for i, bound in enumerate(bounds)
+    ]
+    assert bounds != sorted(bounds)
+    assert all(event.metrics["val/elbo"] < bound for event, bound in zip(events, bounds, strict=True))
 
 
 def gradients(model: IWAE, batch: Batch, q: DiagonalGaussian, samples: int) -> tuple[Tensor, list[Tensor]]:

@@ -20,8 +20,11 @@ from elbolab.objectives import elbo
 from elbolab.trainer import Event, rate_factor, train
 
 SMALL: dict[str, Any] = {"dataset": "mnist5k", "batch_size": 16}
-# Each step of the refinement costs as much as a step of a vae.
-QUICK: dict[str, dict[str, Any]] = {"semi_amortized": {"refine_steps": 2}}
+# Each sample of the bound and each step of the refinement costs about as much as a step of a vae.
+QUICK: dict[str, dict[str, Any]] = {
+    "iwae": {"iw_samples": 2, "net": "mlp"},
+    "semi_amortized": {"refine_steps": 1, "net": "mlp"},
+}
 LATENT = [name for name, kind in MODELS.items() if issubclass(kind, LatentModel)]
 
 
@@ -145,7 +148,7 @@ def test_images_of_three_channels_and_other_sizes(tmp_path: Path, height: int, w
 
 @pytest.mark.parametrize("fields", [{"net": "mlp", "hidden": 64, "activation": "tanh"}, {"activation": "elu"}])
 def test_other_nets_learn_too(sixteen: Data, tmp_path: Path, fields: dict[str, Any]):
-    model = make("vae", sixteen, latent_dim=16, epochs=150, lr=3e-3, beta_warmup=0, **fields)
+    model = make("vae", sixteen, latent_dim=16, epochs=60, lr=3e-3, beta_warmup=0, **fields)
     kinds = {type(module) for module in model.modules()}
     assert {torch.nn.Tanh, torch.nn.ELU} & kinds == {ACTIVATIONS[fields["activation"]]}
     assert torch.nn.ReLU not in kinds
@@ -183,7 +186,7 @@ def test_a_size_that_the_net_cannot_halve_twice_is_refused():
 
 def test_continuous_bernoulli_models_see_grey_pixels_and_learn(sixteen: Data, tmp_path: Path):
     for name in ("vae", "latent_opt"):
-        model = make(name, sixteen, likelihood="continuous_bernoulli", epochs=100)
+        model = make(name, sixteen, likelihood="continuous_bernoulli", net="mlp", epochs=60)
         batch = next(sixteen.train.batches(8))
         assert torch.equal(model.observe(batch).x, batch.x)
         events = run(model, sixteen, tmp_path)

@@ -43,12 +43,13 @@ def fill(runs: int) -> None:
     """Train and evaluate what `elbolab main` does, but small, and copy it until the store has ``runs`` runs."""
     import mlflow
 
+    from elbolab.compare import ROLES
     from elbolab.config import EvaluateConfig
     from elbolab.experiment import evaluate_run, train_model
     from elbolab.models import MODELS
 
     mlflow.set_tracking_uri(STORE)
-    for name, changes in [*((name, {}) for name in MODELS), ("latent_opt", {"latent_init": "zeros"})]:
+    for name, changes in [*((name, {}) for name in ROLES), ("latent_opt", {"latent_init": "zeros"})]:
         evaluate_run(train_model(name, MODELS[name].Config.parse(SMALL | changes)), EvaluateConfig(samples=10))
     with closing(sqlite3.connect("mlflow.db")) as store:
         columns = [str(row[1]) for row in store.execute("pragma table_info(runs)")]

@@ -75,6 +75,8 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
         (["vae", "--dataset", "mnist6k"], "dataset='mnist6k' does not exist; there are: mnist5k"),
         (["vae", "--train-size", "9999"], "train_size=9999 must be at most 4000"),
         (["ppca", "--latent-dim", "784"], "latent_dim=784 must be less than 784"),
+        (["latent_opt", "--latent-init", "ones"], "latent_init='ones': should be zeros, normal, pca or encoder:RUN"),
+        (["latent_opt", "--latent-init", "encoder:nothing"], "'nothing' has no trained model on"),
         (["vea"], "No such command 'vea'"),
         (["evaluate", "nothing"], "run 'nothing' is not on"),
         (["compare", "--run", "nothing"], "run 'nothing' is not on"),
@@ -147,13 +149,15 @@ def test_every_entry_point_by_mlflow_run(store: Path):
     for name, *more in (
         ("cnn", "epochs=1"),
         ("vae", "epochs=1", "latent_dim=4", "lr=1e-3"),
+        ("iwae", "epochs=1", "latent_dim=4", "iw_samples=2"),
+        ("semi_amortized", "epochs=1", "latent_dim=4", "refine_steps=2"),
         ("latent_opt", "epochs=1", "latent-dim=4", "fit_steps=3"),
         ("ppca", "latent_dim=4"),
     ):
         done = mlflow_run(store, name, *small, *more)
         assert done.returncode == 0, done.stderr
     by_model = {run.params["model"]: run for run in records.find_runs()}
-    assert set(by_model) == {"cnn", "vae", "latent_opt", "ppca"}
+    assert set(by_model) == {"cnn", "vae", "iwae", "semi_amortized", "latent_opt", "ppca"}
     # The parent logs 1e-3 as it was typed; the value that was used is in config.json.
     vae = by_model["vae"].id
     assert by_model["vae"].params["lr"] == "1e-3"

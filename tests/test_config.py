@@ -70,7 +70,10 @@ def test_a_search_range_lies_within_the_bounds_of_its_field(name: str):
     [
         ({"lr": 0}, "lr=0: should be greater than 0 (default 0.001)"),
         ({"latent_dim": -3}, "latent_dim=-3: should be greater than 0 (default 200)"),
-        ({"likelihood": "poisson"}, "likelihood='poisson': should be 'gaussian' or 'bernoulli'"),
+        (
+            {"likelihood": "poisson"},
+            "likelihood='poisson': should be 'gaussian', 'bernoulli' or 'continuous_bernoulli'",
+        ),
         ({"sigma": float("nan")}, "sigma=nan: should be a finite number"),
         ({"latentdim": 3}, "latentdim is not a parameter; there are: dataset"),
     ],

@@ -25,8 +25,20 @@ from elbolab.models.latent import DiagonalGaussian
 from elbolab.models.vae import VAE
 
 SMALL = {"train_size": 64, "val_size": 20, "test_size": 20, "epochs": 1}
-OWN = {"vae": {"latent_dim": 12}, "latent_opt": {"latent_dim": 12, "fit_steps": 20}, "ppca": {"latent_dim": 1}}
-PAGES = {"both": ("vae", "latent_opt"), "ppca": ("ppca",), "colour": ("colour",)}
+OWN: dict[str, dict[str, Any]] = {
+    "vae": {"latent_dim": 12},
+    "iwae": {"latent_dim": 3, "net": "mlp", "activation": "tanh"},
+    "semi_amortized": {"latent_dim": 3, "activation": "elu", "likelihood": "continuous_bernoulli"},
+    "latent_opt": {"latent_dim": 12, "fit_steps": 20},
+    "ppca": {"latent_dim": 1},
+}
+PAGES = {
+    "both": ("vae", "latent_opt"),
+    "ppca": ("ppca",),
+    "colour": ("colour",),
+    "mlp": ("iwae",),
+    "grey": ("semi_amortized",),
+}
 EVIL = "<script>alert(1)</script>"
 Open = Callable[..., AbstractContextManager[Any]]
 

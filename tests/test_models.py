@@ -1,28 +1,37 @@
 """Conformance: what every model of MODELS must do. A new model joins by its line there."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from elbolab.checkpoint import load_checkpoint
+from elbolab.config import Config
 from elbolab.data import Data, load_data
 from elbolab.errors import UserError
 from elbolab.models import MODELS, LatentModel, Model
 from elbolab.models.latent import DiagonalGaussian
 from elbolab.models.latent_opt import RowAdam
+from elbolab.nets import ACTIVATIONS
 from elbolab.objectives import elbo
-from elbolab.trainer import Event, train
+from elbolab.trainer import Event, rate_factor, train
 
 SMALL: dict[str, Any] = {"dataset": "mnist5k", "batch_size": 16}
+# Each sample of the bound and each step of the refinement costs about as much as a step of a vae.
+QUICK: dict[str, dict[str, Any]] = {
+    "iwae": {"iw_samples": 2, "net": "mlp"},
+    "semi_amortized": {"refine_steps": 1, "net": "mlp"},
+}
 LATENT = [name for name, kind in MODELS.items() if issubclass(kind, LatentModel)]
 
 
 def make(name: str, data: Data, **fields: Any) -> Model:
     kind = MODELS[name]
     if name in LATENT:
-        fields = {"latent_dim": 8, **fields}
+        fields = {"latent_dim": 8, **QUICK.get(name, {}), **fields}
     torch.manual_seed(0)
     model = kind(kind.Config.parse({**SMALL, **fields}), data.spec)
     model.prepare(data)
@@ -125,16 +134,47 @@ def test_inference_of_unseen_images_leaves_the_model_as_it_was(name: str, digits
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_images_of_three_channels_and_other_sizes(tmp_path: Path):
-    import numpy as np
-
+@pytest.mark.parametrize(("height", "width", "net"), [(16, 20, "conv"), (9, 7, "mlp")])
+def test_images_of_three_channels_and_other_sizes(tmp_path: Path, height: int, width: int, net: str):
     rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (40, 16, 20, 3), np.uint8), np.arange(40) % 4
+    images, labels = rng.integers(0, 256, (40, height, width, 3), np.uint8), np.arange(40) % 4
     np.savez(tmp_path / "own.npz", images=images, labels=labels)
     data = load_data(f"npz:{tmp_path / 'own.npz'}", Path())
     for name in MODELS:
-        events = run(make(name, data, epochs=1), data, tmp_path)
-        assert events[0].metrics["val/loss"] == events[0].metrics["val/loss"]
+        if (deep := "net" in MODELS[name].Config.model_fields) or net == "conv":
+            events = run(make(name, data, epochs=1, **({"net": net} if deep else {})), data, tmp_path)
+            assert math.isfinite(events[0].metrics["val/loss"])
+
+
+@pytest.mark.parametrize("fields", [{"net": "mlp", "hidden": 64, "activation": "tanh"}, {"activation": "elu"}])
+def test_other_nets_learn_too(sixteen: Data, tmp_path: Path, fields: dict[str, Any]):
+    model = make("vae", sixteen, latent_dim=16, epochs=60, lr=3e-3, beta_warmup=0, **fields)
+    kinds = {type(module) for module in model.modules()}
+    assert {torch.nn.Tanh, torch.nn.ELU} & kinds == {ACTIVATIONS[fields["activation"]]}
+    assert torch.nn.ReLU not in kinds
+    assert (torch.nn.Conv2d in kinds) == ("net" not in fields)
+    events = run(model, sixteen, tmp_path)
+    assert events[-1].metrics["train/mse"] < 0.5 * events[0].metrics["train/mse"]
+
+
+def test_rates_fall_by_their_schedule():
+    cosine, constant, staged = (Config(epochs=4000, schedule=name) for name in ("cosine", "constant", "staged"))
+    assert [rate_factor(cosine, epochs) for epochs in (0, 2000, 4000)] == pytest.approx([1, 0.5, 0])
+    assert rate_factor(constant, 3999.9) == 1
+    # Stage i lasts 3^i passes: the rates of all passes sum to that of Burda et al. 2016, section 5.
+    rates = [rate_factor(staged, epoch) for epoch in range(4000)]
+    stages = [10 ** (-i / 7) for i in range(8) for _ in range(3**i)]
+    assert rates[:3280] == pytest.approx(stages)
+    assert set(rates[3280:]) == {rates[3279]}
+    assert rates[3279] == pytest.approx(0.1)
+
+
+def test_adam_takes_the_constant_of_the_config(digits: Data):
+    for name in ("vae", "latent_opt"):
+        constants = {
+            group["eps"] for each in make(name, digits, adam_eps=1e-4).optimizers() for group in each.param_groups
+        }
+        assert constants == {1e-4}
 
 
 def test_a_size_that_the_net_cannot_halve_twice_is_refused():
@@ -142,6 +182,15 @@ def test_a_size_that_the_net_cannot_halve_twice_is_refused():
 
     with pytest.raises(UserError, match=r"30 by 28.*multiples of 4"):
         conv_decoder(4, (1, 30, 28))
+
+
+def test_continuous_bernoulli_models_see_grey_pixels_and_learn(sixteen: Data, tmp_path: Path):
+    for name in ("vae", "latent_opt"):
+        model = make(name, sixteen, likelihood="continuous_bernoulli", net="mlp", epochs=60)
+        batch = next(sixteen.train.batches(8))
+        assert torch.equal(model.observe(batch).x, batch.x)
+        events = run(model, sixteen, tmp_path)
+        assert events[-1].metrics["train/mse"] < 0.8 * events[0].metrics["train/mse"]
 
 
 def test_the_bernoulli_model_sees_binary_pixels(digits: Data, tmp_path: Path):

@@ -24,6 +24,8 @@ CASES: dict[str, dict[str, Any]] = {
     "cnn": {},
     "vae": {"latent_dim": 4},
     "vae bernoulli": {"latent_dim": 4, "likelihood": "bernoulli", "beta": 2.0, "beta_warmup": 2.0},
+    "iwae": {"latent_dim": 4, "iw_samples": 3, "gradient": "dreg"},
+    "semi_amortized": {"latent_dim": 4, "refine_steps": 2},
     "latent_opt": {"latent_dim": 4, "latent_init": "normal"},
     "latent_opt bernoulli": {"latent_dim": 4, "likelihood": "bernoulli", "latent_steps": 3},
     "ppca": {"latent_dim": 4, "epochs": 1},

@@ -170,7 +170,7 @@ def _explore(run: tuple[str, ...], **values: Any) -> None:
 
 
 def _main(**values: Any) -> None:
-    """Train every model, evaluate every run, and write the report."""
+    """Train cnn, vae, latent_opt and ppca, evaluate every run, and write the report."""
     given = MainConfig.parse(_given(values))
     from elbolab.experiment import run_all
 

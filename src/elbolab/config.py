@@ -85,7 +85,12 @@ class Config(Settings):
     batch_size: Annotated[int, Field(gt=0), IntDistribution(16, 512, log=True)] = 64
     """Images in one step."""
     lr: Annotated[float, Field(gt=0), FloatDistribution(1e-4, 1e-2, log=True)] = 1e-3
-    """Learning rate of Adam on the networks at the first step; it falls to 0 along a half cosine."""
+    """Learning rate of Adam on the networks at the first step; it falls by the schedule."""
+    schedule: Literal["cosine", "constant", "staged"] = "cosine"
+    """How rates fall: to 0 along a half cosine; not at all; or to lr 10^(-i/7) for 3^i passes,
+    i = 0 to 7, 3,280 in all (Burda et al. 2016, section 5)."""
+    adam_eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Constant that Adam adds to the root of the second moment."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the initial weights, the order of the images and the latent noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from elbolab import distributed, records, tracker
-from elbolab.compare import CompareConfig, compare
+from elbolab.compare import ROLES, CompareConfig, compare
 from elbolab.config import Config, EvaluateConfig, Given
 from elbolab.data import Data, load_data
 from elbolab.errors import UserError
@@ -53,12 +53,17 @@ def load_for(config: Config, device: str = "cpu") -> Data:
 
 
 def prepare(name: str, config: Config) -> tuple[Model, Data, dict[str, str]]:
-    """The model ``name`` before its training, its data, and the tags of the run that will train it."""
+    """The model ``name`` before its training, its data, and the tags of the run that will train it.
+
+    Raises UserError where it starts from the model of a run that is not there or does not fit.
+    """
     device = choose_device(config.device)
     with distributed.one_first():
         data = load_for(config, device)
     torch.manual_seed(config.seed)
     model = MODELS[name](config, data.spec).to(device)
+    if model.source is not None:
+        model.start_from(load_model(model.source, device))
     return (
         model,
         data,
@@ -181,8 +186,9 @@ def evaluate_run(
 
 
 def run_all(given: Given) -> Path:
-    """Train every model, evaluate every run, compare them; returns the report."""
-    configs = {name: model.Config.parse(given.shared_with(model.Config)) for name, model in MODELS.items()}
+    """Train each model that the report has a place for, evaluate every run, compare them; returns the report."""
+    kinds = {name: MODELS[name].Config for name in ROLES}
+    configs = {name: kind.parse(given.shared_with(kind)) for name, kind in kinds.items()}
     evaluation = EvaluateConfig.parse(given.shared_with(EvaluateConfig))
     with tracker.run("main", "main", given.params(), {}):
         for start in ("zeros", "normal"):

@@ -112,5 +112,6 @@ def _judge(job: Job, run_id: str) -> float:
         data = load_for(model.config, device).without_test()
         return mean_log_px(Subject(model, data, EvaluateConfig(samples=study.samples, images=study.images)), "val")
     epochs = records.history([run_id]).pivot(index="step", columns="key", values="value")
-    best = epochs["val/elbo"].argmax() if "val/elbo" in epochs else epochs["val/loss"].argmin()
+    bound = next((key for key in ("val/iw_bound", "val/elbo") if key in epochs), None)
+    best = epochs[bound].argmax() if bound else epochs["val/loss"].argmin()
     return with_distortion(epochs.iloc[int(best)].to_dict())[study.metric]

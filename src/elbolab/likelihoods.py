@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PIXELS = (-3, -2, -1)
+# A pixel that is black in every training image would otherwise make one white pixel impossible.
+LEAST_MEAN = 1e-3
 
 
 class Likelihood(Protocol):
@@ -43,6 +45,10 @@ class Likelihood(Protocol):
         """log p(x | params) in nats: (B, C, H, W) and (..., B, C, H, W) to (..., B)."""
         ...
 
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A draw of x from p(x | params); same shape."""
+        ...
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -74,6 +80,10 @@ class Gaussian:
         constant = math.prod(x.shape[1:]) * (math.log(self.sigma) + 0.5 * math.log(2 * math.pi))
         return (x - params).square().sum(PIXELS) * (-0.5 / self.sigma**2) - constant
 
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        noise = torch.randn(params.shape, generator=generator, device=params.device, dtype=params.dtype)
+        return params + self.sigma * noise
+
 
 @dataclass(frozen=True)
 class Bernoulli:
@@ -93,8 +103,7 @@ class Bernoulli:
         return activations
 
     def from_mean(self, mean: Tensor) -> Tensor:
-        # A pixel that is black in every training image would otherwise make one white pixel impossible.
-        return mean.clamp(1e-3, 1 - 1e-3).logit()
+        return mean.clamp(LEAST_MEAN, 1 - LEAST_MEAN).logit()
 
     def mean(self, params: Tensor) -> Tensor:
         return params.sigmoid()
@@ -105,7 +114,74 @@ class Bernoulli:
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         return -F.binary_cross_entropy_with_logits(params, x.expand_as(params), reduction="none").sum(PIXELS)
 
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.bernoulli(params.sigmoid(), generator=generator)
+
+
+# Below it, differences of nearly equal numbers are worse than a series of three terms.
+SERIES_BELOW = 0.25
+
+
+@dataclass(frozen=True)
+class ContinuousBernoulli:
+    """Independent pixels in [0, 1] with logits ``params``: p(x) = C(s) s^x (1 - s)^(1 - x), s = sigmoid(params).
+
+    C(s) = 2 atanh(1 - 2s) / (1 - 2s), 2 at s = 1/2 (Loaiza-Ganem & Cunningham 2019, eqs. 7 and 8). In the logit l,
+    p(x) = exp((x - 1/2) l) (l/2) / sinh(l/2).
+    """
+
+    @property
+    def description(self) -> str:
+        return "continuous bernoulli, pixels in [0,1]"
+
+    def observe(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return x
+
+    def params(self, activations: Tensor) -> Tensor:
+        return activations
+
+    def from_mean(self, mean: Tensor) -> Tensor:
+        mean = mean.clamp(LEAST_MEAN, 1 - LEAST_MEAN)
+        low = torch.full_like(mean, -1.01 / LEAST_MEAN, dtype=torch.float64)
+        high = -low
+        # The mean rises with the logit; each step halves what it may lie in.
+        for _ in range(64):
+            middle = (low + high) / 2
+            below = self.mean(middle) < mean
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return low.to(mean.dtype)
+
+    def mean(self, params: Tensor) -> Tensor:
+        """1 / (1 - exp(-l)) - 1 / l, and 1/2 at l = 0 (Loaiza-Ganem & Cunningham 2019, eq. 9)."""
+        near, far = _apart(params)
+        series = 0.5 + near / 12 - near**3 / 720 + near**5 / 30240
+        return torch.where(params.abs() < SERIES_BELOW, series, -1 / torch.expm1(-far) - 1 / far)
+
+    def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
+        near, far = _apart(params)
+        far = far.abs()
+        series = near**2 / 24 - near**4 / 2880 + near**6 / 181440
+        log_sinhc = torch.where(
+            params.abs() < SERIES_BELOW, series, far / 2 + torch.log(-torch.expm1(-far)) - torch.log(far)
+        )
+        return ((x - 0.5) * params - log_sinhc).sum(PIXELS)
+
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """By the inverse of the distribution function."""
+        uniform = torch.rand(params.shape, generator=generator, device=params.device, dtype=params.dtype)
+        # Down to this size the inverse is the uniform draw itself, to single precision.
+        size = params.abs().clamp(min=1e-7)
+        falling = -torch.log1p(uniform * torch.expm1(-size)) / size
+        return torch.where(params > 0, 1 - falling, falling).clamp(0, 1)
+
+
+def _apart(params: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits near 0, and those far from it, the others set to where neither value nor gradient is infinite."""
+    small = params.abs() < SERIES_BELOW
+    return torch.where(small, params, 0), torch.where(small, 1, params)
+
 
 def make_likelihood(name: str, sigma: float) -> Likelihood:
     """The likelihood of this name; ``sigma`` is the Gaussian's standard deviation, in units of the pixel range."""
-    return Gaussian(sigma) if name == "gaussian" else Bernoulli()
+    likelihoods = {"bernoulli": Bernoulli(), "continuous_bernoulli": ContinuousBernoulli()}
+    return likelihoods.get(name, Gaussian(sigma))

@@ -1,5 +1,7 @@
 """Network bodies: images to features and latent vectors to images."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from elbolab import distributed
 from elbolab.errors import UserError
 
 Shape = tuple[int, int, int]
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU}
 
 
 def _quarter(shape: Shape) -> tuple[int, int]:
@@ -14,37 +17,66 @@ def _quarter(shape: Shape) -> tuple[int, int]:
     if height % 4 or width % 4 or min(height, width) < 8:
         raise UserError(
             f"images are {height} by {width}; the conv nets halve them twice and need sides that are multiples of 4, "
-            "at least 8: pad or crop them"
+            "at least 8: pad or crop them, or take net=mlp"
         )
     return height // 4, width // 4
 
 
-def conv_encoder(shape: Shape, outputs: int) -> nn.Sequential:
+def make_encoder(net: str, shape: Shape, outputs: int, hidden: int, activation: str) -> nn.Sequential:
+    """Images (B, C, H, W) to (B, outputs) by the net "conv" or "mlp", whose two layers are ``hidden`` wide."""
+    if net == "mlp":
+        return mlp_encoder(shape, outputs, hidden, ACTIVATIONS[activation])
+    return conv_encoder(shape, outputs, ACTIVATIONS[activation])
+
+
+def make_decoder(net: str, inputs: int, shape: Shape, hidden: int, activation: str) -> nn.Sequential:
+    """Latent vectors (B, inputs) to unbounded activations (B, C, H, W) by the mirror of ``make_encoder``'s net."""
+    if net == "mlp":
+        return mlp_decoder(inputs, shape, hidden, ACTIVATIONS[activation])
+    return conv_decoder(inputs, shape, ACTIVATIONS[activation])
+
+
+def mlp_encoder(shape: Shape, outputs: int, hidden: int, activation: type[nn.Module]) -> nn.Sequential:
+    """Images (B, C, H, W) of any size to (B, outputs): two dense hidden layers (Burda et al. 2016, section 5)."""
+    return nn.Sequential(nn.Flatten(), *_dense(math.prod(shape), hidden, outputs, activation))
+
+
+def mlp_decoder(inputs: int, shape: Shape, hidden: int, activation: type[nn.Module]) -> nn.Sequential:
+    """Latent vectors (B, inputs) to unbounded activations (B, C, H, W) of any size: the mirror of ``mlp_encoder``."""
+    return nn.Sequential(*_dense(inputs, hidden, math.prod(shape), activation), nn.Unflatten(1, shape))
+
+
+def _dense(inputs: int, hidden: int, outputs: int, activation: type[nn.Module]) -> list[nn.Module]:
+    first, second, last = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, outputs)
+    return [first, activation(), second, activation(), last]
+
+
+def conv_encoder(shape: Shape, outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Images (B, C, H, W) to (B, outputs): two strided convolutions of 32 and 64 channels, a dense layer of 256."""
     height, width = _quarter(shape)
     return nn.Sequential(
         nn.Conv2d(shape[0], 32, 4, stride=2, padding=1),
-        nn.ReLU(),
+        activation(),
         nn.Conv2d(32, 64, 4, stride=2, padding=1),
-        nn.ReLU(),
+        activation(),
         nn.Flatten(),
         nn.Linear(64 * height * width, 256),
-        nn.ReLU(),
+        activation(),
         nn.Linear(256, outputs),
     )
 
 
-def conv_decoder(inputs: int, shape: Shape) -> nn.Sequential:
+def conv_decoder(inputs: int, shape: Shape, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Latent vectors (B, inputs) to unbounded activations (B, C, H, W): the mirror of ``conv_encoder``."""
     height, width = _quarter(shape)
     net = nn.Sequential(
         nn.Linear(inputs, 256),
-        nn.ReLU(),
+        activation(),
         nn.Linear(256, 64 * height * width),
-        nn.ReLU(),
+        activation(),
         nn.Unflatten(1, (64, height, width)),
         nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
-        nn.ReLU(),
+        activation(),
         nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1),
     )
     # Transposed convolutions run up to twice as fast on a CPU in this order.

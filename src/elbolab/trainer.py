@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from elbolab import distributed
 from elbolab.checkpoint import save_checkpoint
+from elbolab.config import Config
 from elbolab.data import Batch, Data, Split
 from elbolab.errors import UserError
 from elbolab.models.latent import LatentModel, Model
-from elbolab.objectives import Terms, elbo
+from elbolab.objectives import Terms
 
 SNAPSHOT_EPOCHS = (1, 5, 10, 20, 30)
 VALIDATION_BATCH = 500
@@ -40,8 +41,9 @@ class Event:
 def train(model: Model, data: Data, report: Callable[[Event], None], folder: Path) -> None:
     """Train ``model`` on ``data`` as its config says, leaving last.safetensors and best.safetensors in ``folder``.
 
-    The best epoch is the one of highest validation ELBO at beta = 1 (for a classifier: lowest cross-entropy). On a CPU
-    equal config and seed give equal weights, bit for bit. Raises UserError where the loss is no longer a number.
+    The best epoch is the one of highest ``Model.score`` on the validation images: the ELBO at beta = 1, or iwae's own
+    bound (for a classifier: lowest cross-entropy). On a CPU equal config and seed give equal weights, bit for bit.
+    Raises UserError where the loss is no longer a number.
     """
     config = model.config
     torch.manual_seed(config.seed + 1)
@@ -58,14 +60,14 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
         train_means, epoch_started = _Means(), time.perf_counter()
         for step, batch in enumerate(data.train.batches(config.batch_size, shuffle)):
             epochs = epoch - 1 + step / steps_an_epoch
-            factor = 0.5 * (1 + math.cos(math.pi * epochs / config.epochs))
+            factor = rate_factor(config, epochs)
             for group, rate in zip(_groups(optimizers), first_rates, strict=True):
                 group["lr"] = factor * rate
             with distributed.share(model.observe(batch), model.owners) as own:
                 for _ in range(model.steps_per_visit - 1):
                     _step(objective, own, epochs, optimizers)
                 terms, loss = _step(objective, own, epochs, optimizers)
-            train_means.add(own, loss, model.metrics(terms), elbo(terms))
+            train_means.add(own, loss, model.metrics(terms), model.score(terms))
         train_metrics, _ = train_means.metrics("train")
         seconds = time.perf_counter() - epoch_started
         if not math.isfinite(train_metrics["train/loss"]):
@@ -83,6 +85,18 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
         report(Event(epoch, config.epochs, improved, {**train_metrics, **rates, **speed, **val_metrics}, images, left))
 
 
+def rate_factor(config: Config, epochs: float) -> float:
+    """By what the first rates are multiplied, ``epochs`` into the training."""
+    match config.schedule:
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * epochs / config.epochs))
+        case "staged":
+            # Stage i begins after 1 + 3 + ... + 3^(i - 1) passes.
+            return 10 ** (-sum(epochs >= (3**i - 1) / 2 for i in range(1, 8)) / 7)
+        case "constant":
+            return 1.0
+
+
 class _Objective(nn.Module):
     """The terms and the loss of a batch as one forward pass, which is what can be made parallel."""
 
@@ -91,7 +105,7 @@ class _Objective(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch, epochs: float) -> tuple[Terms, Tensor]:
-        terms = self.model.terms(batch)
+        terms = self.model.terms(batch, self.model.train_samples)
         return terms, self.model.loss(terms, epochs)
 
 
@@ -118,11 +132,11 @@ class _Means:
         self.count = 0
         self.sums: dict[str, Tensor] = {}
 
-    def add(self, batch: Batch, loss: Tensor, metrics: dict[str, Tensor], bound: Tensor) -> None:
+    def add(self, batch: Batch, loss: Tensor, metrics: dict[str, Tensor], score: Tensor) -> None:
         self.count += len(batch)
         # The mean over a share without images is not a number.
         summed = loss.detach() * len(batch) if len(batch) else loss.new_zeros(())
-        sums = {"loss": summed, "score": bound.detach().sum()}
+        sums = {"loss": summed, "score": score.detach().sum()}
         sums |= {key: value.detach().sum() for key, value in metrics.items()}
         self.sums = {key: value + self.sums[key] if self.sums else value for key, value in sums.items()}
 
@@ -140,8 +154,8 @@ def _validate(model: Model, split: Split, epochs: int) -> tuple[dict[str, float]
         with distributed.share(model.observe(batch), model.owners) as own:
             model.refresh(own, epochs)
             with torch.no_grad():
-                terms = model.terms(own)
-                means.add(own, model.loss(terms, epochs), model.metrics(terms), elbo(terms))
+                terms = model.terms(own, model.train_samples)
+                means.add(own, model.loss(terms, epochs), model.metrics(terms), model.score(terms))
     return means.metrics(split.name)
 
 

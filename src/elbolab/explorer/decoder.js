@@ -13,6 +13,11 @@ const floats = (text) => new Float32Array(bytes(text).buffer);
 // Each takes a flat input, the layer and its weights as PyTorch keeps them, and gives a flat output.
 const LAYERS = {
   relu: (x) => x.map((value) => Math.max(value, 0)),
+  tanh: (x) => x.map(Math.tanh),
+  elu: (x) => x.map((value) => (value > 0 ? value : Math.expm1(value))),
+  // The mean of a continuous Bernoulli by its logit.
+  continuous_bernoulli: (x) =>
+    x.map((value) => (Math.abs(value) < 1e-3 ? 0.5 + value / 12 : -1 / Math.expm1(-value) - 1 / value)),
   sigmoid: (x) => x.map((value) => 1 / (1 + Math.exp(-value))),
 
   linear(x, layer, weight, bias) {

@@ -9,10 +9,17 @@ from torch import Tensor, nn
 
 from elbolab.errors import UserError
 from elbolab.evaluators.subject import Subject
-from elbolab.models.latent import DeepLatentModel, LatentModel
+from elbolab.likelihoods import ContinuousBernoulli
+from elbolab.models.deep import DeepLatentModel
+from elbolab.models.latent import LatentModel
 from elbolab.models.ppca import PPCA
 
 DIRECTIONS = 8
+
+
+class _ContinuousBernoulliMean(nn.Module):
+    def forward(self, logits: Tensor) -> Tensor:
+        return ContinuousBernoulli().mean(logits)
 
 
 def view(model: LatentModel, subject: Subject) -> dict[str, Any]:
@@ -50,8 +57,9 @@ def expected_image(model: LatentModel) -> nn.Sequential:
             linear.weight, linear.bias = nn.Parameter(model.loadings), nn.Parameter(model.mean)
             return nn.Sequential(linear)
         case DeepLatentModel():
-            # Either likelihood expects the sigmoid of the net's activations.
-            return nn.Sequential(*model.decoder, nn.Sigmoid())
+            # The other likelihoods expect the sigmoid of the net's activations.
+            grey = isinstance(model.likelihood, ContinuousBernoulli)
+            return nn.Sequential(*model.decoder, _ContinuousBernoulliMean() if grey else nn.Sigmoid())
         case _:
             raise _unknown(model)
 
@@ -70,8 +78,14 @@ def layers(decoder: nn.Sequential, z: Tensor, model: LatentModel) -> list[dict[s
                 layer |= {"kind": "conv_transpose", "kernel": kernel, "stride": stride, "padding": padding}
             case nn.ReLU():
                 layer |= {"kind": "relu"}
+            case nn.Tanh():
+                layer |= {"kind": "tanh"}
+            case nn.ELU(alpha=1.0):
+                layer |= {"kind": "elu"}
             case nn.Sigmoid():
                 layer |= {"kind": "sigmoid"}
+            case _ContinuousBernoulliMean():
+                layer |= {"kind": "continuous_bernoulli"}
             case nn.Unflatten():
                 continue
             case _:
@@ -103,6 +117,6 @@ def packed(tensors: Sequence[Tensor]) -> str:
 
 def _unknown(model: LatentModel) -> UserError:
     return UserError(
-        f"the explorer cannot decode as {type(model).__name__} does; it runs nets of Linear, ConvTranspose2d and ReLU "
-        "under the gaussian or bernoulli likelihood, and ppca"
+        f"the explorer cannot decode as {type(model).__name__} does; it runs nets of Linear, ConvTranspose2d, ReLU, "
+        "Tanh and ELU under the likelihoods of LatentConfig, and ppca"
     )

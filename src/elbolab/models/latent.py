@@ -15,8 +15,7 @@ from elbolab import distributed
 from elbolab.config import Config
 from elbolab.data import Batch, Data, DataSpec
 from elbolab.likelihoods import PIXELS, Likelihood, make_likelihood
-from elbolab.nets import conv_decoder
-from elbolab.objectives import Terms, beta_loss, elbo
+from elbolab.objectives import Terms, elbo
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -48,12 +47,20 @@ class Model(nn.Module, ABC):
     def metrics(self, terms: Terms) -> dict[str, Tensor]:
         """What is logged of a batch beside its loss, each (B,)."""
 
+    @property
+    def source(self) -> str | None:
+        """The run whose trained model ``start_from`` must get before ``prepare``; none for most."""
+        return None
+
+    def start_from(self, source: "Model") -> None:
+        """Take what the start needs from another trained model; raises UserError where the two do not fit."""
+
     def prepare(self, data: Data) -> None:
         """Everything that a model takes from its training data before the first step."""
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimisers of the free parameters, their rates those of the first step; none for a closed form."""
-        return [torch.optim.Adam(self.parameters(), self.config.lr)]
+        return [torch.optim.Adam(self.parameters(), self.config.lr, eps=self.config.adam_eps)]
 
     def observe(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         """The batch as the observation model sees it."""
@@ -76,9 +83,18 @@ class Model(nn.Module, ABC):
     def refresh(self, batch: Batch, epochs: float) -> None:
         """Bring what the model keeps of validation images up to date, ``epochs`` into the training."""
 
+    @property
+    def train_samples(self) -> int:
+        """Latent samples an image at each training step and in its validation."""
+        return 1
+
     def loss(self, terms: Terms, epochs: float) -> Tensor:
         """The training loss, a scalar, ``epochs`` into the training."""
         return -elbo(terms).mean()
+
+    def score(self, terms: Terms) -> Tensor:
+        """What makes one epoch better than another, (B,): on the validation images the highest mean is kept."""
+        return elbo(terms)
 
 
 @dataclass(frozen=True)
@@ -119,8 +135,9 @@ class LatentConfig(Config):
 
     latent_dim: Annotated[int, Field(gt=0), IntDistribution(2, 256, log=True)] = 200
     """Number of latent dimensions."""
-    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
-    """Observation model: gaussian on pixels in [0, 1], or bernoulli on pixels binarised at every visit."""
+    likelihood: Literal["gaussian", "bernoulli", "continuous_bernoulli"] = "gaussian"
+    """Observation model: gaussian or continuous_bernoulli on pixels in [0, 1], bernoulli on pixels binarised at every
+    visit."""
     sigma: Annotated[float, Field(gt=0), FloatDistribution(0.05, 1.0, log=True)] = 0.4
     """Standard deviation of the gaussian observation model, in units of the pixel range."""
 
@@ -171,11 +188,25 @@ class LatentModel(Model):
 
     def terms(self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None) -> Terms:
         q = self.posterior(batch)
-        z = q.sample(samples, generator)
+        return self.terms_at(batch, q, q.sample(samples, generator))
+
+    def terms_at(self, batch: Batch, q: DiagonalGaussian, z: Tensor) -> Terms:
+        """The log-densities of a batch at samples z of q, (S, B, D)."""
         params = self.decode(z)
         error = (self.likelihood.mean(params.detach()) - batch.x).square().mean(PIXELS).mean(0)
         log_px_z = self.likelihood.log_prob(batch.x, params)
         return Terms(log_px_z, log_prior(z), q.log_prob(z), q.kl(), {"mse": error})
+
+    def bound(
+        self,
+        x: Tensor,
+        q: DiagonalGaussian,
+        samples: int = 1,
+        generator: torch.Generator | None = None,
+        beta: float = 1.0,
+    ) -> Tensor:
+        """The ELBO of images (B, C, H, W) under q with the KL weighted by beta, (B,), and nothing beside it."""
+        return self.likelihood.log_prob(x, self.decode(q.sample(samples, generator))).mean(0) - beta * q.kl()
 
     def metrics(self, terms: Terms) -> dict[str, Tensor]:
         return {"elbo": elbo(terms), **terms.also, "kl": terms.kl}
@@ -193,35 +224,6 @@ class LatentModel(Model):
         """Expected images at ``count`` draws from the prior, (count, C, H, W); equal seeds give equal draws."""
         z = torch.randn(count, self.config.latent_dim, generator=torch.Generator().manual_seed(seed))
         return self.expected(z.to(self.device))
-
-
-class DeepLatentConfig(LatentConfig):
-    """The weight of the KL term, for models trained by gradient."""
-
-    beta: Annotated[float, Field(ge=0), FloatDistribution(0.1, 10.0, log=True)] = 1.0
-    """Weight of the KL term in the training loss; 1 is the ELBO."""
-    beta_warmup: Annotated[float, Field(ge=0)] = 5.0
-    """Epochs over which the weight of the KL term rises linearly from 0 to beta."""
-
-
-class DeepLatentModel(LatentModel):
-    """A latent-variable model whose decoder is the convolutional net, trained on the beta-weighted ELBO."""
-
-    def __init__(self, config: Any, spec: DataSpec) -> None:
-        super().__init__(config, spec)
-        self.decoder = conv_decoder(config.latent_dim, spec.shape)
-
-    def decode(self, z: Tensor) -> Tensor:
-        activations = self.decoder(z.reshape(-1, z.shape[-1]))
-        return self.likelihood.params(activations).reshape(*z.shape[:-1], *self.spec.shape)
-
-    def beta(self, epochs: float) -> float:
-        """The weight of the KL term, ``epochs`` into the training."""
-        warmup = self.config.beta_warmup
-        return self.config.beta * (min(1.0, epochs / warmup) if warmup else 1.0)
-
-    def loss(self, terms: Terms, epochs: float) -> Tensor:
-        return beta_loss(terms, self.beta(epochs))
 
 
 def log_prior(z: Tensor) -> Tensor:

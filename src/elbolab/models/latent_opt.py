@@ -1,31 +1,36 @@
 """Latent optimisation: no encoder, every training image owns the mean and log-variance of its posterior."""
 
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from elbolab import distributed
 from elbolab.data import Batch, Data, DataSpec, Split
 from elbolab.errors import UserError
-from elbolab.models.latent import DeepLatentConfig, DeepLatentModel, DiagonalGaussian
+from elbolab.models.deep import BetaConfig, DeepLatentModel, EncoderModel
+from elbolab.models.latent import DiagonalGaussian, Model
 from elbolab.models.ppca import fit_ppca, linear_posterior
+from elbolab.objectives import Terms, beta_loss
 
 START_LOG_VAR = -2.0
+STARTS = ("zeros", "normal", "pca")
+ENCODED_AT_ONCE = 500
 
 
-class LatentOptConfig(DeepLatentConfig):
+class LatentOptConfig(BetaConfig):
     """How the rows of the table are started and trained, and how an image without a row is fitted."""
 
-    latent_init: Annotated[Literal["zeros", "normal", "pca"], CategoricalDistribution(["zeros", "normal", "pca"])] = (
-        "pca"
-    )
-    """Start of the rows: means zero, means drawn from the prior, or the exact posterior of a PPCA of the images."""
+    latent_init: Annotated[str, CategoricalDistribution(STARTS)] = "pca"
+    """Start of the rows, one of zeros, normal, pca and encoder:RUN: means zero, means drawn from the prior, the exact
+    posterior of a PPCA of the images, or the posteriors of the trained encoder of the run RUN."""
     latent_lr: Annotated[float, Field(gt=0), FloatDistribution(0.005, 0.5, log=True)] = 0.05
-    """Learning rate of the rows at the first step; it falls along the same half cosine as lr."""
+    """Learning rate of the rows at the first step; it falls by the same schedule as lr."""
     latent_steps: Annotated[int, Field(gt=0), IntDistribution(1, 8)] = 2
     """Steps on a batch at each visit, of its rows and the decoder together."""
     fit_steps: Annotated[int, Field(gt=0)] = 300
@@ -34,6 +39,13 @@ class LatentOptConfig(DeepLatentConfig):
     """Learning rate of that fit at its first step; it falls to 0 along a half cosine."""
     fit_restarts: Annotated[int, Field(gt=0)] = 1
     """Starts of that fit, the first from mean zero, the others from the prior; each image keeps its best."""
+
+    @field_validator("latent_init")
+    @classmethod
+    def _known(cls, start: str) -> str:
+        if start not in STARTS and not re.fullmatch(r"encoder:\w+", start):
+            raise ValueError("should be zeros, normal, pca or encoder:RUN with a run id")
+        return start
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -86,6 +98,27 @@ class LatentOpt(DeepLatentModel):
         self.register_buffer("val_index", torch.zeros(spec.val, dtype=torch.int64))
         self._first = {"train": 0, "val": 0}
         self._optimizers: list[torch.optim.Optimizer] = []
+        self._encode: Callable[[Batch], DiagonalGaussian] | None = None
+
+    @property
+    def source(self) -> str | None:
+        return self.config.latent_init.removeprefix("encoder:") if ":" in self.config.latent_init else None
+
+    def start_from(self, source: Model) -> None:
+        where = f"latent_init={self.config.latent_init!r}"
+        if not isinstance(source, EncoderModel):
+            raise UserError(f"{where} is a {type(source).__name__}, which has no encoder; name a run of a vae")
+        for name, own, theirs in (
+            ("latent_dim", self.config.latent_dim, source.config.latent_dim),
+            ("image shape", self.spec.shape, source.spec.shape),
+            ("observation model", self.observation_model, source.observation_model),
+            # Else the encoder may have seen images that this run is tested on.
+            ("data digest", self.spec.digest, source.spec.digest),
+        ):
+            if own != theirs:
+                raise UserError(f"{where} has {name} {theirs}, but this model has {own}; name a run that has the same")
+        # A method, since a module would become a part of this one and of its checkpoints.
+        self._encode = lambda batch: source.infer(source.observe(batch))
 
     def prepare(self, data: Data) -> None:
         for split in (data.train, data.val):
@@ -107,14 +140,18 @@ class LatentOpt(DeepLatentModel):
             # Fewer pixels than latent dimensions leave some without a component: these start at the prior.
             pad = (0, shape[1] - q.mean.shape[1])
             return torch.cat([F.pad(q.mean, pad), F.pad(q.log_var, pad)], -1)
+        if self.source is not None:
+            assert self._encode is not None, f"latent_init={self.config.latent_init!r} needs start_from() first"
+            posteriors = [self._encode(batch) for batch in split.batches(ENCODED_AT_ONCE)]
+            return torch.cat([torch.cat([q.mean, q.log_var], -1) for q in posteriors])
         mean = torch.randn(shape) if self.config.latent_init == "normal" else torch.zeros(shape)
         return torch.cat([mean, torch.full(shape, START_LOG_VAR)], -1).to(split.images.device)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         if not self._optimizers:
             self._optimizers = [
-                torch.optim.Adam(self.decoder.parameters(), self.config.lr),
-                RowAdam([self.train_rows, self.val_rows], self.config.latent_lr),
+                torch.optim.Adam(self.decoder.parameters(), self.config.lr, eps=self.config.adam_eps),
+                RowAdam([self.train_rows, self.val_rows], self.config.latent_lr, eps=self.config.adam_eps),
             ]
         return self._optimizers
 
@@ -151,12 +188,16 @@ class LatentOpt(DeepLatentModel):
     def steps_per_visit(self) -> int:
         return self.config.latent_steps
 
+    def loss(self, terms: Terms, epochs: float) -> Tensor:
+        return beta_loss(terms, self.config.beta_at(epochs))
+
     def refresh(self, batch: Batch, epochs: float) -> None:
         """As many updates of validation rows as a visit gives to training rows, the decoder frozen."""
         row_adam = self.optimizers()[1]
         for _ in range(self.config.latent_steps):
             with torch.enable_grad():
-                bound = self._bound(batch.x, self._rows(batch), beta=self.beta(epochs)).mean()
+                q = DiagonalGaussian(*self._rows(batch).chunk(2, -1))
+                bound = self.bound(batch.x, q, beta=self.config.beta_at(epochs)).mean()
             bound.neg().backward(inputs=[self.val_rows])
             row_adam.step()
             row_adam.zero_grad()
@@ -182,19 +223,13 @@ class LatentOpt(DeepLatentModel):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.config.fit_steps)
         for _ in range(self.config.fit_steps):
             with torch.enable_grad():
-                self._bound(x, rows, 1, generator).sum().neg().backward(inputs=[rows])
+                q = DiagonalGaussian(*rows.chunk(2, -1))
+                self.bound(x, q, 1, generator).sum().neg().backward(inputs=[rows])
             adam.step()
             adam.zero_grad()
             schedule.step()
         with torch.no_grad():
-            return rows.detach(), self._bound(x, rows, 16, generator)
-
-    def _bound(
-        self, x: Tensor, rows: Tensor, samples: int = 1, generator: torch.Generator | None = None, beta: float = 1.0
-    ) -> Tensor:
-        """The ELBO of each image under its row, (B,), without what only its estimate needs."""
-        q = DiagonalGaussian(*rows.chunk(2, -1))
-        return self.likelihood.log_prob(x, self.decode(q.sample(samples, generator))).mean(0) - beta * q.kl()
+            return rows.detach(), self.bound(x, DiagonalGaussian(*rows.chunk(2, -1)), 16, generator)
 
     def stored_posterior(self, batch: Batch) -> DiagonalGaussian | None:
         return self.posterior(batch).detach() if batch.split == "train" else None

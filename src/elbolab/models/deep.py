@@ -1,0 +1,58 @@
+"""Latent-variable models with nets: a decoder, and for those that amortise an encoder."""
+
+from typing import Annotated, Any, Literal
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import Field
+from torch import Tensor
+
+from elbolab.data import Batch, DataSpec
+from elbolab.models.latent import DiagonalGaussian, LatentConfig, LatentModel
+from elbolab.nets import make_decoder, make_encoder
+
+
+class DeepLatentConfig(LatentConfig):
+    """The nets of models trained by gradient."""
+
+    net: Literal["conv", "mlp"] = "conv"
+    """Kind of the nets: conv (sides multiples of 4), or mlp with two hidden layers each way (images of any size)."""
+    hidden: Annotated[int, Field(gt=0), IntDistribution(64, 1024, log=True)] = 200
+    """Width of both hidden layers of mlp nets; conv nets have widths of their own."""
+    activation: Annotated[Literal["relu", "tanh", "elu"], CategoricalDistribution(["relu", "tanh", "elu"])] = "relu"
+    """Nonlinearity between the layers of either kind."""
+
+
+class BetaConfig(DeepLatentConfig):
+    """The weight of the KL term, for models trained on the beta-weighted ELBO."""
+
+    beta: Annotated[float, Field(ge=0), FloatDistribution(0.1, 10.0, log=True)] = 1.0
+    """Weight of the KL term in the training loss; 1 is the ELBO."""
+    beta_warmup: Annotated[float, Field(ge=0)] = 5.0
+    """Epochs over which the weight of the KL term rises linearly from 0 to beta."""
+
+    def beta_at(self, epochs: float) -> float:
+        """The weight of the KL term, ``epochs`` into the training."""
+        return self.beta * (min(1.0, epochs / self.beta_warmup) if self.beta_warmup else 1.0)
+
+
+class DeepLatentModel(LatentModel):
+    """A latent-variable model whose decoder is a net, trained on the ELBO."""
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.decoder = make_decoder(config.net, config.latent_dim, spec.shape, config.hidden, config.activation)
+
+    def decode(self, z: Tensor) -> Tensor:
+        activations = self.decoder(z.reshape(-1, z.shape[-1]))
+        return self.likelihood.params(activations).reshape(*z.shape[:-1], *self.spec.shape)
+
+
+class EncoderModel(DeepLatentModel):
+    """q(z | x) = N(mean(x), diag(exp(log_var(x)))) with both from one encoder (Kingma & Welling 2014, eq. 9)."""
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.encoder = make_encoder(config.net, spec.shape, 2 * config.latent_dim, config.hidden, config.activation)
+
+    def posterior(self, batch: Batch) -> DiagonalGaussian:
+        return DiagonalGaussian(*self.encoder(batch.x).chunk(2, -1))

@@ -1,0 +1,57 @@
+"""The importance-weighted autoencoder: the encoder of a vae with K samples in the bound (Burda et al. 2016)."""
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from pydantic import Field
+from torch import Tensor
+
+from elbolab.data import Batch
+from elbolab.models.deep import DeepLatentConfig, EncoderModel
+from elbolab.models.latent import DiagonalGaussian
+from elbolab.objectives import Terms, iw_bound
+
+
+class IWAEConfig(DeepLatentConfig):
+    """The bound and the estimator of its gradient."""
+
+    iw_samples: Annotated[int, Field(gt=0), IntDistribution(1, 50, log=True)] = 5
+    """Importance samples K in the bound, each decoded at every step; 1 is the ELBO with its KL from that sample."""
+    gradient: Annotated[Literal["reparameterised", "dreg"], CategoricalDistribution(["reparameterised", "dreg"])] = (
+        "reparameterised"
+    )
+    """Encoder's gradient of the bound: reparameterised, or doubly so, which keeps its signal as K grows."""
+
+
+class IWAE(EncoderModel):
+    """Maximises log 1/K sum_k p(x, z_k) / q(z_k | x) with z_k drawn from an encoder's q (Burda et al. 2016, eq. 8).
+
+    With normalised weights v_k the reparameterised gradient is E[sum_k v_k d log w_k] (eq. 14). With gradient=dreg that
+    of the encoder's phi is E[sum_k v_k^2 (d log w_k / d z_k) (d z_k / d phi)], of the same expectation (Tucker et al.
+    2019, eq. 8), and the decoder's is left as it is. With K = 1 the KL is its one-sample estimate, no closed form.
+    """
+
+    Config = IWAEConfig
+
+    @property
+    def train_samples(self) -> int:
+        return self.config.iw_samples
+
+    def terms_at(self, batch: Batch, q: DiagonalGaussian, z: Tensor) -> Terms:
+        terms = super().terms_at(batch, q, z)
+        if self.config.gradient == "dreg" and z.requires_grad:
+            # The encoder moves the weights through z alone, whose gradient has one factor v_k from the bound.
+            terms = replace(terms, log_qz=q.detach().log_prob(z))
+            weights = terms.log_w.detach().softmax(0)[..., None]
+            z.register_hook(lambda gradient: gradient * weights)
+        return terms
+
+    def loss(self, terms: Terms, epochs: float) -> Tensor:
+        return -iw_bound(terms).mean()
+
+    def score(self, terms: Terms) -> Tensor:
+        return iw_bound(terms)
+
+    def metrics(self, terms: Terms) -> dict[str, Tensor]:
+        return {**super().metrics(terms), "iw_bound": iw_bound(terms)}

@@ -125,6 +125,8 @@ class Store:
                         metrics |= {f"{split}/log_px_constant": float((-160.0 + noise).mean())}
                         metrics |= {f"{split}/accuracy_original": 0.98, f"{split}/accuracy_reconstruction": 0.94}
                         metrics |= {f"{split}/class_preservation": 1 - 1 / n}
+                        metrics |= {f"{split}/class_preservation_low": 1 - 3 / n}
+                        metrics |= {f"{split}/class_preservation_high": 1.0}
             pd.concat(frames).to_parquet(files / "likelihood.parquet")
             ten = [
                 {"index": d, "label": d, "original": d, "reconstruction": 9 if d == 4 else d} for d in range(CLASSES)

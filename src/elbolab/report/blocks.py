@@ -6,7 +6,7 @@ from math import isfinite, isnan, nan
 from typing import Any
 
 from elbolab.report import figures
-from elbolab.report.entries import DATA_FLAGS, SPLITS, Comparison, Entry, Finding, public
+from elbolab.report.entries import DATA_FLAGS, SPLITS, Comparison, Entry, Finding, Row, public
 from elbolab.report.figures import Series
 
 DASH = "\u2013"
@@ -34,6 +34,12 @@ def percent(rate: float | None, error: float | None = None) -> str:
     """Write a rate with its standard error in percent."""
     text = measured(100 * (nan if rate is None else rate), 100 * (nan if error is None else error), 1)
     return text if text == DASH else f"{text} %"
+
+
+def kept(row: Row) -> str:
+    """Write class preservation with its 95% interval in percent, alone where an evaluation left none."""
+    rate, low, high = (row.get(f"class_preservation{end}", nan) for end in ("", "_low", "_high"))
+    return percent(rate) if isnan(low + high) else f"{percent(rate)} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 @dataclass(frozen=True)

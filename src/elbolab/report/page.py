@@ -15,6 +15,7 @@ from elbolab.report.blocks import (
     Ref,
     Section,
     Table,
+    kept,
     measured,
     notes,
     number,
@@ -128,9 +129,8 @@ def summary_blocks(comparison: Comparison) -> list[Any]:
         test, train = (comparison.summary(entry, split) for split in ("test", "train"))
         likelihoods = [measured(row.get("log_px"), row.get("log_px_se")) for row in (test, train)]
         bound = [number(test.get("posterior_elbo")), number(test.get("ess"), 0)]
-        kept = percent(test.get("class_preservation"), test.get("class_preservation_se"))
         accuracy = percent(test.get("accuracy"), test.get("accuracy_se"))
-        rows.append([*start(entry), *likelihoods, *bound, kept, accuracy])
+        rows.append([*start(entry), *likelihoods, *bound, kept(test), accuracy])
     floor = {row["split"]: row for row in comparison.tables["summary"] if row.get("posterior") == "none"}
     if floor:
         values = [measured(floor[split]["log_px"], floor[split]["log_px_se"]) for split in ("test", "train")]
@@ -138,7 +138,10 @@ def summary_blocks(comparison: Comparison) -> list[Any]:
     for model in comparison.missing:
         rows.append([model, "missing", *[DASH] * 6])
     head = ["Model", "Run", "Test log p(x)", "Training log p(x)", "Test ELBO", "Median ESS", "Class kept", "Accuracy"]
-    caption = "Mean ± standard error. Class kept: how often the classifier gives the reconstruction the same class."
+    caption = (
+        "Mean ± standard error. Class kept: how often the classifier gives the reconstruction the same class, with the "
+        "95% bootstrap interval over images."
+    )
     return [
         Table("summary", caption, head, rows),
         *seed_blocks(comparison),

@@ -18,6 +18,7 @@ from elbolab.report.blocks import (
     curve_blocks,
     epochs,
     heat,
+    kept,
     measured,
     notes,
     percent,
@@ -110,11 +111,12 @@ def likelihood_blocks(comparison: Comparison) -> list[Any]:
         for split in SPLITS:
             row = comparison.summary(entry, split)
             if not isnan(row.get("class_preservation", nan)):
-                kept = percent(row["class_preservation"], row["class_preservation_se"])
                 rates = [percent(row["accuracy_original"]), percent(row["accuracy_reconstruction"])]
-                rows.append([*start(entry), split, kept, *rates])
+                rows.append([*start(entry), split, kept(row), *rates])
     head = ["Model", "Run", "Split", "Class kept", "Accuracy, originals", "Accuracy, reconstructions"]
-    caption = "Class preservation: what the classifier makes of the reconstructions."
+    caption = (
+        "What the classifier makes of the reconstructions; class kept with its 95% bootstrap interval over images."
+    )
     confusion = "The classifier's class of each test original against that of its reconstruction."
     return [
         *absent(comparison, ["vae", "latent_opt", "ppca"], entries),

@@ -19,10 +19,13 @@ SEED_METRICS = (
     "test/class_preservation",
     "test/accuracy",
 )
-CLASS_RATES = ("accuracy_original", "accuracy_reconstruction")
+CLASS_RATES = (
+    *("class_preservation", "class_preservation_low", "class_preservation_high"),
+    *("accuracy_original", "accuracy_reconstruction"),
+)
 COLUMNS = {
     "summary": "dataset model run split posterior images log_px log_px_se posterior_elbo ess class_preservation "
-    "class_preservation_se accuracy_original accuracy_reconstruction accuracy accuracy_se",
+    "class_preservation_low class_preservation_high accuracy_original accuracy_reconstruction accuracy accuracy_se",
     "seeds": "dataset model runs metric seeds mean half_width",
     "pairs": "dataset model run other other_run split images mean low high above below",
     "digits": "dataset model run split digit images log_px log_px_se",
@@ -56,11 +59,10 @@ def summary_table(entries: Sequence[Entry]) -> list[Row]:
                 if not isnan(rate):
                     rows.append(row | {"images": n or None, "accuracy": rate, "accuracy_se": binomial_se(rate, n)})
             elif f"{split}/log_px" in entry.run.metrics:
-                names = ("log_px", "log_px_se", "posterior_elbo", "ess", "class_preservation")
+                names = ("log_px", "log_px_se", "posterior_elbo", "ess")
                 row |= {name: entry.metric(f"{split}/{name}") for name in (*names, *CLASS_RATES)}
                 row |= {"posterior": entry.run.tags.get("evaluation.posterior", "").partition(":")[0]}
-                row |= {"images": len(entry.images(split)) or None}
-                rows.append(row | {"class_preservation_se": binomial_se(row["class_preservation"], n)})
+                rows.append(row | {"images": len(entry.images(split)) or None})
         if "train/log_px_table" in entry.run.metrics:
             row = {"model": entry.label, "run": entry.run.id, "split": "train", "posterior": "table"}
             row |= {"log_px": entry.metric("train/log_px_table"), "log_px_se": entry.metric("train/log_px_table_se")}

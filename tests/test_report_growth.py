@@ -52,7 +52,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wide]:
         ids |= fill(store)
         odd = {model: store.train(model, digest="d2", data=ODD, sigma=0.4, pictures=False) for model in ("vae", "ppca")}
         for model, run in odd.items():
-            store.evaluate(run, model, shift=5)
+            store.evaluate(run, model, shift=5, trust=False)
         yield Wide(compare(CompareConfig(dataset=("toy", ODD), out=folder / "report")).parent, ids, odd, store)
 
 
@@ -155,9 +155,24 @@ def test_overview_has_every_model_on_every_dataset(wide: Wide) -> None:
         cells = []
         for run in (wide.ids[name], wide.odd[name]):
             found = metrics(wide, run)
-            cells.append(f"{signed(found['test/log_px'])} ± {found['test/log_px_se']:.2f}")
+            dagger = "\u2020" if found.get("test/pareto_k", 0) > 2 / 3 else ""
+            cells.append(f"{signed(found['test/log_px'])} ± {found['test/log_px_se']:.2f}{dagger}")
         assert [name, *cells] in overview
     assert any(row[0] == "latent_opt" and row[2] == "\u2013" for row in overview)
+
+
+def test_what_no_evaluation_left_is_not_shown(wide: Wide) -> None:
+    page = (wide.folder / "index.html").read_text()
+    sections = re.findall(r'<section id="(data\d-\w+)">', page)
+    assert {"data1-trust", "data1-quality"} <= {*sections}
+    assert not {"data2-trust", "data2-quality"} & {*sections}
+    assert "\u2020" not in page[page.index('id="data2-summary"') : page.index('id="runs"')]
+    titles = re.findall(r"<h3>(\d \w+)", page)
+    assert [title for title in titles if "Ablations" in title] == ["7 Ablations"]
+    summary = pd.read_csv(wide.folder / "summary.csv").query("dataset != 'toy'")
+    assert summary[["pareto_k", "unreliable", "unreliable_share"]].isna().to_numpy().all()
+    for name in ("gap", "bounds", "representation", "fidelity"):
+        assert {*pd.read_csv(wide.folder / f"{name}.csv")["dataset"]} == {"toy"}
 
 
 def test_runs_named_are_grouped_by_dataset_and_seed(wide: Wide) -> None:
@@ -207,6 +222,7 @@ def plain(cell: str) -> str:
     """A cell of LaTeX as the page writes it."""
     cell = re.sub(r"\\text(?:tt|bf)\{([^{}]*)\}", r"\1", cell)
     words = {r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^"}
+    words |= {r"\textdagger{}": "\u2020", r"\'e": "é"}
     words |= {r"$\pm$": "±", "$-$": "\u2212", r"$\to$": "→", "--": "\u2013", "$<$": "<", "$>$": ">", "$|$": "|"}
     for latex, word in words.items():
         cell = cell.replace(latex, word)

@@ -1,8 +1,8 @@
-"""How sure a number is: standard errors and 95% intervals of means, rates and paired differences."""
+"""How sure a number is: standard errors and 95% intervals of means, rates and paired differences, and Pareto's k."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import inf, log10, nan, sqrt
 
 import numpy as np
 from scipy.special import stdtrit
@@ -25,6 +25,14 @@ class Paired:
 def binomial_se(rate: float, n: int) -> float:
     """Standard error of a rate over n independent images."""
     return sqrt(max(rate * (1 - rate), 0.0) / n) if n else nan
+
+
+def k_threshold(samples: int) -> float:
+    """The largest Pareto k at which the mean of S weights is trusted, min(1 - 1/log10 S, 0.7).
+
+    Vehtari et al. 2024, section 3.2; no k is where there is but one sample.
+    """
+    return min(1 - 1 / log10(samples), 0.7) if samples > 1 else -inf
 
 
 def mean_se(values: Iterable[float]) -> tuple[float, float]:

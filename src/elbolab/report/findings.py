@@ -6,8 +6,8 @@ from math import hypot, isnan
 import numpy as np
 
 from elbolab.intervals import Paired, paired
-from elbolab.report.blocks import between, kept, number, percent
 from elbolab.report.entries import SPLITS, Curves, Entry, Finding, Row
+from elbolab.report.numbers import between, kept, number, percent
 
 
 def find(entries: Sequence[Entry], tables: dict[str, list[Row]], curves: Curves) -> dict[str, list[Finding]]:

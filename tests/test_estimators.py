@@ -15,7 +15,6 @@ from elbolab.evaluators import Subject
 from elbolab.evaluators import importance as module
 from elbolab.evaluators.classes import classes
 from elbolab.evaluators.importance import importance_estimate, likelihood
-from elbolab.intervals import bootstrap
 from elbolab.models import MODELS
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import DiagonalGaussian
@@ -258,13 +257,3 @@ def test_a_classifier_is_counted_on_every_image(digits: Data):
     confusion = np.array(found.files["classes.json"]["splits"]["test"]["confusion"])
     assert confusion.sum(1).tolist() == torch.bincount(digits.test.labels, minlength=10).tolist()
     assert found.metrics["test/accuracy"] == pytest.approx(np.trace(confusion) / 20)
-
-
-def test_the_interval_of_class_preservation_covers_as_often_as_it_says():
-    random = np.random.default_rng(0)
-    held = 0
-    for _ in range(200):
-        low, high = bootstrap((random.random(80) < 0.8).astype(float))
-        held += low <= 0.8 <= high
-    assert 0.9 <= held / 200 <= 0.99
-    assert bootstrap(np.ones(10)) == (1, 1)

@@ -15,7 +15,7 @@ from scipy.stats import t as student_t
 
 from elbolab.compare import CompareConfig, by_dataset, colours, compare, named_runs
 from elbolab.errors import UserError
-from elbolab.intervals import paired
+from elbolab.intervals import bootstrap, paired
 from elbolab.report.figures import FLOOR_SLOT, SPARE_SLOTS
 
 ODD = "npz:odd_50%&#{1}~^.npz"
@@ -104,6 +104,16 @@ def test_paired_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert steady is not None
     assert (steady.images, steady.mean, steady.low, steady.high, steady.above) == (2, 1.0, 1.0, 1.0, 1.0)
     assert paired({1: 5.0}, {1: 4.0}) is None
+
+
+def test_the_interval_of_class_preservation_covers_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        low, high = bootstrap((random.random(80) < 0.8).astype(float))
+        held += low <= 0.8 <= high
+    assert 0.9 <= held / 200 <= 0.99
+    assert bootstrap(np.ones(10)) == (1, 1)
 
 
 def test_seeds_give_mean_and_interval(wide: Wide) -> None:

@@ -55,12 +55,12 @@ def test_a_model_a_dataset_and_an_evaluator_are_added_as_the_page_says(copy: Pat
     insert(copy / "models" / "__init__.py", "MODELS", line, "from elbolab.models.linear_vae import LinearVAE")
     assert '"digits8": _digits8' in PAGE
     insert(copy / "data.py", "DATASETS", '"digits8": _digits8', code("A dataset"))
-    (copy / "evaluators" / "rate.py").write_text(code("An evaluator"))
-    assert '"rate": rate' in PAGE
-    insert(
-        copy / "evaluators" / "__init__.py", "EVALUATORS", '"rate": rate', "from elbolab.evaluators.rate import rate"
-    )
+    (copy / "evaluators" / "posterior_std.py").write_text(code("An evaluator"))
+    line = '"posterior_std": posterior_std'
+    assert line in PAGE
+    above = "from elbolab.evaluators.posterior_std import posterior_std"
+    insert(copy / "evaluators" / "__init__.py", "EVALUATORS", line, above)
 
     run = elbolab(copy, "linear_vae", "--dataset", "digits8", "--bias", "false", "--epochs", "1", *TINY)
     metrics = elbolab(copy, "evaluate", run, "--samples", "10", "--images", "10")
-    assert re.search(r"^test/rate \d+\.\d+$", metrics, re.MULTILINE)
+    assert re.search(r"^test/posterior_std \d+\.\d+$", metrics, re.MULTILINE)

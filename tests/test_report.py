@@ -61,6 +61,9 @@ def test_numbers_are_the_logged_ones(report: tuple[Path, dict[str, str], Store])
     metrics = store.client.get_run(ids["latent_opt"]).data.metrics
     assert summary.loc[(ids["latent_opt"], "train", "table"), "log_px"] == pytest.approx(metrics["train/log_px_table"])
     assert "95.0 ± 4.9 %" in html  # 19 of 20 right: sqrt(.95 * .05 / 20)
+    assert "95.0 % (85.0 to 100.0)" in html
+    row = summary.loc[(ids["vae"], "test", "encoder")]
+    assert (row["class_preservation_low"], row["class_preservation_high"]) == (0.85, 1)
 
 
 def test_pairs_are_compared_image_by_image(report: tuple[Path, dict[str, str], Store]) -> None:
@@ -115,6 +118,7 @@ def test_files_are_logged_with_a_run(report: tuple[Path, dict[str, str], Store])
     folder, ids, store = report
     names = {path.name for path in folder.iterdir()}
     tables = {"summary", "seeds", "pairs", "digits", "images", "ablations", "curves", "runs"}
+    tables |= {"bounds", "gap", "representation", "fidelity"}
     assert names == {f"{name}.csv" for name in tables} | {"index.html", "report.md", "tables.tex"}
     (run,) = store.client.search_runs([store.experiment], "tags.`elbolab.kind` = 'compare'")
     logged = {file.path for file in store.client.list_artifacts(run.info.run_id, "report")}

@@ -15,7 +15,7 @@ from scipy.stats import t as student_t
 
 from elbolab.compare import CompareConfig, by_dataset, colours, compare, named_runs
 from elbolab.errors import UserError
-from elbolab.intervals import paired
+from elbolab.intervals import bootstrap, paired
 from elbolab.report.figures import FLOOR_SLOT, SPARE_SLOTS
 
 ODD = "npz:odd_50%&#{1}~^.npz"
@@ -52,7 +52,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wide]:
         ids |= fill(store)
         odd = {model: store.train(model, digest="d2", data=ODD, sigma=0.4, pictures=False) for model in ("vae", "ppca")}
         for model, run in odd.items():
-            store.evaluate(run, model, shift=5)
+            store.evaluate(run, model, shift=5, trust=False)
         yield Wide(compare(CompareConfig(dataset=("toy", ODD), out=folder / "report")).parent, ids, odd, store)
 
 
@@ -106,6 +106,16 @@ def test_paired_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert paired({1: 5.0}, {1: 4.0}) is None
 
 
+def test_the_interval_of_class_preservation_covers_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        low, high = bootstrap((random.random(80) < 0.8).astype(float))
+        held += low <= 0.8 <= high
+    assert 0.9 <= held / 200 <= 0.99
+    assert bootstrap(np.ones(10)) == (1, 1)
+
+
 def test_seeds_give_mean_and_interval(wide: Wide) -> None:
     runs = [wide.ids[name] for name in ("vae", "seed 2", "seed 1")]
     table = pd.read_csv(wide.folder / "seeds.csv").set_index(["dataset", "model", "metric"])
@@ -155,9 +165,24 @@ def test_overview_has_every_model_on_every_dataset(wide: Wide) -> None:
         cells = []
         for run in (wide.ids[name], wide.odd[name]):
             found = metrics(wide, run)
-            cells.append(f"{signed(found['test/log_px'])} ± {found['test/log_px_se']:.2f}")
+            dagger = "\u2020" if found.get("test/pareto_k", 0) > 2 / 3 else ""
+            cells.append(f"{signed(found['test/log_px'])} ± {found['test/log_px_se']:.2f}{dagger}")
         assert [name, *cells] in overview
     assert any(row[0] == "latent_opt" and row[2] == "\u2013" for row in overview)
+
+
+def test_what_no_evaluation_left_is_not_shown(wide: Wide) -> None:
+    page = (wide.folder / "index.html").read_text()
+    sections = re.findall(r'<section id="(data\d-\w+)">', page)
+    assert {"data1-trust", "data1-quality"} <= {*sections}
+    assert not {"data2-trust", "data2-quality"} & {*sections}
+    assert "\u2020" not in page[page.index('id="data2-summary"') : page.index('id="runs"')]
+    titles = re.findall(r"<h3>(\d \w+)", page)
+    assert [title for title in titles if "Ablations" in title] == ["7 Ablations"]
+    summary = pd.read_csv(wide.folder / "summary.csv").query("dataset != 'toy'")
+    assert summary[["pareto_k", "unreliable", "unreliable_share"]].isna().to_numpy().all()
+    for name in ("gap", "bounds", "representation", "fidelity"):
+        assert {*pd.read_csv(wide.folder / f"{name}.csv")["dataset"]} == {"toy"}
 
 
 def test_runs_named_are_grouped_by_dataset_and_seed(wide: Wide) -> None:
@@ -207,6 +232,7 @@ def plain(cell: str) -> str:
     """A cell of LaTeX as the page writes it."""
     cell = re.sub(r"\\text(?:tt|bf)\{([^{}]*)\}", r"\1", cell)
     words = {r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^"}
+    words |= {r"\textdagger{}": "\u2020", r"\'e": "é"}
     words |= {r"$\pm$": "±", "$-$": "\u2212", r"$\to$": "→", "--": "\u2013", "$<$": "<", "$>$": ">", "$|$": "|"}
     for latex, word in words.items():
         cell = cell.replace(latex, word)

@@ -226,6 +226,10 @@ def _compare(entries: list[Entry], pools: Sequence[Sequence[RunRecord]], spare: 
         "digits": tables.digits_table(entries),
         "images": tables.images_table(entries),
         "ablations": tables.ablations_table(entries, variants, curves),
+        "bounds": tables.bounds_table(entries),
+        "gap": tables.gap_table(entries),
+        "representation": tables.representation_table(entries),
+        "fidelity": tables.fidelity_table(entries),
         "curves": tables.curves_table(curves, {run: entry.label for run, (_, entry) in runs.items()}),
         "runs": tables.runs_table(run for run, _ in runs.values()),
     }

@@ -37,10 +37,6 @@ class Likelihood(Protocol):
         """The expected image, in [0, 1]; same shape."""
         ...
 
-    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A draw of the image; same shape."""
-        ...
-
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         """log p(x | params) in nats: (B, C, H, W) and (..., B, C, H, W) to (..., B)."""
         ...
@@ -71,10 +67,6 @@ class Gaussian:
 
     def mean(self, params: Tensor) -> Tensor:
         return params
-
-    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        noise = torch.randn(params.shape, generator=generator, device=params.device, dtype=params.dtype)
-        return params + self.sigma * noise
 
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         constant = math.prod(x.shape[1:]) * (math.log(self.sigma) + 0.5 * math.log(2 * math.pi))
@@ -107,9 +99,6 @@ class Bernoulli:
 
     def mean(self, params: Tensor) -> Tensor:
         return params.sigmoid()
-
-    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return torch.bernoulli(params.sigmoid(), generator=generator)
 
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         return -F.binary_cross_entropy_with_logits(params, x.expand_as(params), reduction="none").sum(PIXELS)

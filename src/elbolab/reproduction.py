@@ -57,7 +57,7 @@ class Reproduction(Settings):
     evaluators: tuple[Callable[[Subject], Findings], ...] = ()
     """Evaluators of this question alone, beside those of every run."""
     figure: Callable[[pd.DataFrame, Axes], None] | None = None
-    """Draws the runs: a row a training, seed and metric, columns training, seed, run, epochs, metric, value, std_err."""
+    """Draws the runs, a row a training, seed and metric; columns training, seed, run, epochs, metric, value, std_err."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -3,13 +3,17 @@
 from collections.abc import Callable
 
 from elbolab.evaluators.classes import classes
+from elbolab.evaluators.fidelity import fidelity
 from elbolab.evaluators.gap import gap
 from elbolab.evaluators.likelihood import likelihood
+from elbolab.evaluators.representation import representation
 from elbolab.evaluators.subject import Findings, Subject
 
 EVALUATORS: dict[str, Callable[[Subject], Findings]] = {
     "likelihood": likelihood,
     "classes": classes,
+    "representation": representation,
+    "fidelity": fidelity,
     "gap": gap,
 }
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from elbolab.evaluators.subject import Findings, Subject
+from elbolab.intervals import bootstrap
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import LatentModel
 
@@ -57,7 +58,9 @@ def _preservation(model: LatentModel, subject: Subject, run: str, cnn: CNN) -> F
         splits[split] = {"n": len(y), "confusion": _confusion(original, reconstruction, subject.data.spec.classes)}
         metrics[f"{split}/accuracy_original"] = (original == y).double().mean().item()
         metrics[f"{split}/accuracy_reconstruction"] = (reconstruction == y).double().mean().item()
-        metrics[f"{split}/class_preservation"] = (reconstruction == original).double().mean().item()
+        kept = (reconstruction == original).double().cpu().numpy()
+        metrics[f"{split}/class_preservation"] = float(kept.mean())
+        metrics[f"{split}/class_preservation_low"], metrics[f"{split}/class_preservation_high"] = bootstrap(kept)
     test = subject.data.test
     correct = sum((_predict(cnn, batch.x) == batch.y).sum().item() for batch in test.batches(500))
     found = {

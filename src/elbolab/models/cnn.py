@@ -38,6 +38,10 @@ class CNN(Model):
         """Images (B, C, H, W) to unnormalised log-probabilities of the classes (B, classes)."""
         return self.net(x)
 
+    def features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to the activations (B, F) that the last layer sees."""
+        return self.net[:-1](x)
+
     def terms(self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None) -> Terms:
         logits = self.logits(batch.x)
         log_py_x = -F.cross_entropy(logits, batch.y, reduction="none")

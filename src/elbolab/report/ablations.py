@@ -3,9 +3,10 @@
 from typing import Any
 
 from elbolab.report import figures
-from elbolab.report.blocks import DASH, Cell, Figures, Missing, Ref, Table, between, measured, number, shorts
+from elbolab.report.blocks import Cell, Figures, Missing, Ref, Table, shorts
 from elbolab.report.entries import Comparison, Entry, Variant, public
 from elbolab.report.figures import Series
+from elbolab.report.numbers import DASH, between, dagger, measured, number
 
 STARTS = ("zeros", "normal", "pca")
 
@@ -50,8 +51,12 @@ def table(comparison: Comparison, base: Entry, mine: list[Variant]) -> Table:
         change = [row["field"], row["value"], row["base"]] if entry is not base else ["as compared", DASH, DASH]
         best, at = number(row["best_val_elbo"]), row["best_epochs"].replace(" ", ", ")
         elbos = [f"{best} at {at}" if at else DASH, number(row["last_val_elbo"])]
-        test = measured(row["test_log_px"], row["test_log_px_se"])
-        gap = [number(row["mean"]), between(row["low"], row["high"])] if "mean" in row else [DASH, DASH]
+        doubtful = entry.unreliable("test")
+        test = dagger(measured(row["test_log_px"], row["test_log_px_se"]), doubtful)
+        doubtful = doubtful or base.unreliable("test")
+        gap = (
+            [dagger(number(row["mean"]), doubtful), between(row["low"], row["high"])] if "mean" in row else [DASH, DASH]
+        )
         rows.append([*change, shorts(entry), str(row["seeds"]), *elbos, test, *gap])
     head = ["Parameter", "Value", "Compared", "Runs", "Seeds", "Best ELBO", "Last ELBO"]
     head += ["Test log p(x)", "Difference", "95% interval"]

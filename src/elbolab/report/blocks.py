@@ -1,39 +1,15 @@
-"""The blocks of a report's page, the one way to write a number, and the blocks that several sections share."""
+"""The blocks of a report's page, and the blocks that several sections share."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, isnan, nan
 from typing import Any
 
 from elbolab.report import figures
 from elbolab.report.entries import DATA_FLAGS, SPLITS, Comparison, Entry, Finding, public
 from elbolab.report.figures import Series
+from elbolab.report.numbers import DAGGER, UNRELIABLE
 
-DASH = "\u2013"
-MINUS = "\u2212"
 OBSERVATION_FLAGS = ("likelihood", "sigma")
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """Write a number with a true minus sign; a dash where there is none."""
-    return DASH if value is None or isnan(value) else f"{value:.{digits}f}".replace("-", MINUS)
-
-
-def measured(value: float | None, error: float | None, digits: int = 2) -> str:
-    """Write a number with its standard error, alone where that is unknown or nothing."""
-    text = number(value, digits)
-    return text if text == DASH or not error or not isfinite(error) else f"{text} ± {error:.{digits}f}"
-
-
-def between(low: float, high: float) -> str:
-    """Write an interval by its ends."""
-    return f"{number(low)} to {number(high)}"
-
-
-def percent(rate: float | None, error: float | None = None) -> str:
-    """Write a rate with its standard error in percent."""
-    text = measured(100 * (nan if rate is None else rate), 100 * (nan if error is None else error), 1)
-    return text if text == DASH else f"{text} %"
 
 
 @dataclass(frozen=True)
@@ -59,6 +35,13 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     left: int = 2
     kind: str = "table"
+
+    @property
+    def note(self) -> str:
+        """What stands under the table: what the dagger means, where there is one."""
+        cells = (cell for row in self.rows for cell in row)
+        words = (cell.text if isinstance(cell, Ref) else cell for cell in cells)
+        return UNRELIABLE if any(DAGGER in word for word in words if isinstance(word, str)) else ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +95,11 @@ class Gallery:
     head: Sequence[Ref]
     rows: Sequence[tuple[int, int, Picture, list[tuple[Picture | None, str]]]]
     kind: str = "gallery"
+
+    @property
+    def note(self) -> str:
+        """What stands under the gallery: what the dagger means, where there is one."""
+        return UNRELIABLE if any(DAGGER in text for *_, cells in self.rows for _, text in cells) else ""
 
 
 @dataclass(frozen=True)

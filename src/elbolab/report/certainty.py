@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from elbolab.report.blocks import Cell, Ref, Table, between, measured, notes, number, percent, short, shorts
+from elbolab.report.blocks import Cell, Ref, Table, notes, short, shorts
 from elbolab.report.entries import SPLITS, Comparison
+from elbolab.report.numbers import between, dagger, measured, number, percent
 
 SEED_HEAD = ("Test log p(x)", "Validation", "Training", "Test ELBO", "Class kept", "Accuracy")
 
@@ -16,7 +17,8 @@ def seed_blocks(comparison: Comparison) -> list[Table]:
         cells = []
         for metric in ("test/log_px", "val/log_px", "train/log_px", "test/posterior_elbo"):
             row = found.get((entry.label, metric), {})
-            cells.append(measured(row.get("mean"), row.get("half_width")))
+            doubtful = metric.endswith("/log_px") and entry.unreliable(metric.partition("/")[0])
+            cells.append(dagger(measured(row.get("mean"), row.get("half_width")), doubtful))
         for metric in ("test/class_preservation", "test/accuracy"):
             row = found.get((entry.label, metric), {})
             cells.append(percent(row.get("mean"), row.get("half_width")))
@@ -32,14 +34,15 @@ def seed_blocks(comparison: Comparison) -> list[Table]:
 def pair_blocks(comparison: Comparison) -> list[Any]:
     """Return the differences in log p(x) of every two models on the same images."""
     rows: list[list[Cell]] = []
-    slots = {entry.label: entry.slot for entry in comparison.entries}
+    entries = {entry.label: entry for entry in comparison.entries}
     for row in comparison.tables["pairs"]:
         names = [
             cell
             for who, run in (("model", "run"), ("other", "other_run"))
-            for cell in (Ref(row[who], slot=slots[row[who]]), short(row[run]))
+            for cell in (Ref(row[who], slot=entries[row[who]].slot), short(row[run]))
         ]
-        difference = [number(row["mean"]), between(row["low"], row["high"])]
+        doubtful = any(entries[row[who]].unreliable(row["split"]) for who in ("model", "other"))
+        difference = [dagger(number(row["mean"]), doubtful), between(row["low"], row["high"])]
         shares = [percent(row["above"]), percent(row["below"])]
         rows.append([*names, SPLITS[row["split"]], str(row["images"]), *difference, *shares])
     several = [f"{entry.label} over {len(entry.runs)}" for entry in comparison.latents if len(entry.runs) > 1]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from elbolab import records
+from elbolab.intervals import k_threshold
 from elbolab.records import RunRecord
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -26,7 +27,8 @@ class Entry:
     """A compared config: its runs, one a seed, with what training and evaluation left; empty where nothing was left.
 
     The first run, the newest, is the one that is shown; `likelihoods` has a table for each. `slot` is the colour;
-    `pictures` holds the step images by key and epoch.
+    `pictures` holds the step images by key and epoch, `bounds` the mean bound by number of samples, `gaps` the
+    inference gap image by image.
     """
 
     label: str
@@ -36,6 +38,8 @@ class Entry:
     classes: dict[str, Any] = field(default_factory=dict)
     examples: dict[str, np.ndarray] = field(default_factory=dict)
     pictures: dict[str, dict[int, Path]] = field(default_factory=dict)
+    bounds: pd.DataFrame = field(default_factory=pd.DataFrame)
+    gaps: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def run(self) -> RunRecord:
@@ -61,8 +65,20 @@ class Entry:
         """Return a metric's last value, NaN where it was not logged."""
         return self.run.metrics.get(key, nan)
 
+    @property
+    def k_threshold(self) -> float:
+        """The Pareto k above which estimates by importance sampling are unreliable; equal for all the runs."""
+        return k_threshold(int(self.run.tags.get("evaluation.samples", "0")))
+
+    def unreliable(self, split: str) -> bool:
+        """Whether the mean log p(x) of a split is unreliable in any of the runs: false where there is no Pareto k."""
+        return any(run.metrics.get(f"{split}/pareto_k", nan) > self.k_threshold for run in self.runs)
+
     def images(self, split: str, column: str = "log_px", table: bool = False) -> dict[int, float]:
-        """Return one value an image of a split, by index: of the declared posterior, or of the training table."""
+        """Return one value an image of a split, by index: of the declared posterior, or of the training table.
+
+        Empty where the evaluation left no such column.
+        """
         return _by_image(self.likelihoods[0], split, column, table)
 
     def mean_log_px(self, split: str) -> dict[int, float]:
@@ -150,7 +166,7 @@ def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
     def path(name: str) -> Path | None:
         return records.fetch(run.id, f"evaluation/{name}") if f"evaluation/{name}" in have else None
 
-    classes, examples = path("classes.json"), path("examples.npz")
+    classes, examples, bounds, gaps = map(path, ("classes.json", "examples.npz", "curve.parquet", "gap.parquet"))
     return Entry(
         label,
         slot,
@@ -159,6 +175,7 @@ def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
         json.loads(classes.read_text()) if classes else {},
         dict(np.load(examples)) if examples else {},
         {key: records.step_images(run.id, key) for key in PICTURES} if is_latent(run) else {},
+        *(pd.read_parquet(file) if file else pd.DataFrame() for file in (bounds, gaps)),
     )
 
 
@@ -173,7 +190,7 @@ def likelihoods(runs: Iterable[RunRecord]) -> tuple[pd.DataFrame, ...]:
 
 
 def _by_image(frame: pd.DataFrame, split: str, column: str, table: bool) -> dict[int, float]:
-    if frame.empty:
+    if column not in frame:
         return {}
     rows = frame[(frame["split"] == split) & ((frame["posterior"] == "table") == table)]
     return dict(zip(rows["index"].tolist(), rows[column].tolist(), strict=True))

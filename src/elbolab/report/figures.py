@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from PIL import Image
 
 INK = "#010203"
@@ -76,6 +76,22 @@ def curves(name: str, title: str, unit: str, series: Sequence[Series], size: tup
     spans = [f"{s.name} from {s.y[0]:.4g} to {s.y[-1]:.4g}" for s in series if len(s.y)]
     alt = f"{title} ({unit}) by epoch: " + "; ".join(spans)
     return _svg(name, f"{title} ({unit})", alt, size, paint)
+
+
+def by_samples(name: str, title: str, unit: str, series: Sequence[Series]) -> str:
+    """Draw values by a number of samples on a logarithmic axis, one line a series, with bars of one standard error."""
+
+    def paint(axes: Axes) -> None:
+        for line in series:
+            tint, marker = colour(line.slot), MARKERS[line.slot]
+            axes.errorbar(line.x, line.y, line.error, color=tint, marker=marker, ms=3.6, elinewidth=1.1)
+        axes.set_xscale("log")
+        axes.set_xlabel("samples")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+
+    spans = [f"{s.name} from {s.y[0]:.2f} at {s.x[0]:g} to {s.y[-1]:.2f} at {s.x[-1]:g}" for s in series]
+    return _svg(name, f"{title} ({unit})", f"{title} ({unit}) by number of samples: " + "; ".join(spans), WIDE, paint)
 
 
 def by_class(name: str, title: str, unit: str, series: Sequence[Series]) -> str:

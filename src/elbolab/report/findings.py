@@ -5,9 +5,9 @@ from math import hypot, isnan
 
 import numpy as np
 
-from elbolab.intervals import Paired, binomial_se, paired
-from elbolab.report.blocks import between, number, percent
+from elbolab.intervals import Paired, paired
 from elbolab.report.entries import SPLITS, Curves, Entry, Finding, Row
+from elbolab.report.numbers import between, kept, number, percent
 
 
 def find(entries: Sequence[Entry], tables: dict[str, list[Row]], curves: Curves) -> dict[str, list[Finding]]:
@@ -86,8 +86,10 @@ def extremes_finding(entry: Entry, digits: Sequence[Row]) -> Finding | None:
 
 def kept_finding(entry: Entry) -> Finding | None:
     """Say how often the classifier gives a test image and its reconstruction the same class."""
-    kept, n = entry.metric("test/class_preservation"), entry.agreement("test")[1]
-    rate = percent(kept, binomial_se(kept, n))
+    n = entry.agreement("test")[1]
+    rate = kept(
+        {f"class_preservation{end}": entry.metric(f"test/class_preservation{end}") for end in ("", "_low", "_high")}
+    )
     text = f"{entry.label}: {rate} of {n} test reconstructions keep the class that the classifier gives the original."
     return Finding(text, (entry.run.id, entry.classes["cnn_run"])) if n else None
 

@@ -10,6 +10,7 @@ ESCAPES = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"<": "$<$", ">": "$>$", "|": "$|$"}
     | {"±": r"$\pm$", "\u2212": "$-$", "→": r"$\to$", "\u2013": "--"}
+    | {"\u2020": r"\textdagger{}", "é": r"\'e"}
 )
 HEAD = "% The tables of an elbolab report; in the preamble: \\usepackage{booktabs}\n"
 
@@ -36,6 +37,7 @@ def table(data: str, block: Table) -> str:
         *(row(cells) for cells in block.rows),
         r"\bottomrule",
         r"\end{tabular}",
+        *([rf"\par\smallskip\footnotesize {escape(block.note)}"] if block.note else []),
         r"\end{table}",
     ]
     return "\n" + "\n".join(lines) + "\n"

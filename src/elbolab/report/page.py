@@ -8,26 +8,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from elbolab.report import figures, latex
 from elbolab.report.ablations import ablation_blocks
-from elbolab.report.blocks import (
-    DASH,
-    Cell,
-    Figures,
-    Ref,
-    Section,
-    Table,
-    measured,
-    notes,
-    number,
-    percent,
-    ref,
-    short,
-    start,
-)
+from elbolab.report.blocks import Cell, Figures, Ref, Section, Table, notes, ref, short, start
 from elbolab.report.certainty import pair_blocks, seed_blocks
 from elbolab.report.entries import Comparison, Entry, Row
 from elbolab.report.figures import FLOOR_SLOT, Series
+from elbolab.report.numbers import DAGGER, DASH, dagger, kept, mean_log_px, number, percent
+from elbolab.report.quality import quality_blocks
 from elbolab.report.sections import classifier_blocks, latent_blocks, likelihood_blocks, vae_blocks
 from elbolab.report.tables import FLOOR
+from elbolab.report.trust import trust_blocks
 
 
 def environment() -> Environment:
@@ -45,7 +34,9 @@ def environment() -> Environment:
 def render(comparisons: Sequence[Comparison]) -> dict[str, str]:
     """Return the report as `index.html` and `report.md`, and its tables as `tables.tex`."""
     env = environment()
-    env.filters["md"] = lambda text: " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    env.filters["md"] = lambda text: (
+        " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    )
     several = len(comparisons) > 1
     datasets = [dataset(one, f"data{place}-" * several) for place, one in enumerate(comparisons, start=1)]
     runs = [card for comparison in comparisons for card in run_cards(comparison)]
@@ -79,15 +70,22 @@ def dataset(comparison: Comparison, prefix: str = "") -> dict[str, Any]:
 def sections(comparison: Comparison, prefix: str) -> list[Section]:
     """Return a dataset's sections in order."""
     found = [
-        Section(f"{prefix}summary", "Summary", summary_blocks(comparison)),
-        Section(f"{prefix}classification", "1 Supervised classification", classifier_blocks(comparison)),
-        Section(f"{prefix}vae", "2 Amortized model (VAE)", vae_blocks(comparison)),
-        Section(f"{prefix}latent-optimisation", "3 Latent optimisation", latent_blocks(comparison)),
-        Section(f"{prefix}likelihood", "4 Likelihood", likelihood_blocks(comparison)),
+        ("classification", "Supervised classification", classifier_blocks(comparison)),
+        ("vae", "Amortized model (VAE)", vae_blocks(comparison)),
+        ("latent-optimisation", "Latent optimisation", latent_blocks(comparison)),
+        ("likelihood", "Likelihood", likelihood_blocks(comparison)),
     ]
-    if blocks := ablation_blocks(comparison):
-        found.append(Section(f"{prefix}ablations", "5 Ablations", blocks))
-    return found
+    more = [
+        ("trust", "How far to trust it", trust_blocks(comparison)),
+        ("quality", "Latent space and samples", quality_blocks(comparison)),
+        ("ablations", "Ablations", ablation_blocks(comparison)),
+    ]
+    found += [part for part in more if part[-1]]
+    numbered = [
+        Section(f"{prefix}{name}", f"{place} {title}", blocks)
+        for place, (name, title, blocks) in enumerate(found, start=1)
+    ]
+    return [Section(f"{prefix}summary", "Summary", summary_blocks(comparison)), *numbered]
 
 
 def overview_blocks(comparisons: Sequence[Comparison]) -> list[Table]:
@@ -99,7 +97,7 @@ def overview_blocks(comparisons: Sequence[Comparison]) -> list[Table]:
     for place, comparison in enumerate(comparisons, start=1):
         for row in comparison.tables["summary"]:
             if row["split"] == "test" and "log_px" in row:
-                rows[row["model"]][place] = Ref(measured(row["log_px"], row["log_px_se"]), row["run"])
+                rows[row["model"]][place] = Ref(mean_log_px(row), row["run"])
     caption = "Test log p(x) of an image ± standard error over images, nats, by model and dataset."
     head = ["Model", *(comparison.tag("data.name") for comparison in comparisons)]
     return [Table("datasets", caption, head, list(rows.values()), left=1)]
@@ -109,7 +107,8 @@ def card(comparison: Comparison, entry: Entry) -> dict[str, Any]:
     """Return a run's headline number."""
     row = comparison.summary(entry, "test")
     if entry.latent:
-        value, error, unit = number(row.get("log_px")), row.get("log_px_se", nan), "test log p(x), nats"
+        value, error = dagger(number(row.get("log_px")), row.get("unreliable")), row.get("log_px_se", nan)
+        unit = "test log p(x), nats" + (", unreliable" if DAGGER in value else "")
         return {"who": ref(entry), "value": value, "error": "" if isnan(error) else f"± {error:.2f}", "unit": unit}
     error = row.get("accuracy_se", nan)
     spread = "" if isnan(error) else f"± {100 * error:.1f}"
@@ -126,19 +125,21 @@ def summary_blocks(comparison: Comparison) -> list[Any]:
     rows: list[list[Cell]] = []
     for entry in comparison.entries:
         test, train = (comparison.summary(entry, split) for split in ("test", "train"))
-        likelihoods = [measured(row.get("log_px"), row.get("log_px_se")) for row in (test, train)]
+        likelihoods = [mean_log_px(row) for row in (test, train)]
         bound = [number(test.get("posterior_elbo")), number(test.get("ess"), 0)]
-        kept = percent(test.get("class_preservation"), test.get("class_preservation_se"))
         accuracy = percent(test.get("accuracy"), test.get("accuracy_se"))
-        rows.append([*start(entry), *likelihoods, *bound, kept, accuracy])
+        rows.append([*start(entry), *likelihoods, *bound, kept(test), accuracy])
     floor = {row["split"]: row for row in comparison.tables["summary"] if row.get("posterior") == "none"}
     if floor:
-        values = [measured(floor[split]["log_px"], floor[split]["log_px_se"]) for split in ("test", "train")]
+        values = [mean_log_px(floor[split]) for split in ("test", "train")]
         rows.append([Ref(FLOOR, slot=FLOOR_SLOT), short(floor["test"]["run"]), *values, *[DASH] * 4])
     for model in comparison.missing:
         rows.append([model, "missing", *[DASH] * 6])
     head = ["Model", "Run", "Test log p(x)", "Training log p(x)", "Test ELBO", "Median ESS", "Class kept", "Accuracy"]
-    caption = "Mean ± standard error. Class kept: how often the classifier gives the reconstruction the same class."
+    caption = (
+        "Mean ± standard error. Class kept: how often the classifier gives the reconstruction the same class, with the "
+        "95% bootstrap interval over images."
+    )
     return [
         Table("summary", caption, head, rows),
         *seed_blocks(comparison),

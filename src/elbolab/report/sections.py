@@ -7,7 +7,6 @@ import numpy as np
 
 from elbolab.report import figures
 from elbolab.report.blocks import (
-    DASH,
     Cell,
     Figures,
     Gallery,
@@ -18,9 +17,7 @@ from elbolab.report.blocks import (
     curve_blocks,
     epochs,
     heat,
-    measured,
     notes,
-    percent,
     picture,
     pictures,
     ref,
@@ -30,6 +27,7 @@ from elbolab.report.blocks import (
 )
 from elbolab.report.entries import SPLITS, Comparison, Row
 from elbolab.report.figures import FLOOR_SLOT, Series
+from elbolab.report.numbers import DASH, dagger, kept, mean_log_px, measured, percent
 
 LOSSES = (("loss", "Total loss", "nats"), ("mse", "Mean squared error", "per pixel"), ("kl", "KL divergence", "nats"))
 CLASSIFIER = (("loss", "Cross entropy", "nats"), ("accuracy", "Accuracy", "rate"))
@@ -110,11 +108,12 @@ def likelihood_blocks(comparison: Comparison) -> list[Any]:
         for split in SPLITS:
             row = comparison.summary(entry, split)
             if not isnan(row.get("class_preservation", nan)):
-                kept = percent(row["class_preservation"], row["class_preservation_se"])
                 rates = [percent(row["accuracy_original"]), percent(row["accuracy_reconstruction"])]
-                rows.append([*start(entry), split, kept, *rates])
+                rows.append([*start(entry), split, kept(row), *rates])
     head = ["Model", "Run", "Split", "Class kept", "Accuracy, originals", "Accuracy, reconstructions"]
-    caption = "Class preservation: what the classifier makes of the reconstructions."
+    caption = (
+        "What the classifier makes of the reconstructions; class kept with its 95% bootstrap interval over images."
+    )
     confusion = "The classifier's class of each test original against that of its reconstruction."
     return [
         *absent(comparison, ["vae", "latent_opt", "ppca"], entries),
@@ -139,7 +138,7 @@ def gallery(comparison: Comparison) -> list[Gallery]:
             row = numbers.get((entry.run.id, index), {})
             shown = entry.examples["reconstructions"][entry.examples["index"] == index]
             again = single(shown[0], f"{digit} reconstructed by {entry.label}") if len(shown) else None
-            cells.append((again, measured(row.get("log_px"), row.get("std_err"))))
+            cells.append((again, dagger(measured(row.get("log_px"), row.get("std_err")), row.get("unreliable"))))
         rows.append((digit, index, single(first["originals"][place], f"original {digit}"), cells))
     caption = "(a) Single test images: reconstruction and log p(x) in nats ± noise of the estimate."
     return [Gallery(caption, [ref(entry) for entry in entries], rows)]
@@ -166,7 +165,7 @@ def digit_blocks(comparison: Comparison) -> list[Any]:
     body: list[list[Cell]] = []
     for digit in digits:
         line = [rows.get((entry.run.id, digit), empty) for entry in entries]
-        body.append([str(digit), *(measured(row.get("log_px"), row.get("log_px_se")) for row in line)])
+        body.append([str(digit), *(mean_log_px(row) for row in line)])
     names = [ref(entry) for entry in entries]
     svg = figures.by_class(f"digits-{entries[0].run.id[:8]}", "(b) Mean test log p(x) of each class", "nats", series)
     return [
@@ -185,7 +184,7 @@ def mean_blocks(comparison: Comparison) -> list[Any]:
     rows: list[list[Cell]] = []
     for (model, run, posterior), by in groups.items():
         slot = FLOOR_SLOT if posterior == "none" else comparison.runs[run][1].slot
-        means = [measured(by[split]["log_px"], by[split]["log_px_se"]) if split in by else DASH for split in SPLITS]
+        means = [mean_log_px(by.get(split, {})) for split in SPLITS]
         counts = ", ".join(dict.fromkeys(str(row["images"] or DASH) for row in by.values()))
         rows.append([Ref(model, slot=slot), short(run), posterior, *means, counts])
     head = ["Model", "Run", "Posterior", "Training", "Validation", "Test", "Images"]

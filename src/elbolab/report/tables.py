@@ -6,27 +6,42 @@ from datetime import UTC, datetime
 from itertools import combinations
 from math import isnan, nan
 
+import numpy as np
 import pandas as pd
 
 from elbolab.intervals import binomial_se, mean_and_half_width, mean_se, paired
 from elbolab.records import RunRecord
 from elbolab.report.entries import SPLITS, Comparison, Curves, Entry, Row, Variant, public
 
-FLOOR = "constant image"
+FLOOR, REAL = "constant image", "training images"
 SEED_METRICS = (
     *(f"{split}/log_px" for split in SPLITS),
     "test/posterior_elbo",
     "test/class_preservation",
     "test/accuracy",
 )
-CLASS_RATES = ("accuracy_original", "accuracy_reconstruction")
+CLASS_RATES = (
+    *("class_preservation", "class_preservation_low", "class_preservation_high"),
+    *("accuracy_original", "accuracy_reconstruction"),
+)
+GAP_COLUMNS = (
+    *("log_px_ais", "log_px_is", "log_px", "elbo_best", "elbo"),
+    *("approximation_gap", "amortization_gap", "inference_gap"),
+)
+REPRESENTATION = ("active_units", "rate", "distortion", "aggregate_kl")
+FIDELITY = ("frechet_distance", "kid", "kid_se", "precision", "recall", "density", "coverage")
 COLUMNS = {
-    "summary": "dataset model run split posterior images log_px log_px_se posterior_elbo ess class_preservation "
-    "class_preservation_se accuracy_original accuracy_reconstruction accuracy accuracy_se",
+    "summary": "dataset model run split posterior images log_px log_px_se posterior_elbo ess pareto_k unreliable "
+    "unreliable_share class_preservation class_preservation_low class_preservation_high accuracy_original "
+    "accuracy_reconstruction accuracy accuracy_se",
     "seeds": "dataset model runs metric seeds mean half_width",
     "pairs": "dataset model run other other_run split images mean low high above below",
-    "digits": "dataset model run split digit images log_px log_px_se",
-    "images": "dataset digit index model run log_px std_err ess elbo",
+    "digits": "dataset model run split digit images log_px log_px_se pareto_k unreliable",
+    "images": "dataset digit index model run log_px std_err ess elbo pareto_k unreliable",
+    "bounds": "dataset model run split posterior samples log_px log_px_se",
+    "gap": "dataset model run split posterior images " + " ".join(f"{column} {column}_se" for column in GAP_COLUMNS),
+    "representation": "dataset model run split images latent_dim active_units rate distortion aggregate_kl",
+    "fidelity": "dataset model run cnn_run frechet_distance kid kid_se precision recall density coverage",
     "curves": "model run key epoch value",
     "ablations": "dataset model field value base runs seeds best_val_elbo best_epochs last_val_elbo "
     "test_log_px test_log_px_se images mean low high",
@@ -56,15 +71,16 @@ def summary_table(entries: Sequence[Entry]) -> list[Row]:
                 if not isnan(rate):
                     rows.append(row | {"images": n or None, "accuracy": rate, "accuracy_se": binomial_se(rate, n)})
             elif f"{split}/log_px" in entry.run.metrics:
-                names = ("log_px", "log_px_se", "posterior_elbo", "ess", "class_preservation")
+                names = ("log_px", "log_px_se", "posterior_elbo", "ess")
                 row |= {name: entry.metric(f"{split}/{name}") for name in (*names, *CLASS_RATES)}
                 row |= {"posterior": entry.run.tags.get("evaluation.posterior", "").partition(":")[0]}
                 row |= {"images": len(entry.images(split)) or None}
-                rows.append(row | {"class_preservation_se": binomial_se(row["class_preservation"], n)})
+                rows.append(row | _trust(entry, entry.images(split, "pareto_k").values()))
         if "train/log_px_table" in entry.run.metrics:
             row = {"model": entry.label, "run": entry.run.id, "split": "train", "posterior": "table"}
             row |= {"log_px": entry.metric("train/log_px_table"), "log_px_se": entry.metric("train/log_px_table_se")}
-            rows.append(row | {"images": len(entry.images("train", table=True)) or None})
+            row |= {"images": len(entry.images("train", table=True)) or None}
+            rows.append(row | _trust(entry, entry.images("train", "pareto_k", table=True).values()))
     for entry in [entry for entry in entries if "test/log_px_constant" in entry.run.metrics][:1]:
         for split in SPLITS:
             values = entry.images(split, "log_px_constant").values()
@@ -74,17 +90,28 @@ def summary_table(entries: Sequence[Entry]) -> list[Row]:
     return rows
 
 
+def _trust(entry: Entry, ks: Iterable[float]) -> Row:
+    """The median Pareto k of some images, whether it is too high, and for how many of them; empty without any."""
+    known = np.array([k for k in ks if not isnan(k)])
+    if not len(known):
+        return {}
+    median, above = float(np.median(known)), known > entry.k_threshold
+    return {"pareto_k": median, "unreliable": median > entry.k_threshold, "unreliable_share": float(above.mean())}
+
+
 def digits_table(entries: Sequence[Entry]) -> list[Row]:
     """Mean log p(x) of each class, split and run in nats, with its standard error over images."""
     rows = []
     for entry in entries:
         for split in SPLITS:
             labels, values = entry.images(split, "label"), entry.images(split)
+            ks = entry.images(split, "pareto_k")
             prefix = f"{split}/log_px_digit_"
             for digit in sorted(int(key.removeprefix(prefix)) for key in entry.run.metrics if key.startswith(prefix)):
                 group = [value for index, value in values.items() if labels[index] == digit]
                 row = {"model": entry.label, "run": entry.run.id, "split": split, "digit": digit, "images": len(group)}
-                rows.append(row | {"log_px": entry.metric(f"{prefix}{digit}"), "log_px_se": mean_se(group)[1]})
+                row |= {"log_px": entry.metric(f"{prefix}{digit}"), "log_px_se": mean_se(group)[1]}
+                rows.append(row | _trust(entry, (k for index, k in ks.items() if labels[index] == digit)))
     return rows
 
 
@@ -93,10 +120,60 @@ def images_table(entries: Sequence[Entry]) -> list[Row]:
     rows = []
     for entry in entries:
         columns = {name: entry.images("test", name) for name in ("log_px", "std_err", "ess", "elbo")}
+        ks = entry.images("test", "pareto_k")
         for index, digit in zip(entry.examples.get("index", ()), entry.examples.get("label", ()), strict=True):
             row: Row = {"digit": int(digit), "index": int(index), "model": entry.label, "run": entry.run.id}
-            rows.append(row | {name: values.get(int(index), nan) for name, values in columns.items()})
+            row |= {name: values.get(int(index), nan) for name, values in columns.items()}
+            rows.append(row | _trust(entry, [ks.get(int(index), nan)]))
     return sorted(rows, key=lambda row: (row["digit"], row["index"]))
+
+
+def bounds_table(entries: Sequence[Entry]) -> list[Row]:
+    """The mean importance-weighted bound on log p(x) by its number of samples, in nats, with its standard error."""
+    return [
+        {"model": entry.label, "run": entry.run.id, **row}
+        for entry in entries
+        for row in entry.bounds.to_dict("records")
+    ]
+
+
+def gap_table(entries: Sequence[Entry]) -> list[Row]:
+    """Means over images of log p(x), of the two ELBOs below it and of the gaps between them, in nats, with errors."""
+    rows = []
+    for entry in [entry for entry in entries if not entry.gaps.empty]:
+        for split, posterior in entry.gaps[["split", "posterior"]].drop_duplicates().values.tolist():
+            part = entry.gaps.query("split == @split and posterior == @posterior")
+            row: Row = {"model": entry.label, "run": entry.run.id, "split": split, "posterior": posterior}
+            row |= {"images": len(part)}
+            for column in GAP_COLUMNS:
+                row[column], row[f"{column}_se"] = mean_se(part[column])
+            rows.append(row)
+    return rows
+
+
+def representation_table(entries: Sequence[Entry]) -> list[Row]:
+    """Active units, and rate, distortion and aggregate KL in nats, a row a run and split."""
+    rows = []
+    for entry in entries:
+        for split in [split for split in SPLITS if f"{split}/rate" in entry.run.metrics]:
+            row: Row = {"model": entry.label, "run": entry.run.id, "split": split}
+            row |= {"images": len(entry.images(split)) or None, "latent_dim": entry.run.params.get("latent_dim")}
+            rows.append(row | {name: entry.metric(f"{split}/{name}") for name in REPRESENTATION})
+    return rows
+
+
+def fidelity_table(entries: Sequence[Entry]) -> list[Row]:
+    """Distances of samples from test images, a row a run, and after the runs of each cnn and protocol their floor."""
+    groups: dict[tuple[str | None, ...], list[Entry]] = {}
+    for entry in [entry for entry in entries if "test/frechet_distance" in entry.run.metrics]:
+        key = tuple(entry.run.tags.get(f"evaluation.{name}") for name in ("cnn_run", "images", "seed"))
+        groups.setdefault(key, []).append(entry)
+    rows = []
+    for (cnn, *_), group in groups.items():
+        for entry, name, suffix in [*((entry, entry.label, "") for entry in group), (group[0], REAL, "_floor")]:
+            row: Row = {"model": name, "run": entry.run.id, "cnn_run": cnn}
+            rows.append(row | {key: entry.metric(f"test/{key}{suffix}") for key in FIDELITY})
+    return rows
 
 
 def curves_table(curves: Curves, labels: dict[str, str]) -> list[Row]:

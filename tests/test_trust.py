@@ -1,0 +1,176 @@
+"""What a report says of how far its numbers can be trusted, of latent spaces and of samples."""
+
+import html
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+from invented_runs import PARETO_K, Store, fill, served, signed
+from test_report_growth import rows_of
+
+from elbolab.compare import CompareConfig, build, compare
+from elbolab.intervals import k_threshold
+from elbolab.records import get_run
+from elbolab.report.entries import SPLITS
+from elbolab.report.page import render
+
+DAGGER = "\u2020"
+
+
+class Report(NamedTuple):
+    """A report: its folder, the runs' ids by model, and their store."""
+
+    folder: Path
+    ids: dict[str, str]
+    store: Store
+
+    def csv(self, name: str) -> pd.DataFrame:
+        return pd.read_csv(self.folder / f"{name}.csv")
+
+    def table(self, *heads: str) -> list[list[str]]:
+        """The table of the page that has these among its heads."""
+        (found,) = [table for table in rows_of((self.folder / "index.html").read_text()) if {*heads} <= {*table[0]}]
+        return found
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
+    folder = tmp_path_factory.mktemp("trust")
+    with served(folder) as patch:
+        patch.setenv("MLFLOW_EXPERIMENT_NAME", "trust")
+        store = Store(folder, "trust")
+        ids = fill(store)
+        yield Report(compare(CompareConfig(out=folder / "report")).parent, ids, store)
+
+
+def likelihoods(report: Report, model: str) -> pd.DataFrame:
+    return pd.read_parquet(report.store.folder / "files" / report.ids[model] / "likelihood.parquet")
+
+
+def test_the_threshold_grows_with_the_samples():
+    assert k_threshold(1000) == pytest.approx(2 / 3)
+    assert k_threshold(100) == 0.5
+    assert k_threshold(10) == 0
+    assert k_threshold(1) == -math.inf
+    assert k_threshold(10**6) == k_threshold(2200) == 0.7
+
+
+def test_an_image_is_marked_by_its_own_k(report: Report):
+    images = report.csv("images").set_index(["run", "index"])
+    markdown = (report.folder / "report.md").read_text()
+    marked = 0
+    for model in (*PARETO_K, "ppca"):
+        test = likelihoods(report, model).query("split == 'test'").set_index("index")
+        for index in range(100, 110):
+            row = images.loc[(report.ids[model], index)]
+            k = test.loc[index, "pareto_k"]
+            if model == "ppca":
+                assert math.isnan(row["pareto_k"])
+                assert math.isnan(row["unreliable"])
+            else:
+                assert row["pareto_k"] == pytest.approx(k)
+                assert row["unreliable"] == (k > 2 / 3)
+            # The gallery's row of an image begins with its class and index.
+            number = f"{signed(test.loc[index, 'log_px'])}"  # pyright: ignore[reportArgumentType]
+            (cell,) = re.findall(rf"^\| \d \| {index} \|.*?{number}([^|]*)\|", markdown, re.MULTILINE)
+            assert (DAGGER in cell) == (k > 2 / 3)
+            marked += DAGGER in cell
+    assert marked == 2
+
+
+def test_a_mean_is_marked_by_the_median_k(report: Report):
+    summary = report.csv("summary")
+    doubtful = summary.query("unreliable == True")
+    assert [*zip(doubtful["model"], doubtful["split"], strict=True)] == [("vae", split) for split in SPLITS]
+    trained = summary.query("model == 'latent_opt' and posterior == 'table'")
+    assert trained["pareto_k"].item() == pytest.approx(np.mean(PARETO_K["latent_opt"]))
+    for heads in (("Test log p(x)", "Median ESS"), ("Validation", "Images")):
+        for row in report.table(*heads)[1:]:
+            assert any(DAGGER in cell for cell in row) == row[0].startswith("vae")
+    weights = {(row[0], row[2]): row[5:8] for row in report.table("k at most")[1:]}
+    assert weights["vae", "encoder"] == [f"0.72{DAGGER} (60.0 %)"] * 3
+    assert weights["latent_opt", "fitted"] == ["0.45 (20.0 %)"] * 3
+    assert weights["latent_opt", "table"] == ["0.45 (20.0 %)", "\u2013", "\u2013"]
+    for row in report.table("Class")[1:]:
+        digit = int(row[0])
+        k = np.linspace(*PARETO_K["vae"], 20)
+        assert (DAGGER in row[1]) == (np.median([k[digit], k[digit + 10]]) > 2 / 3)
+        assert DAGGER not in row[2] + row[3]
+    for row in report.table("First better")[1:]:
+        assert (DAGGER in row[6]) == ("vae" in (row[0], row[2]))
+    (card,) = re.findall(r'<div class="value">(\S*\u2020)', (report.folder / "index.html").read_text())
+    headline = summary.set_index(["model", "split"]).loc[("vae", "test"), "log_px"].item()
+    assert card == f"{signed(headline)}{DAGGER}"
+
+
+def test_the_dagger_is_explained_where_it_stands_and_nowhere_else(report: Report):
+    page = (report.folder / "index.html").read_text()
+    bodies = re.findall(r"<tbody>(.*?)</figure>", page, re.DOTALL)
+    explained = [body for body in bodies if '<p class="note">' in body]
+    assert [DAGGER in body.partition("</tbody>")[0] for body in bodies] == [body in explained for body in bodies]
+    assert len(explained) > 4
+    for body in explained:
+        assert "downward bias" in body.partition("</tbody>")[2]
+    latex = (report.folder / "tables.tex").read_text()
+    tables = re.findall(r"\\begin\{tabular\}(.*?)\\end\{tabular\}(.*?)\\end\{table\}", latex, re.DOTALL)
+    for inside, under in tables:
+        assert (r"\textdagger{}" in inside) == ("downward bias" in under)
+
+
+def test_gaps_add_up(report: Report):
+    table = report.csv("gap").set_index(["model", "split", "posterior"])
+    assert len(table) == 5
+    parts = table["approximation_gap"] + table["amortization_gap"]
+    np.testing.assert_allclose(parts, table["inference_gap"])
+    np.testing.assert_allclose(table["log_px"] - table["elbo"], table["inference_gap"])
+    np.testing.assert_allclose(table["elbo_best"] - table["elbo"], table["amortization_gap"])
+    assert min(table["log_px"] - table[["log_px_ais", "log_px_is"]].max(axis=1)) >= 0
+    frame = pd.read_parquet(report.store.folder / "files" / report.ids["latent_opt"] / "gap.parquet")
+    for posterior in ("fitted", "table"):
+        values = frame.query("split == 'train' and posterior == @posterior")["amortization_gap"]
+        row = table.loc[("latent_opt", "train", posterior)]
+        assert row["amortization_gap"] == pytest.approx(values.mean())
+        assert row["amortization_gap_se"] == pytest.approx(values.sem())
+        shown = [line for line in report.table("L[q*]")[1:] if line[:4:2] == ["latent_opt", posterior]]
+        assert f"{row['amortization_gap']:.2f} ± {row['amortization_gap_se']:.2f}" in [line[8] for line in shown]
+    page = html.unescape((report.folder / "index.html").read_text())
+    assert "latent_opt has no encoder" in page
+    assert "lies between \u221261.30 and \u221260.90 nats" in page
+    assert "16 chains, 1000 distributions" in page
+
+
+def test_the_bound_is_drawn_by_its_samples(report: Report):
+    page = (report.folder / "index.html").read_text()
+    curve = report.csv("bounds").query("model == 'vae' and split == 'test'")
+    ends = f"vae from {curve['log_px'].iloc[0]:.2f} at 1 to {curve['log_px'].iloc[-1]:.2f} at 1000"
+    (svg,) = re.findall(r'<svg role="img" aria-label="[^"]*by number of samples: ([^"]*)"', page)
+    assert svg.startswith(ends)
+    assert "latent_opt from" in svg
+
+
+def test_rate_is_aggregate_kl_and_mutual_information(report: Report):
+    rows = {row[0]: row for row in report.table("Active units")[1:]}
+    assert rows.keys() == {"vae", "latent_opt", "ppca"}
+    for model, row in rows.items():
+        metrics = report.store.client.get_run(report.ids[model]).data.metrics
+        assert row[4:7] == [f"{metrics[f'test/{key}']:.2f}" for key in ("rate", "distortion", "aggregate_kl")]
+        assert row[7] == f"{metrics['test/rate'] - metrics['test/aggregate_kl']:.2f} of {math.log(20):.2f}"
+
+
+def test_samples_stand_above_the_floor_of_their_classifier(report: Report):
+    table = report.table("Recall")
+    assert [row[0] for row in table[1:]] == ["vae", "latent_opt", "ppca", "training images"]
+    assert table[-1][2:] == ["3.21", "0.0123 ± 0.0021", "0.90", "0.80", "0.95", "0.85"]
+    assert f"cnn {report.ids['cnn'][:8]}. The last row" in (report.folder / "index.html").read_text()
+    # Judged by two classifiers, models stand in two tables.
+    vae, ppca = (get_run(report.ids[model]) for model in ("vae", "ppca"))
+    other = replace(vae, tags={**vae.tags, "evaluation.cnn_run": "another"})
+    page = render(build([[(other,), (ppca,)]], more_seeds=False))["index.html"]
+    tables = [[row[0] for row in table[1:]] for table in rows_of(page) if "Recall" in table[0]]
+    assert tables == [["vae", "training images"], ["ppca", "training images"]]

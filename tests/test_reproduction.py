@@ -69,7 +69,7 @@ def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store
     page = (store / "docs" / "results.md").read_text()
     assert page.startswith("# Results\n\n<!-- study question -->\n`elbolab study question`: seeds 0, 1, commit ")
     assert page.endswith("![Does the exact model win?](question.png)\n<!-- end question -->\n\nmore\n")
-    assert f"| short | {mean:.2f} ± {half:.2f} | -86.76 | 2.00 ± 0 |" in page
+    assert f"| short | 1 | {mean:.2f} ± {half:.2f} | -86.76 | 2.00 ± 0 |" in page
     assert "Reported: Somebody 2016, table 1." in page
     assert (store / "docs" / "question.png").stat().st_size > 5000
     parents = {mlflow.get_run(run.id).data.tags["mlflow.parentRunId"] for run in trained}
@@ -77,9 +77,25 @@ def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store
 
 
 def test_fewer_passes_are_another_training(study: str, store: Path):
-    run_study(study, StudyConfig(passes=1))
-    assert {run.params["epochs"] for run in records.find_runs("train")} == {"1"}
-    assert "`elbolab study question --passes 1`" in (store / "docs" / "results.md").read_text()
+    parent = run_study(study, StudyConfig(passes=1, only=("s*",)))
+    assert {(run.params["model"], run.params["epochs"]) for run in records.find_runs("train")} == {("vae", "1")}
+    page = (store / "docs" / "results.md").read_text()
+    assert "`elbolab study question --passes 1 --only 's*'`: seeds 0, 1" in page
+    assert "; evaluated with samples 20, images 10; ± is" in page
+    rows = json.loads(records.fetch(parent, "reproduction.json").read_text())["rows"]
+    assert [(row["training"], row["epochs"]) for row in rows] == [("short", 1)]
+    with pytest.raises(UserError, match=r"only=gan names no training; there are: exact, short"):
+        run_study(study, StudyConfig(only=("gan",)))
+    assert len(records.find_runs("train")) == 2
+
+
+def test_trainings_that_fewer_passes_make_equal_are_one(study: str, store: Path):
+    file = store / "studies" / "question.py"
+    file.write_text(TEXT.replace('"exact": Training(model="ppca")', '"long": Training(model="vae")'))
+    parent = run_study(study, StudyConfig(passes=1))
+    assert len(records.find_runs("train")) == 2
+    rows = json.loads(records.fetch(parent, "reproduction.json").read_text())["rows"]
+    assert [row["training"] for row in rows] == ["long"]
 
 
 def test_a_reproduction_says_what_is_wrong_before_it_trains(study: str, store: Path):
@@ -94,7 +110,7 @@ def test_a_reproduction_says_what_is_wrong_before_it_trains(study: str, store: P
         with pytest.raises(UserError, match=said):
             load_study(study)
     file.write_text(TEXT)
-    with pytest.raises(UserError, match=r"takes no trials; it takes passes"):
+    with pytest.raises(UserError, match=r"takes no trials; it takes only, passes"):
         run_study(study, StudyConfig(trials=3))
 
 

@@ -113,12 +113,14 @@ class GapConfig(Settings):
     """How the temperatures are spaced."""
     ais_start: Literal["prior", "q"] = "prior"
     """Where the chains begin."""
+    local_start: Literal["both", "prior", "q"] = "both"
+    """Where the search for the best factorised Gaussian of each image begins; of two searches the better counts."""
     local_steps: Annotated[int, Field(gt=0)] = 1000
-    """Adam steps that look for the best factorised Gaussian of each image."""
+    """Adam steps of that search."""
     local_lr: Annotated[float, Field(gt=0)] = 0.03
-    """Learning rate of that search at its first step; it falls to 0 along a half cosine."""
+    """Learning rate of these steps at the first; it falls to 0 along a half cosine."""
     local_samples: Annotated[int, Field(gt=0)] = 10
-    """Samples of the ELBO in each of its steps."""
+    """Samples of the ELBO in each of them."""
 
 
 class EvaluateConfig(GapConfig):
@@ -219,6 +221,13 @@ class StudyConfig(Settings):
     """Fresh seeds on which finalise trains each configuration."""
     passes: Annotated[int, Field(gt=0)] | None = None
     """Most epochs of each training of a reproduction [default: as many as it says]."""
+    only: tuple[str, ...] = ()
+    """Patterns of the trainings of a reproduction that are done, repeated or separated by commas [default: all]."""
+
+    @field_validator("only", mode="before")
+    @classmethod
+    def _split(cls, given: Sequence[str]) -> tuple[str, ...]:
+        return split_ids(given)
 
 
 class Given(Settings):

@@ -1,9 +1,11 @@
 """A reproduction: a list of trainings, evaluated under one protocol, beside the numbers that their source reports."""
 
+import json
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +23,7 @@ from elbolab.records import RunRecord
 from elbolab.report.reproduced import draw, insert, markdown, summarise
 
 STUDY, TRAINING, REPRODUCTION = "elbolab.study", "elbolab.training", "elbolab.reproduction"
+EVALUATED = "elbolab.evaluated"
 RESULTS = Path("docs", "results.md")
 # Where something was computed says nothing of what.
 PLACES = {"device", "data_dir"}
@@ -57,16 +60,18 @@ class Reproduction(Settings):
     evaluators: tuple[Callable[[Subject], Findings], ...] = ()
     """Evaluators of this question alone, beside those of every run."""
     figure: Callable[[pd.DataFrame, Axes], None] | None = None
-    """Draws the runs, a row a training, seed and metric; columns training, seed, run, epochs, metric, value, std_err."""
+    """Draws the runs, a row a training, seed and metric: training, seed, run, epochs, metric, value, std_err."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        earlier: dict[str, str] = {}
         for label, training in self.trainings.items():
             if training.model not in MODELS:
                 raise ValueError(
                     f"model={training.model!r} of {label!r} does not exist; there are: {', '.join(MODELS)}"
                 )
-            self.config(label, self.seeds[0], dict.fromkeys(self.trainings, "run"))
+            self.config(label, self.seeds[0], earlier)
+            earlier[label] = "run"
         if unknown := self.references.keys() - self.trainings.keys():
             raise ValueError(f"references name {', '.join(sorted(unknown))}, which trainings do not")
         return self
@@ -76,34 +81,46 @@ class Reproduction(Settings):
         training = self.trainings[label]
         kind = MODELS[training.model].Config
         shared = {name: value for name, value in self.base.items() if name in kind.model_fields}
-        own = {
-            name: value.format_map(runs) if isinstance(value, str) else value for name, value in training.fields.items()
-        }
+        try:
+            own = {
+                name: value.format_map(runs) if isinstance(value, str) else value
+                for name, value in training.fields.items()
+            }
+        except KeyError as missing:
+            raise UserError(f"training {label!r} needs the run of {missing}, which is not done before it") from None
         config = kind.parse({**shared, **own, "seed": seed})
         return config if passes is None else config.model_copy(update={"epochs": min(config.epochs, passes)})
 
 
-def reproduce(name: str, study: Reproduction, passes: int | None = None) -> str:
+def reproduce(name: str, study: Reproduction, passes: int | None = None, only: Sequence[str] = ()) -> str:
     """Train and evaluate what is missing, write table and figure to the study's run, and return its id.
 
-    What an earlier call finished is found by its config and used. Where ``docs/results.md`` has a place for the study,
-    the table goes there too.
+    ``passes`` is the most that a training may take, ``only`` are shell patterns of the trainings that are done. What
+    an earlier call finished is found by its config and used. Where ``docs/results.md`` has a place for the study, the
+    table goes there too.
     """
-    limit = ["--passes", str(passes)] if passes else []
+    labels = [label for label in study.trainings if not only or any(fnmatchcase(label, pattern) for pattern in only)]
+    if not labels:
+        raise UserError(f"only={','.join(only)} names no training; there are: {', '.join(study.trainings)}")
+    limits = [*(["--passes", str(passes)] if passes else []), *(part for name in only for part in ("--only", name))]
     tags = {STUDY: name, REPRODUCTION: "true", "mlflow.note.content": study.question}
     with tracker.run("study", name, {"study": name, "seeds": str(study.seeds)}, tags) as track:
         runs: list[tuple[str, int, RunRecord]] = []
         for seed in study.seeds:
             done: dict[str, str] = {}
-            for label in study.trainings:
-                done[label] = _trained(name, study, label, study.config(label, seed, done, passes))
-                runs.append((label, seed, _evaluated(study, done[label])))
+            for label in labels:
+                trained = _trained(name, study, label, study.config(label, seed, done, passes))
+                # Cut down to fewer passes, a longer training may be one that is there already.
+                if trained not in done.values():
+                    runs.append((label, seed, _evaluated(study, trained)))
+                done[label] = trained
         table = _table(study, runs)
         found = summarise(table, study.metrics, study.references) | {
             "name": name,
             "question": study.question,
             "source": study.source,
-            "command": shlex.join(["elbolab", "study", name, *limit]),
+            "command": shlex.join(["elbolab", "study", name, *limits]),
+            "evaluation": study.evaluation.changes(),
             "commits": sorted({run.tags.get("git.commit", "unknown")[:7] for _, _, run in runs}),
             "devices": sorted({run.tags.get("device", "unknown") for _, _, run in runs}),
             "seconds": sum(run.seconds + float(run.tags["evaluation.seconds"]) for _, _, run in runs),
@@ -138,12 +155,11 @@ def _trained(name: str, study: Reproduction, label: str, config: Config) -> str:
 
 def _evaluated(study: Reproduction, run_id: str) -> RunRecord:
     run = records.get_run(run_id)
-    config = study.evaluation
-    alike = all(run.tags.get(f"evaluation.{key}") == str(getattr(config, key)) for key in ("samples", "images", "seed"))
-    if alike and any(metric in run.metrics for metric in study.metrics):
-        return run
-    evaluate_run(run_id, config, study.evaluators)
-    run = records.get_run(run_id)
+    protocol = json.dumps([study.evaluation.changes(), [evaluator.__name__ for evaluator in study.evaluators]])
+    if run.tags.get(EVALUATED) != protocol:
+        evaluate_run(run_id, study.evaluation, study.evaluators)
+        tracker.Tracker(run_id).set_tags({EVALUATED: protocol})
+        run = records.get_run(run_id)
     if not any(metric in run.metrics for metric in study.metrics):
         raise UserError(f"run {run_id} has none of the metrics {', '.join(study.metrics)}; name what evaluate logs")
     return run

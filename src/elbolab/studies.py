@@ -26,11 +26,12 @@ def run_study(name: str, config: StudyConfig) -> str:
     that was stopped, and does nothing to one that is complete.
     """
     name, definition = load_study(name)
-    own = {"passes"} if isinstance(definition, Reproduction) else set(StudyConfig.model_fields) - {"passes"}
+    limits = {"passes", "only"}
+    own = limits if isinstance(definition, Reproduction) else set(StudyConfig.model_fields) - limits
     if wrong := sorted(config.model_fields_set - own):
         raise UserError(f"study {name} takes no {', '.join(wrong)}; it takes {', '.join(sorted(own))}")
     if isinstance(definition, Reproduction):
-        return reproduce(name, definition, config.passes)
+        return reproduce(name, definition, config.passes, config.only)
     points = len(definition.points)
     target = min(config.trials or points or definition.trials, points or sys.maxsize)
     job = Job(name, definition, sqlite.absolute(config.storage), target, config.seed, config.heartbeat)

@@ -11,6 +11,7 @@ from elbolab.data import Batch
 from elbolab.evaluators.ais import annealed_estimate, bidirectional_bounds
 from elbolab.evaluators.importance import estimate_log_px, log_weights
 from elbolab.evaluators.subject import Findings, Subject, mean_metrics
+from elbolab.models.fitting import choose, fit_posterior
 from elbolab.models.latent import DiagonalGaussian, LatentModel
 
 # All chains of so many images are one batch.
@@ -39,7 +40,7 @@ def gap(subject: Subject) -> Findings:
     for split in ("train", "test"):
         for stored, suffix in ((False, ""), (True, "_table")):
             rows = table[(table.split == split) & ((table.posterior == "table") == stored)]
-            for column in ("log_px_ais", *GAPS) if len(rows) else ():
+            for column in ("log_px_ais", "elbo_best", *GAPS) if len(rows) else ():
                 metrics |= mean_metrics(f"{split}/{column}{suffix}", rows[column])
     lower, upper = _simulated(model, subject, generator)
     metrics |= {
@@ -51,7 +52,7 @@ def gap(subject: Subject) -> Findings:
         "evaluation.ais": f"{config.ais_chains} chains, {config.ais_distributions} distributions, "
         f"{config.ais_leapfrog} leapfrog steps, {config.ais_schedule} schedule, from {config.ais_start}",
         "evaluation.local_optimisation": f"{config.local_steps} Adam steps at rate {config.local_lr:g} falling to 0, "
-        f"{config.local_samples} samples, the better of two starts, q and the prior",
+        f"{config.local_samples} samples, start: {config.local_start}",
     }
     return Findings(metrics, tags, {"gap.parquet": table})
 
@@ -64,27 +65,11 @@ def best_factorised(
     generator: torch.Generator | None = None,
 ) -> DiagonalGaussian:
     """q*, the factorised Gaussian of highest ELBO for each image (B, C, H, W): the best of a search from each start."""
-    found = [_search(model, x, start, config, generator) for start in starts]
-    best = torch.stack([log_weights(model, x, q, config.samples, generator).mean(0) for q in found]).argmax(0)
-    own = best, torch.arange(len(x), device=x.device)
-    return DiagonalGaussian(torch.stack([q.mean for q in found])[own], torch.stack([q.log_var for q in found])[own])
-
-
-def _search(
-    model: LatentModel, x: Tensor, start: DiagonalGaussian, config: EvaluateConfig, generator: torch.Generator | None
-) -> DiagonalGaussian:
-    mean, log_var = (value.detach().clone().requires_grad_() for value in (start.mean, start.log_var))
-    adam = torch.optim.Adam([mean, log_var], config.local_lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, config.local_steps)
-    for _ in range(config.local_steps):
-        with torch.enable_grad():
-            q = DiagonalGaussian(mean, log_var)
-            log_px_z = model.likelihood.log_prob(x, model.decode(q.sample(config.local_samples, generator)))
-            (q.kl() - log_px_z.mean(0)).sum().backward(inputs=[mean, log_var])
-        adam.step()
-        adam.zero_grad()
-        schedule.step()
-    return DiagonalGaussian(mean, log_var).detach()
+    found = [
+        fit_posterior(model, x, start, config.local_steps, config.local_lr, config.local_samples, generator)
+        for start in starts
+    ]
+    return choose(found, torch.stack([log_weights(model, x, q, config.samples, generator).mean(0) for q in found]))
 
 
 def standard_normal(q: DiagonalGaussian) -> DiagonalGaussian:
@@ -116,11 +101,12 @@ def _rows(
 ) -> pd.DataFrame:
     config, x = subject.config, batch.x
     q = next(iter(posteriors.values()))
-    start = q if config.ais_start == "q" else standard_normal(q)
-    ais = annealed_estimate(model, x, start, config, generator)
-    best = best_factorised(model, x, (q, standard_normal(q)), config, generator)
+    starts = {"q": q, "prior": standard_normal(q)}
+    searched = [start for name, start in starts.items() if config.local_start in (name, "both")]
+    best = best_factorised(model, x, searched, config, generator)
     # New samples judge it: the best of two noisy values is above its expectation.
     elbo_best = log_weights(model, x, best, config.samples, generator).mean(0)
+    ais = annealed_estimate(model, x, starts[config.ais_start], config, generator)
     estimates = {name: estimate_log_px(model, x, each, config.samples, generator) for name, each in posteriors.items()}
     sampled = torch.stack([estimate.log_px.double() for estimate in estimates.values()]).amax(0)
     # A closed form is not to be beaten by the noise of an estimate.

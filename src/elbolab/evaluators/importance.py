@@ -108,8 +108,3 @@ def pareto_k(log_w: Tensor) -> Tensor:
             return -math.inf
 
     return log_w.new_tensor([k(weights) for weights in log_w.T.cpu().numpy()])
-
-
-def k_threshold(samples: int) -> float:
-    """The largest k at which S weights' mean is trusted, min(1 - 1/log10 S, 0.7) (Vehtari et al. 2024, section 3.2)."""
-    return min(1 - 1 / math.log10(samples), 0.7) if samples > 1 else -math.inf

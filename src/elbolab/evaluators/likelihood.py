@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from elbolab.data import Batch
-from elbolab.evaluators.importance import Estimate, bound, estimate_log_px, k_threshold, pareto_k
+from elbolab.evaluators.importance import Estimate, bound, estimate_log_px, pareto_k
 from elbolab.evaluators.subject import Findings, Subject, mean_metrics
+from elbolab.intervals import k_threshold
 from elbolab.models.latent import LatentModel
 
 CURVE = (1, 10, 100, 1000, 5000)

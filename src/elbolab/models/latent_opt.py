@@ -14,6 +14,7 @@ from elbolab import distributed
 from elbolab.data import Batch, Data, DataSpec, Split
 from elbolab.errors import UserError
 from elbolab.models.deep import BetaConfig, DeepLatentModel, EncoderModel
+from elbolab.models.fitting import choose, fit_posterior
 from elbolab.models.latent import DiagonalGaussian, Model
 from elbolab.models.ppca import fit_ppca, linear_posterior
 from elbolab.objectives import Terms, beta_loss
@@ -211,25 +212,15 @@ class LatentOpt(DeepLatentModel):
     def infer(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         """Maximise the ELBO over each image's own mean and log-variance, the decoder frozen, from no stored row."""
         fits = [self._fit(batch.x, restart, generator) for restart in range(self.config.fit_restarts)]
-        rows, bounds = (torch.stack(values) for values in zip(*fits, strict=True))
-        best = rows[bounds.argmax(0), torch.arange(len(batch), device=rows.device)]
-        return DiagonalGaussian(*best.chunk(2, -1))
+        with torch.no_grad():
+            bounds = torch.stack([self.bound(batch.x, q, 16, generator) for q in fits])
+        return choose(fits, bounds)
 
-    def _fit(self, x: Tensor, restart: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _fit(self, x: Tensor, restart: int, generator: torch.Generator | None) -> DiagonalGaussian:
         shape = (len(x), self.config.latent_dim)
         mean = torch.randn(shape, generator=generator, device=x.device) if restart else x.new_zeros(shape)
-        rows = torch.cat([mean, torch.full_like(mean, START_LOG_VAR)], -1).requires_grad_()
-        adam = torch.optim.Adam([rows], self.config.fit_lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.config.fit_steps)
-        for _ in range(self.config.fit_steps):
-            with torch.enable_grad():
-                q = DiagonalGaussian(*rows.chunk(2, -1))
-                self.bound(x, q, 1, generator).sum().neg().backward(inputs=[rows])
-            adam.step()
-            adam.zero_grad()
-            schedule.step()
-        with torch.no_grad():
-            return rows.detach(), self.bound(x, DiagonalGaussian(*rows.chunk(2, -1)), 16, generator)
+        start = DiagonalGaussian(mean, torch.full_like(mean, START_LOG_VAR))
+        return fit_posterior(self, x, start, self.config.fit_steps, self.config.fit_lr, generator=generator)
 
     def stored_posterior(self, batch: Batch) -> DiagonalGaussian | None:
         return self.posterior(batch).detach() if batch.split == "train" else None

@@ -18,7 +18,12 @@ def summarise(table: pd.DataFrame, metrics: tuple[str, ...], references: dict[st
     """Each training's metrics: mean over seeds ± half its 95% interval, or of one seed ± its error over images."""
     rows = []
     for training, own in table.groupby("training", sort=False):
-        row: dict[str, Any] = {"training": training, "runs": own.run.drop_duplicates().tolist(), "figures": {}}
+        row: dict[str, Any] = {
+            "training": training,
+            "epochs": int(own.epochs.iloc[0]),
+            "runs": own.run.drop_duplicates().tolist(),
+            "figures": {},
+        }
         for metric in metrics:
             values = own[own.metric == metric]
             if len(values):
@@ -62,16 +67,19 @@ def cell(row: dict[str, Any], metric: str, kind: str) -> str:
 def facts(found: dict[str, Any]) -> str:
     """How the numbers came about, one line."""
     seeds = ", ".join(map(str, found["seeds"]))
+    evaluation = ", ".join(f"{key} {value}" for key, value in found["evaluation"].items())
     return (
         f"seed{'s' if len(found['seeds']) > 1 else ''} {seeds}, commit {', '.join(found['commits'])}, "
-        f"{found['seconds'] / 60:.0f} minutes on {', '.join(found['devices'])}; ± is {found['error']}"
+        f"{found['seconds'] / 60:.0f} minutes on {', '.join(found['devices'])}"
+        f"{f'; evaluated with {evaluation}' if evaluation else ''}; ± is {found['error']}"
     )
 
 
 def markdown(found: dict[str, Any], figure: str | None) -> str:
     """The table as Markdown, with the command and what made it; ``figure`` is the file of its picture."""
-    head = ["training", *(f"`{metric}`" if kind == "measured" else "reported" for metric, kind in columns(found))]
-    body = [[row["training"], *(cell(row, *column) for column in columns(found))] for row in found["rows"]]
+    shown = columns(found)
+    head = ["training", "epochs", *(f"`{metric}`" if kind == "measured" else "reported" for metric, kind in shown)]
+    body = [[row["training"], str(row["epochs"]), *(cell(row, *column) for column in shown)] for row in found["rows"]]
     lines = [f"| {' | '.join(line)} |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
     source = f" Reported: {found['source']}." if found["source"] else ""
     picture = ["", f"![{found['question']}]({figure})"] if figure else []

@@ -1,0 +1,71 @@
+"""Where does latent optimisation lose to an encoder, and how many steps of fitting an image buy the encoder back?"""
+
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+
+from elbolab import DiagonalGaussian, Reproduction, Training
+from elbolab.evaluators import Findings, Subject
+from elbolab.evaluators.importance import importance_estimate
+from elbolab.evaluators.subject import mean_metrics
+from elbolab.models.fitting import fit_posterior
+from elbolab.models.latent import LatentModel
+
+STEPS = (1, 3, 10, 30, 100, 300, 1000)
+IMAGES = 200
+# As latent_opt starts and fits an image that has no row.
+LOG_VAR, RATE = -2.0, 0.1
+
+
+def by_fit_steps(subject: Subject) -> Findings:
+    """Test log p(x) under the model's own q, and under posteriors fitted to its decoder in so many steps."""
+    model, config = subject.model, subject.config
+    assert isinstance(model, LatentModel)
+    rows = subject.data.test.stratified(IMAGES, config.seed)
+    batch = model.observe(subject.data.test.batch(rows), subject.generator())
+    own = model.infer(batch, subject.generator())
+    zero = torch.zeros_like(own.mean)
+    start = DiagonalGaussian(zero, torch.full_like(zero, LOG_VAR))
+    posteriors = {"own": own} | {
+        steps: fit_posterior(model, batch.x, start, steps, RATE, generator=subject.generator()) for steps in STEPS
+    }
+    metrics: dict[str, float] = {}
+    for name, q in posteriors.items():
+        estimate = importance_estimate(model, batch.x, q, config.samples, subject.generator())
+        metrics |= mean_metrics(f"test/log_px_fit_{name}", estimate.log_px.tolist())
+    return Findings(metrics)
+
+
+def against_steps(table: pd.DataFrame, axes: Axes) -> None:
+    """Mean over seeds by steps; dotted, what the model's own inference gives with the same decoder."""
+    means = table.groupby(["training", "metric"], sort=False).value.mean()
+    for place, training in enumerate(table.training.unique()):
+        values = [means[training, f"test/log_px_fit_{steps}"] for steps in STEPS]
+        axes.plot(STEPS, values, "o-", color=f"C{place}", markersize=4, label=training)
+        if not training.startswith("latent_opt"):
+            axes.axhline(means[training, "test/log_px_fit_own"], color=f"C{place}", linestyle=":", linewidth=1.2)
+    axes.set_xscale("log")
+    # One step from nothing is far below everything else.
+    axes.set_ylim(bottom=float(means.filter(like="fit_30").min()) - 15)
+    axes.set_xlabel("steps of fitting each image's own posterior, decoder frozen")
+    axes.set_ylabel("test log p(x), nats")
+    axes.legend(frameon=False, fontsize=8)
+
+
+STUDY = Reproduction(
+    question="Where does latent optimisation lose to an encoder, and how many fitting steps buy the encoder back?",
+    # One step of the decoder at every visit of a batch, whatever the inference.
+    base={"epochs": 30, "latent_steps": 1},
+    trainings={
+        "vae": Training(model="vae"),
+        "semi_amortized": Training(model="semi_amortized"),
+        "latent_opt from zeros": Training(model="latent_opt", fields={"latent_init": "zeros"}),
+        "latent_opt from normal": Training(model="latent_opt", fields={"latent_init": "normal"}),
+        "latent_opt from pca": Training(model="latent_opt", fields={"latent_init": "pca"}),
+        "latent_opt from encoder": Training(model="latent_opt", fields={"latent_init": "encoder:{vae}"}),
+    },
+    seeds=(0, 1, 2),
+    metrics=("train/log_px", "test/log_px", "test/posterior_elbo", "train/rate"),
+    evaluators=(by_fit_steps,),
+    figure=against_steps,
+)

@@ -1,0 +1,74 @@
+"""How far do VAE and IWAE get in each stage of the schedule of Burda et al. 2016, and do they end where theirs did?"""
+
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+
+from elbolab import Reproduction, Training
+from elbolab.evaluators import Findings, Subject
+from elbolab.evaluators.importance import importance_estimate
+from elbolab.evaluators.subject import IMAGES_AT_ONCE, mean_metrics
+from elbolab.models.latent import LatentModel
+
+# By K, of one stochastic layer: test negative log-likelihood (table 1) and active units (table 2).
+REPORTED = {"vae": (86.76, 19), "iwae5": (85.54, 22), "iwae50": (84.78, 25)}
+PASSES = [sum(3**j for j in range(i + 1)) for i in range(8)]
+
+
+def nll_5000(subject: Subject) -> Findings:
+    """-L_5000 of every test image, nats (Burda et al. 2016, section 5)."""
+    assert isinstance(subject.model, LatentModel)
+    test, generator = subject.data.test, subject.generator()
+    values = []
+    for rows in torch.arange(len(test), device=subject.model.device).split(IMAGES_AT_ONCE):
+        batch = subject.model.observe(test.batch(rows), generator)
+        q = subject.model.infer(batch, generator)
+        values.append(-importance_estimate(subject.model, batch.x, q, 5000, generator).log_px)
+    return Findings(mean_metrics("test/nll_5000", torch.cat(values).tolist()))
+
+
+def distance(table: pd.DataFrame, axes: Axes) -> None:
+    """Test negative log-likelihood less the paper's, at the end of each stage."""
+    own = table[table.metric == "test/nll_5000"]
+    for name, (reported, _) in REPORTED.items():
+        if len(rows := own[own.training.str.startswith(f"{name} ")]):
+            axes.errorbar(rows.epochs, rows.value - reported, rows.std_err, fmt="o-", capsize=3, label=name)
+    axes.axhline(0, color="grey", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlabel("passes over the training images, at the end of each stage")
+    axes.set_ylabel("test -L_5000 less the paper's, nats")
+    axes.legend(frameon=False)
+
+
+def training(name: str, passes: int) -> Training:
+    samples = {"vae": {"beta_warmup": 0.0}, "iwae5": {"iw_samples": 5}, "iwae50": {"iw_samples": 50}}
+    return Training(model=name.rstrip("50"), fields={"epochs": passes, **samples[name]})
+
+
+STUDY = Reproduction(
+    question="Do the VAE and the IWAE end where those of Burda et al. 2016 did?",
+    base={
+        "dataset": "mnist",
+        # They held none out; these choose the epoch that is kept.
+        "val_size": 1000,
+        "likelihood": "bernoulli",
+        "net": "mlp",
+        "hidden": 200,
+        "activation": "tanh",
+        "latent_dim": 50,
+        "batch_size": 20,
+        "lr": 1e-3,
+        "adam_eps": 1e-4,
+        "schedule": "staged",
+    },
+    trainings={f"{name} i={stage}": training(name, passes) for name in REPORTED for stage, passes in enumerate(PASSES)},
+    metrics=("test/nll_5000", "test/active_units"),
+    references={
+        f"{name} i={stage}": dict(zip(("test/nll_5000", "test/active_units"), values, strict=True))
+        for name, values in REPORTED.items()
+        for stage in range(8)
+    },
+    source="Burda et al. 2016, tables 1 and 2, one stochastic layer, after stage i=7 (3,280 passes)",
+    evaluators=(nll_5000,),
+    figure=distance,
+)

@@ -16,7 +16,7 @@ import pytest
 from conftest import free_port, mlflow_server
 from mlflow.entities import Run
 from optuna.trial import TrialState
-from test_studies import SEARCH, begin, carry_out, children, define, running, trials_of, wait_for
+from test_studies import SEARCH, begin, carry_out, children, define, needed, running, trials_of, wait_for
 
 from elbolab.mirror import DIED
 
@@ -71,8 +71,8 @@ def test_three_workers_on_postgresql_and_a_server_one_killed(store: Path, postgr
     ends = [worker.communicate(timeout=300) for worker in workers]
     assert [worker.returncode for worker in workers] == [-signal.SIGKILL, 0, 0], ends
 
-    trials = trials_of("shared", storage)
-    states = Counter(trial.state for trial in trials if "not needed" not in trial.user_attrs.get("failure", ""))
+    trials = needed("shared", storage)
+    states = Counter(trial.state for trial in trials)
     assert states[TrialState.COMPLETE] == 6
     assert states[TrialState.FAIL] <= 1
     assert set(states) <= {TrialState.COMPLETE, TrialState.FAIL}
@@ -131,7 +131,7 @@ def test_ray_spreads_trials_and_a_node_that_dies_costs_a_retry(store: Path):
         assert process.returncode == 0, errors
     finally:
         cluster.shutdown()
-    states = Counter(trial.state for trial in trials_of("spread"))
+    states = Counter(trial.state for trial in needed("spread"))
     assert states == {TrialState.COMPLETE: 4, TrialState.FAIL: 1}
     runs = children(out.split()[-1])
     assert Counter(run.info.status for run in runs.values()) == {"FINISHED": 4, "FAILED": 1}

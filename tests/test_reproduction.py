@@ -8,9 +8,11 @@ import pytest
 from conftest import Command
 
 from elbolab import Reproduction, Training, records
-from elbolab.config import StudyConfig
+from elbolab.compare import compare
+from elbolab.config import CompareConfig, StudyConfig
 from elbolab.errors import UserError
 from elbolab.intervals import mean_and_half_width
+from elbolab.report.numbers import MINUS
 from elbolab.studies import run_study
 from elbolab.tuning import load_study
 
@@ -72,6 +74,13 @@ def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store
     assert f"| short | 1 | {mean:.2f} ± {half:.2f} | -86.76 | 2.00 ± 0 |" in page
     assert "Reported: Somebody 2016, table 1." in page
     assert (store / "docs" / "question.png").stat().st_size > 5000
+    out = compare(CompareConfig(out=store / "report"))
+    html, text = out.read_text(), (store / "report" / "report.md").read_text()
+    assert "<h2>Reproductions</h2>" in html
+    assert html.count("Does the exact model win? elbolab study question: seeds 0, 1") == 2
+    assert f"| short | 1 | `{rows['short']['runs'][0][:8]}`" in text
+    assert f"{mean:.2f} ± {half:.2f} | -86.76 |".replace("-", MINUS) in text
+    assert "Reported: Somebody 2016, table 1." in (store / "report" / "tables.tex").read_text()
     parents = {mlflow.get_run(run.id).data.tags["mlflow.parentRunId"] for run in trained}
     assert parents == {first}
 

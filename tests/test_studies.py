@@ -20,7 +20,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.pool import NullPool
 
-from elbolab import Study, load_model, records
+from elbolab import Reproduction, Study, load_model, records
 from elbolab.config import StudyConfig
 from elbolab.errors import UserError
 from elbolab.intervals import mean_and_half_width
@@ -103,8 +103,19 @@ def test_a_study_without_meaning_is_refused_when_it_is_made(values: dict[str, An
 
 def test_the_shipped_studies_are_sound():
     files = sorted(Path(__file__).parent.parent.glob("studies/*.py"))
-    names = {load_study(str(file))[0] for file in files}
-    assert names >= {"vae_latent_beta_lr", "latent_opt_rates", "cnn_lr", "vae_rate_distortion"}
+    found = dict(load_study(str(file)) for file in files)
+    assert {name for name, study in found.items() if isinstance(study, Study)} == {
+        "vae_latent_beta_lr",
+        "latent_opt_rates",
+        "cnn_lr",
+        "vae_rate_distortion",
+    }
+    burda = found["burda2016"]
+    assert isinstance(burda, Reproduction)
+    # Rate 10^(-i/7) for 3^i passes, from i = 0 to 7.
+    stages = [burda.config(f"iwae50 i={stage}", 0, {}) for stage in range(8)]
+    assert [config.epochs for config in stages] == [1, 4, 13, 40, 121, 364, 1093, 3280]
+    assert {"coursework", "cremer2018", "amortized_vs_latent"} <= found.keys()
 
 
 def test_a_study_has_as_many_trials_as_asked_for_in_all_and_mlflow_says_so(search: str):

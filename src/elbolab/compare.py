@@ -24,6 +24,7 @@ from elbolab.report.entries import (
 from elbolab.report.figures import SPARE_SLOTS
 from elbolab.report.findings import find
 from elbolab.report.page import render
+from elbolab.report.reproduced import newest_reproductions
 
 ROLES = ("cnn", "vae", "latent_opt", "ppca")
 # A page for people has an end, and so has what is read for it: the newest runs of a model are looked through, and of
@@ -46,7 +47,7 @@ def compare(config: CompareConfig) -> Path:
     once = {groups[0][0].tags["data.digest"]: groups for groups in chosen}
     comparisons = build(list(once.values()), more_seeds=not named)
     files = {f"{name}.csv": tables.csv(name, comparisons) for name in tables.COLUMNS}
-    files |= render(comparisons)
+    files |= render(comparisons, newest_reproductions())
     config.out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (config.out / name).write_text(text, encoding="utf-8", newline="\n")

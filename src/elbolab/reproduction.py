@@ -20,10 +20,9 @@ from elbolab.evaluators import Findings, Subject
 from elbolab.experiment import evaluate_run, train_model
 from elbolab.models import MODELS
 from elbolab.records import RunRecord
-from elbolab.report.reproduced import draw, insert, markdown, summarise
+from elbolab.report.reproduced import FOUND, REPRODUCTION, STUDY, draw, insert, markdown, summarise
 
-STUDY, TRAINING, REPRODUCTION = "elbolab.study", "elbolab.training", "elbolab.reproduction"
-EVALUATED = "elbolab.evaluated"
+TRAINING, EVALUATED = "elbolab.training", "elbolab.evaluated"
 RESULTS = Path("docs", "results.md")
 # Where something was computed says nothing of what.
 PLACES = {"device", "data_dir"}
@@ -125,7 +124,7 @@ def reproduce(name: str, study: Reproduction, passes: int | None = None, only: S
             "devices": sorted({run.tags.get("device", "unknown") for _, _, run in runs}),
             "seconds": sum(run.seconds + float(run.tags["evaluation.seconds"]) for _, _, run in runs),
         }
-        track.log_value(found, "reproduction.json")
+        track.log_value(found, FOUND)
         _publish(study, found, table, track)
         return track.id
 

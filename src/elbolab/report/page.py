@@ -14,6 +14,7 @@ from elbolab.report.entries import Comparison, Entry, Row
 from elbolab.report.figures import FLOOR_SLOT, Series
 from elbolab.report.numbers import DAGGER, DASH, dagger, kept, mean_log_px, number, percent
 from elbolab.report.quality import quality_blocks
+from elbolab.report.reproduced import Reproduced, reproduction_blocks
 from elbolab.report.sections import classifier_blocks, latent_blocks, likelihood_blocks, vae_blocks
 from elbolab.report.tables import FLOOR
 from elbolab.report.trust import trust_blocks
@@ -31,7 +32,7 @@ def environment() -> Environment:
     )
 
 
-def render(comparisons: Sequence[Comparison]) -> dict[str, str]:
+def render(comparisons: Sequence[Comparison], reproductions: Sequence[Reproduced] = ()) -> dict[str, str]:
     """Return the report as `index.html` and `report.md`, and its tables as `tables.tex`."""
     env = environment()
     env.filters["md"] = lambda text: (
@@ -41,18 +42,20 @@ def render(comparisons: Sequence[Comparison]) -> dict[str, str]:
     datasets = [dataset(one, f"data{place}-" * several) for place, one in enumerate(comparisons, start=1)]
     runs = [card for comparison in comparisons for card in run_cards(comparison)]
     overview = overview_blocks(comparisons) if several else []
+    reproduced = [block for each in reproductions for block in reproduction_blocks(*each)]
     context = {
         "title": " and ".join(each["name"] for each in datasets),
         "observed": next((one for one in comparisons if one.latents), comparisons[0]).tag("observation_model"),
         "overview": overview,
         "datasets": datasets,
+        "closing": [Section("reproductions", "Reproductions", reproduced)] if reproduced else [],
         "runs": runs,
         "address": {run["run"]: run["url"] or f"#run-{run['run']}" for run in runs},
     }
     templates = {"index.html": "report/index.html.j2", "report.md": "report/report.md.j2"}
     pages = {name: env.get_template(file).render(context).strip() + "\n" for name, file in templates.items()}
     parts = [("", overview)] + [(each["name"], [b for s in each["sections"] for b in s.blocks]) for each in datasets]
-    return pages | {"tables.tex": latex.write(parts)}
+    return pages | {"tables.tex": latex.write([*parts, ("", reproduced)])}
 
 
 def dataset(comparison: Comparison, prefix: str = "") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What came of a reproduction, beside what its source reports: numbers, Markdown and figure."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,54 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from elbolab import records
 from elbolab.intervals import mean_and_half_width
+from elbolab.records import RunRecord
+from elbolab.report.blocks import Cell, Picture, Pictures, Table, short
+from elbolab.report.figures import png_file
+from elbolab.report.numbers import DASH, MINUS
 
+STUDY, REPRODUCTION, FOUND = "elbolab.study", "elbolab.reproduction", "reproduction.json"
+MOST = 20
 OVER_SEEDS, OVER_IMAGES = "95% interval over seeds", "one standard error over images"
+
+Reproduced = tuple[dict[str, Any], Path | None]
+"""What a reproduction found, and its figure if it has one."""
+
+
+def newest_reproductions() -> list[Reproduced]:
+    """The newest finished reproduction of each name, by name."""
+    newest: dict[str, RunRecord] = {}
+    for run in records.find_runs("study", tags={REPRODUCTION: "true"}, limit=MOST):
+        newest.setdefault(run.tags[STUDY], run)
+    found = []
+    for name, run in sorted(newest.items()):
+        drawn = f"figures/{name}.png"
+        figure = records.fetch(run.id, drawn) if drawn in records.list_artifacts(run.id, "figures") else None
+        found.append((json.loads(records.fetch(run.id, FOUND).read_text()), figure))
+    return found
+
+
+def reproduction_blocks(found: dict[str, Any], figure: Path | None) -> list[Any]:
+    """Return the table of a reproduction beside the numbers of its source, and its figure."""
+    source = f" Reported: {found['source']}." if found["source"] else ""
+    shown = columns(found)
+    head = ["Training", "Epochs", "Runs", *(metric if kind == "measured" else "Reported" for metric, kind in shown)]
+    rows: list[list[Cell]] = [
+        [
+            row["training"],
+            str(row["epochs"]),
+            tuple(short(run) for run in row["runs"]),
+            *(cell(row, *column).replace("-", MINUS) for column in shown),
+        ]
+        for row in found["rows"]
+    ]
+    caption = f"{found['question']} {found['command']}: {facts(found)}.{source}"
+    blocks: list[Any] = [Table(f"reproduction {found['name']}", caption, head, rows, left=3)]
+    if figure is not None:
+        src, width, height = png_file(figure)
+        blocks.append(Pictures("", [Picture(src, found["question"], width // 2, height // 2)]))
+    return blocks
 
 
 def summarise(table: pd.DataFrame, metrics: tuple[str, ...], references: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -55,9 +101,9 @@ def cell(row: dict[str, Any], metric: str, kind: str) -> str:
     """What the table says of a training's metric; a dash where it was not measured or not reported."""
     figure = row["figures"].get(metric, {})
     if kind == "reference":
-        return "—" if figure.get("reference") is None else f"{figure['reference']:g}"
+        return DASH if figure.get("reference") is None else f"{figure['reference']:g}"
     if figure.get("mean") is None:
-        return "—"
+        return DASH
     error = figure["error"]
     # An error that was not estimated is NaN, or null once it has been JSON.
     spread = "" if error is None or error != error else f" ± {error:.2g}" if error < 0.1 else f" ± {error:.2f}"

@@ -4,7 +4,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
-from elbolab import DiagonalGaussian, Reproduction, Training
+from elbolab import DiagonalGaussian, EvaluateConfig, Reproduction, Training
 from elbolab.evaluators import Findings, Subject
 from elbolab.evaluators.importance import importance_estimate
 from elbolab.evaluators.subject import mean_metrics
@@ -55,7 +55,7 @@ def against_steps(table: pd.DataFrame, axes: Axes) -> None:
 STUDY = Reproduction(
     question="Where does latent optimisation lose to an encoder, and how many fitting steps buy the encoder back?",
     # One step of the decoder at every visit of a batch, whatever the inference.
-    base={"epochs": 30, "latent_steps": 1},
+    base={"epochs": 30, "latent_steps": 1, "net": "mlp", "latent_dim": 50},
     trainings={
         "vae": Training(model="vae"),
         "semi_amortized": Training(model="semi_amortized"),
@@ -65,6 +65,7 @@ STUDY = Reproduction(
         "latent_opt from encoder": Training(model="latent_opt", fields={"latent_init": "encoder:{vae}"}),
     },
     seeds=(0, 1, 2),
+    evaluation=EvaluateConfig(images=500),
     metrics=("train/log_px", "test/log_px", "test/posterior_elbo", "train/rate"),
     evaluators=(by_fit_steps,),
     figure=against_steps,

@@ -116,7 +116,7 @@ def test_gaps_add_up_and_vanish_for_the_exact_posterior(digits: Data):
     model = PPCA(PPCAConfig(dataset="mnist5k", latent_dim=4), digits.spec)
     model.prepare(digits)
     config = EvaluateConfig(
-        images=10, gap_images=4, samples=500, ais_distributions=100, ais_leapfrog=5, local_steps=100, local_samples=5
+        images=10, gap_images=4, samples=500, ais_distributions=500, ais_leapfrog=5, local_steps=100, local_samples=5
     )
     found = gap(Subject(model, digits, config))
     table = found.files["gap.parquet"]
@@ -126,7 +126,8 @@ def test_gaps_add_up_and_vanish_for_the_exact_posterior(digits: Data):
     assert table.approximation_gap.abs().max() < 0.2
     # The exact row comes out of the estimator within its error.
     assert ((table.log_px_ais - table.log_px).abs() < 4 * table.log_px_ais_std_err + 0.01).all()
-    assert found.metrics["simulated/log_px_lower"] < found.metrics["simulated/log_px_upper"] + 0.05
+    # Two noisy means over four images each.
+    assert found.metrics["simulated/log_px_lower"] < found.metrics["simulated/log_px_upper"] + 1
     assert found.metrics["test/inference_gap"] == pytest.approx(table[table.split == "test"].inference_gap.mean())
 
 

@@ -132,7 +132,7 @@ def test_a_training_may_start_from_an_earlier_one_of_its_seed(study: str):
 
 
 def test_the_command_prints_the_run(study: str, command: Command):
-    done = command("study", study, "--passes", "1")
+    done = command("study", study, "--passes", "1", "--only", "short")
     assert done.returncode == 0, done.stderr
     assert records.get_run(done.stdout.strip()).status == "FINISHED"
     assert command("study", study, "--trials", "2").returncode == 2

@@ -16,7 +16,8 @@ from elbolab.evaluators import Subject
 from elbolab.evaluators.likelihood import mean_log_px
 from elbolab.experiment import choose_device, evaluate_run, load_for, train_model
 from elbolab.intervals import mean_and_half_width
-from elbolab.mirror import PARENT, STUDY, TRIAL
+from elbolab.mirror import PARENT, TRIAL
+from elbolab.records import STUDY
 from elbolab.registry import load_model
 from elbolab.storage import Job
 from elbolab.tuning import Study, with_distortion

@@ -17,12 +17,12 @@ from mlflow.exceptions import MlflowException
 from optuna.trial import FrozenTrial, TrialState
 
 from elbolab.errors import UserError
-from elbolab.records import KIND, prepare_store
+from elbolab.records import KIND, STUDY, prepare_store
 from elbolab.report.study_figures import draw_study
 from elbolab.tracker import FAILURE
 from elbolab.tuning import Study
 
-STUDY, TRIAL = "elbolab.study", "elbolab.trial"
+TRIAL = "elbolab.trial"
 PARENT = "mlflow.parentRunId"
 RUN_OF_STUDY = "mlflow_run"
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}

@@ -15,7 +15,7 @@ from elbolab import histories
 from elbolab.errors import UserError
 from elbolab.sqlite import PREFIX, first_use
 
-KIND = "elbolab.kind"
+KIND, STUDY = "elbolab.kind", "elbolab.study"
 NOTHING: Mapping[str, str] = {}
 PAGE = 1000
 

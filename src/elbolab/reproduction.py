@@ -19,8 +19,8 @@ from elbolab.errors import UserError
 from elbolab.evaluators import Findings, Subject
 from elbolab.experiment import evaluate_run, train_model
 from elbolab.models import MODELS
-from elbolab.records import RunRecord
-from elbolab.report.reproduced import FOUND, REPRODUCTION, STUDY, draw, insert, markdown, summarise
+from elbolab.records import STUDY, RunRecord
+from elbolab.report.reproduced import FOUND, REPRODUCTION, draw, insert, markdown, summarise
 
 TRAINING, EVALUATED = "elbolab.training", "elbolab.evaluated"
 RESULTS = Path("docs", "results.md")

@@ -12,7 +12,8 @@ from elbolab.config import StudyConfig
 from elbolab.errors import UserError
 from elbolab.experiment import choose_device, load_for
 from elbolab.finalise import finalise
-from elbolab.mirror import PARENT, RUN_OF_STUDY, STUDY, Mirror, parent_of
+from elbolab.mirror import PARENT, RUN_OF_STUDY, Mirror, parent_of
+from elbolab.records import STUDY
 from elbolab.reproduction import Reproduction, reproduce
 from elbolab.storage import Job, open_study, queue_points
 from elbolab.tuning import load_study

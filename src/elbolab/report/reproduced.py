@@ -17,7 +17,7 @@ from elbolab.report.blocks import Cell, Picture, Pictures, Table, short
 from elbolab.report.figures import png_file
 from elbolab.report.numbers import DASH, MINUS
 
-STUDY, REPRODUCTION, FOUND = "elbolab.study", "elbolab.reproduction", "reproduction.json"
+REPRODUCTION, FOUND = "elbolab.reproduction", "reproduction.json"
 MOST = 20
 OVER_SEEDS, OVER_IMAGES = "95% interval over seeds", "one standard error over images"
 
@@ -29,7 +29,7 @@ def newest_reproductions() -> list[Reproduced]:
     """The newest finished reproduction of each name, by name."""
     newest: dict[str, RunRecord] = {}
     for run in records.find_runs("study", tags={REPRODUCTION: "true"}, limit=MOST):
-        newest.setdefault(run.tags[STUDY], run)
+        newest.setdefault(run.tags[records.STUDY], run)
     found = []
     for name, run in sorted(newest.items()):
         drawn = f"figures/{name}.png"

@@ -46,7 +46,7 @@ def against_steps(table: pd.DataFrame, axes: Axes) -> None:
             axes.axhline(means[training, "test/log_px_fit_own"], color=f"C{place}", linestyle=":", linewidth=1.2)
     axes.set_xscale("log")
     # One step from nothing is far below everything else.
-    axes.set_ylim(bottom=float(means.filter(like="fit_30").min()) - 15)
+    axes.set_ylim(bottom=float(means[means.index.get_level_values("metric") == "test/log_px_fit_30"].min()) - 15)
     axes.set_xlabel("steps of fitting each image's own posterior, decoder frozen")
     axes.set_ylabel("test log p(x), nats")
     axes.legend(frameon=False, fontsize=8)

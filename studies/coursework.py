@@ -1,18 +1,18 @@
 """Is latent optimisation inferior to amortized inference, as a published coursework found, under one protocol?"""
 
-from elbolab import Reproduction, Training
+from elbolab import EvaluateConfig, Reproduction, Training
 
 STUDY = Reproduction(
     question="Is latent optimisation inferior to amortized inference on 20,000 MNIST images?",
     base={"dataset": "mnist", "train_size": 20_000, "epochs": 30},
     trainings={
-        # First, since it judges the others.
         "cnn": Training(model="cnn"),
         "vae": Training(model="vae"),
         "latent_opt": Training(model="latent_opt"),
         "ppca": Training(model="ppca"),
     },
     seeds=(0, 1, 2),
+    evaluation=EvaluateConfig(classifier="{cnn}"),
     metrics=("test/log_px", "train/log_px", "test/class_preservation", "test/accuracy"),
     references={
         "vae": {"test/log_px": -224, "train/log_px": -209},

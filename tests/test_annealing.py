@@ -64,6 +64,17 @@ def test_ais_from_the_exact_posterior_has_equal_weights():
     torch.testing.assert_close(found.ess, torch.full_like(found.ess, 4), atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_mean_weight_is_px_since_step_sizes_do_not_heed_the_chain(seed: int):
+    model, x = linear_gaussian(2, seed=seed)
+    start = standard_normal(model.posterior(batch_of(x)))
+    config = EvaluateConfig(ais_chains=20_000, ais_distributions=40, ais_leapfrog=1)
+    found = annealed_estimate(model, x, start, config, seeded(seed))
+    error = found.log_px - model.exact_log_px(x)
+    assert (error.abs() < 3.5 * found.std_err).all()
+    assert error.mean().abs() < 3 * found.std_err.square().sum().sqrt() / len(x) < 0.03
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_the_reverse_bound_is_above_and_the_forward_below_log_px(seed: int):
     model, _ = linear_gaussian(10, shape=(1, 4, 5), seed=seed)

@@ -166,6 +166,13 @@ def test_pareto_k_of_equal_and_of_few_weights():
     assert (pareto_k(torch.randn(20, 2, dtype=torch.float64)) == math.inf).all()
 
 
+@pytest.mark.parametrize("spread", [100.0, 300.0, 1000.0, 10_000.0])
+def test_pareto_k_of_weights_that_are_worlds_apart_is_not_to_be_trusted(spread: float):
+    log_w = spread * torch.randn(1000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    log_w[0, 2] = math.nan
+    assert (pareto_k(log_w) > 1).all()
+
+
 def test_a_bound_at_fewer_samples_is_the_mean_over_groups_of_them():
     log_w = torch.randn(23, 4, dtype=torch.float64)
     torch.testing.assert_close(bound(log_w, 1), log_w.mean(0))

@@ -9,8 +9,9 @@ from conftest import Command
 
 from elbolab import Reproduction, Training, records
 from elbolab.compare import compare
-from elbolab.config import CompareConfig, StudyConfig
+from elbolab.config import CompareConfig, EvaluateConfig, StudyConfig
 from elbolab.errors import UserError
+from elbolab.experiment import evaluate_run
 from elbolab.intervals import mean_and_half_width
 from elbolab.report.numbers import MINUS
 from elbolab.studies import run_study
@@ -113,7 +114,13 @@ def test_a_reproduction_says_what_is_wrong_before_it_trains(study: str, store: P
         (('model="vae"', 'model="gan"'), "model='gan' of 'short' does not exist"),
         (('{"epochs": 1}', '{"epochs": 0}'), "epochs=0"),
         (('{"short": {"test', '{"long": {"test'), "references name long"),
-        (('"samples": 20', '"sample": 20'), "sample"),
+        (('"samples": 20', '"sample": 20'), r"evaluation\.sample is not a parameter$"),
+        (('question="Does the exact model win?",', ""), "question must be given"),
+        (('"epochs": 2', '"epoch": 2'), "base has epoch, which no training has"),
+        (('"epochs": 2', '"epochs": 2, "seed": 3'), "give seeds"),
+        (("seeds=(0, 1)", "seeds=(1, 1)"), r"seeds=\(1, 1\) has one twice"),
+        (("seeds=(0, 1)", "seeds=()"), "seeds=\\(\\)"),
+        (('{"epochs": 1}', '{"dataset": "npz:{later}"}'), "training 'short' needs the run of 'later'"),
     ):
         file.write_text(TEXT.replace(*wrong))
         with pytest.raises(UserError, match=said):
@@ -129,6 +136,18 @@ def test_a_training_may_start_from_an_earlier_one_of_its_seed(study: str):
     again = Training(model="vae", fields={"dataset": "npz:{short}"})
     changed = definition.model_copy(update={"trainings": {**definition.trainings, "again": again}})
     assert changed.config("again", 1, {"short": "abc"}).dataset == "npz:abc"
+
+
+def test_a_run_that_was_evaluated_otherwise_is_evaluated_again(study: str):
+    parent = run_study(study, StudyConfig(only=("exact",)))
+    before = json.loads(records.fetch(parent, "reproduction.json").read_text())
+    (run, *_) = before["rows"][0]["runs"]
+    evaluate_run(run, EvaluateConfig(images=5))
+    assert "test/batches_2" in records.get_run(run).metrics
+    again = run_study(study, StudyConfig(only=("exact",)))
+    after = json.loads(records.fetch(again, "reproduction.json").read_text())
+    assert after["rows"] == before["rows"]
+    assert records.get_run(run).tags["evaluation.images"] == "10"
 
 
 def test_the_command_prints_the_run(study: str, command: Command):

@@ -178,7 +178,7 @@ def _main(**values: Any) -> None:
 
 
 def _study(study: str, **values: Any) -> None:
-    """Carry out STUDY, a file or a name in studies/: search a model's config fields by Optuna, mirrored in MLflow."""
+    """Carry out STUDY, a file or a name in studies/: an Optuna search of a model's fields, or a reproduction."""
     config = StudyConfig.parse(_given(values))
     # A study goes on without MLflow, so it need not wait for it for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")

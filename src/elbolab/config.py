@@ -34,10 +34,12 @@ class Settings(BaseModel):
     @classmethod
     def _explain(cls, problem: Any) -> str:
         name = str(problem["loc"][0]) if problem["loc"] else ""
+        within = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
-            return f"{name} is not a parameter; there are: {', '.join(cls.model_fields)}"
+            known = f"; there are: {', '.join(cls.model_fields)}" if within == name else ""
+            return f"{within} is not a parameter{known}"
         if problem["type"] == "missing":
-            return f"{name} must be given: {cls.model_fields[name].description}"
+            return f"{within} must be given" + (f": {cls.model_fields[name].description}" if within == name else "")
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
         if not name:
             return message

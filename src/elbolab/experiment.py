@@ -1,5 +1,6 @@
 """The jobs of the suite: train a model, evaluate a run, do the whole experiment."""
 
+import json
 import shlex
 import shutil
 import time
@@ -22,6 +23,8 @@ from elbolab.models.cnn import CNN
 from elbolab.progress import Progress
 from elbolab.registry import load_model, log_model
 from elbolab.trainer import Event, train
+
+PROTOCOL = "evaluation.protocol"
 
 
 def choose_device(wanted: str) -> str:
@@ -164,6 +167,11 @@ def load_run(run_id: str, device: str) -> tuple[Model, Data]:
     return model, data
 
 
+def protocol(config: EvaluateConfig, more: Sequence[Callable[[Subject], Findings]] = ()) -> str:
+    """What tells an evaluation from others: the fields that are not as by default, and the names of ``more``."""
+    return json.dumps([config.changes(), [evaluator.__name__ for evaluator in more]])
+
+
 def evaluate_run(
     run_id: str, config: EvaluateConfig, more: Sequence[Callable[[Subject], Findings]] = ()
 ) -> dict[str, float]:
@@ -180,6 +188,7 @@ def evaluate_run(
         track.log_value(value, f"evaluation/{name}")
     # Last, since these tags say that an evaluation is there.
     settings = {f"evaluation.{key}": str(getattr(config, key)) for key in ("samples", "images", "seed")}
+    settings[PROTOCOL] = protocol(config, more)
     settings["evaluation.seconds"] = f"{time.perf_counter() - started:.1f}"
     track.set_tags(settings | found.tags)
     return found.metrics

@@ -11,13 +11,15 @@ from elbolab.errors import UserError
 Shape = tuple[int, int, int]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU}
 
+CONV_REMEDY = "pad or crop them, or take net=mlp"
 
-def _quarter(shape: Shape) -> tuple[int, int]:
+
+def _quarter(shape: Shape, remedy: str) -> tuple[int, int]:
     _, height, width = shape
     if height % 4 or width % 4 or min(height, width) < 8:
         raise UserError(
             f"images are {height} by {width}; the conv nets halve them twice and need sides that are multiples of 4, "
-            "at least 8: pad or crop them, or take net=mlp"
+            f"at least 8: {remedy}"
         )
     return height // 4, width // 4
 
@@ -53,7 +55,7 @@ def _dense(inputs: int, hidden: int, outputs: int, activation: type[nn.Module]) 
 
 def conv_encoder(shape: Shape, outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Images (B, C, H, W) to (B, outputs): two strided convolutions of 32 and 64 channels, a dense layer of 256."""
-    height, width = _quarter(shape)
+    height, width = _quarter(shape, CONV_REMEDY)
     return nn.Sequential(
         nn.Conv2d(shape[0], 32, 4, stride=2, padding=1),
         activation(),
@@ -68,7 +70,7 @@ def conv_encoder(shape: Shape, outputs: int, activation: type[nn.Module] = nn.Re
 
 def conv_decoder(inputs: int, shape: Shape, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Latent vectors (B, inputs) to unbounded activations (B, C, H, W): the mirror of ``conv_encoder``."""
-    height, width = _quarter(shape)
+    height, width = _quarter(shape, CONV_REMEDY)
     net = nn.Sequential(
         nn.Linear(inputs, 256),
         activation(),
@@ -95,7 +97,7 @@ class Dropout(nn.Dropout):
 
 def lenet(shape: Shape, classes: int) -> nn.Sequential:
     """Images (B, C, H, W) to logits (B, classes): LeNet's layout (LeCun et al. 1998) with ReLU and max pooling."""
-    height, width = _quarter(shape)
+    height, width = _quarter(shape, "pad or crop them")
     return nn.Sequential(
         nn.Conv2d(shape[0], 16, 5, padding=2),
         nn.ReLU(),

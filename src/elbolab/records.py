@@ -99,9 +99,9 @@ def find_runs(
     return _search(conditions, limit)
 
 
-def newest_of_each(param: str, tags: Mapping[str, str] = NOTHING) -> list[RunRecord]:
-    """The newest finished train run for each value of a parameter, of those that have these ``tags``, newest first."""
-    conditions = [f"tags.`{key}` = {_quoted(value)}" for key, value in {KIND: "train", **tags}.items()]
+def newest_of_each(param: str, tags: Mapping[str, str] = NOTHING, kind: str = "train") -> list[RunRecord]:
+    """The newest finished run of a kind for each value of a parameter, of those that have these ``tags``."""
+    conditions = [f"tags.`{key}` = {_quoted(value)}" for key, value in {KIND: kind, **tags}.items()]
     found: list[RunRecord] = []
     while another := _search(conditions, 1):
         found += another

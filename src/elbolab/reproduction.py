@@ -1,6 +1,5 @@
 """A reproduction: a list of trainings, evaluated under one protocol, beside the numbers that their source reports."""
 
-import json
 import shlex
 import shutil
 import tempfile
@@ -17,12 +16,12 @@ from elbolab import records, tracker
 from elbolab.config import Config, EvaluateConfig, Settings
 from elbolab.errors import UserError
 from elbolab.evaluators import Findings, Subject
-from elbolab.experiment import evaluate_run, train_model
+from elbolab.experiment import PROTOCOL, evaluate_run, protocol, train_model
 from elbolab.models import MODELS
 from elbolab.records import STUDY, RunRecord
 from elbolab.report.reproduced import FOUND, REPRODUCTION, draw, insert, markdown, summarise
 
-TRAINING, EVALUATED = "elbolab.training", "elbolab.evaluated"
+TRAINING = "elbolab.training"
 RESULTS = Path("docs", "results.md")
 # Where something was computed says nothing of what.
 PLACES = {"device", "data_dir"}
@@ -46,10 +45,10 @@ class Reproduction(Settings):
     """What is trained, by name, in this order."""
     base: dict[str, Any] = Field(default_factory=dict)
     """Values of fields, the same in every training whose model has the field."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Seeds under which each is trained."""
     evaluation: EvaluateConfig = EvaluateConfig()
-    """How each is evaluated."""
+    """How each is evaluated; {NAME} in its classifier is the run of the training NAME on the same seed."""
     metrics: tuple[str, ...] = Field(min_length=1)
     """The figures of the table, as keys of an evaluated run's metrics."""
     references: dict[str, dict[str, float]] = Field(default_factory=dict)
@@ -64,6 +63,7 @@ class Reproduction(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         earlier: dict[str, str] = {}
+        fields: set[str] = set()
         for label, training in self.trainings.items():
             if training.model not in MODELS:
                 raise ValueError(
@@ -71,6 +71,13 @@ class Reproduction(Settings):
                 )
             self.config(label, self.seeds[0], earlier)
             earlier[label] = "run"
+            fields |= MODELS[training.model].Config.model_fields.keys()
+            if "seed" in training.fields.keys() | self.base.keys():
+                raise ValueError("seed is not a field of base or of a training; give seeds")
+        if unknown := self.base.keys() - fields:
+            raise ValueError(f"base has {', '.join(sorted(unknown))}, which no training has")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds} has one twice; give each once")
         if unknown := self.references.keys() - self.trainings.keys():
             raise ValueError(f"references name {', '.join(sorted(unknown))}, which trainings do not")
         return self
@@ -80,15 +87,16 @@ class Reproduction(Settings):
         training = self.trainings[label]
         kind = MODELS[training.model].Config
         shared = {name: value for name, value in self.base.items() if name in kind.model_fields}
-        try:
-            own = {
-                name: value.format_map(runs) if isinstance(value, str) else value
-                for name, value in training.fields.items()
-            }
-        except KeyError as missing:
-            raise UserError(f"training {label!r} needs the run of {missing}, which is not done before it") from None
+        own = {name: _filled(label, value, runs) for name, value in training.fields.items()}
         config = kind.parse({**shared, **own, "seed": seed})
         return config if passes is None else config.model_copy(update={"epochs": min(config.epochs, passes)})
+
+
+def _filled(label: str, value: Any, runs: dict[str, str]) -> Any:
+    try:
+        return value.format_map(runs) if isinstance(value, str) else value
+    except KeyError as missing:
+        raise UserError(f"training {label!r} needs the run of {missing}, which is not done before it") from None
 
 
 def reproduce(name: str, study: Reproduction, passes: int | None = None, only: Sequence[str] = ()) -> str:
@@ -101,6 +109,11 @@ def reproduce(name: str, study: Reproduction, passes: int | None = None, only: S
     labels = [label for label in study.trainings if not only or any(fnmatchcase(label, pattern) for pattern in only)]
     if not labels:
         raise UserError(f"only={','.join(only)} names no training; there are: {', '.join(study.trainings)}")
+    planned: dict[str, str] = {}
+    for label in labels:
+        study.config(label, study.seeds[0], planned, passes)
+        planned[label] = "run"
+        _filled(label, study.evaluation.classifier, planned)
     limits = [*(["--passes", str(passes)] if passes else []), *(part for name in only for part in ("--only", name))]
     tags = {STUDY: name, REPRODUCTION: "true", "mlflow.note.content": study.question}
     with tracker.run("study", name, {"study": name, "seeds": str(study.seeds)}, tags) as track:
@@ -110,9 +123,10 @@ def reproduce(name: str, study: Reproduction, passes: int | None = None, only: S
             for label in labels:
                 trained = _trained(name, study, label, study.config(label, seed, done, passes))
                 # Cut down to fewer passes, a longer training may be one that is there already.
-                if trained not in done.values():
-                    runs.append((label, seed, _evaluated(study, trained)))
+                known = trained in done.values()
                 done[label] = trained
+                if not known:
+                    runs.append((label, seed, _evaluated(study, label, done)))
         table = _table(study, runs)
         found = summarise(table, study.metrics, study.references) | {
             "name": name,
@@ -145,22 +159,28 @@ def _publish(study: Reproduction, found: dict[str, Any], table: pd.DataFrame, tr
 
 def _trained(name: str, study: Reproduction, label: str, config: Config) -> str:
     """The finished run of a training, an earlier one where there is one of the same config."""
-    wanted = {key: value for key, value in config.params().items() if key not in PLACES}
-    for run in records.find_runs("train", {"model": study.trainings[label].model}, {STUDY: name}):
-        if wanted.items() <= run.params.items():
+    model = study.trainings[label].model
+    wanted = _where_ever({"model": model, **config.params()})
+    for run in records.find_runs("train", {"model": model}, {STUDY: name}):
+        if wanted == _where_ever(run.params):
             return run.id
-    return train_model(study.trainings[label].model, config, {STUDY: name, TRAINING: label})
+    return train_model(model, config, {STUDY: name, TRAINING: label})
 
 
-def _evaluated(study: Reproduction, run_id: str) -> RunRecord:
-    run = records.get_run(run_id)
-    protocol = json.dumps([study.evaluation.changes(), [evaluator.__name__ for evaluator in study.evaluators]])
-    if run.tags.get(EVALUATED) != protocol:
-        evaluate_run(run_id, study.evaluation, study.evaluators)
-        tracker.Tracker(run_id).set_tags({EVALUATED: protocol})
-        run = records.get_run(run_id)
+def _where_ever(params: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in params.items() if key not in PLACES}
+
+
+def _evaluated(study: Reproduction, label: str, done: dict[str, str]) -> RunRecord:
+    """The run of a training, evaluated as the study says: anew where its last evaluation was another."""
+    run = records.get_run(done[label])
+    classifier = _filled(label, study.evaluation.classifier, done)
+    config = study.evaluation.model_copy(update={"classifier": classifier})
+    if run.tags.get(PROTOCOL) != protocol(config, study.evaluators):
+        evaluate_run(run.id, config, study.evaluators)
+        run = records.get_run(run.id)
     if not any(metric in run.metrics for metric in study.metrics):
-        raise UserError(f"run {run_id} has none of the metrics {', '.join(study.metrics)}; name what evaluate logs")
+        raise UserError(f"run {run.id} has none of the metrics {', '.join(study.metrics)}; name what evaluate logs")
     return run
 
 

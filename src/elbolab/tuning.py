@@ -9,10 +9,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import BaseTrial
 from pydantic import Field, ValidationError, model_validator
 
-from elbolab.config import Config, Settings
+from elbolab.config import Config, EvaluateConfig, Settings
 from elbolab.errors import UserError
 from elbolab.models import MODELS, LatentModel
-from elbolab.reproduction import Reproduction
+from elbolab.reproduction import Reproduction, Training
 
 LATENT_METRICS: dict[str, Literal["maximize", "minimize"]] = {
     "val/log_px": "maximize",
@@ -171,6 +171,9 @@ def _narrowed(name: str, whole: BaseDistribution, part: Sequence[Any] | None) ->
     return type(whole)(part[0], part[1], log=whole.log)
 
 
+_KINDS: dict[str, type[Settings]] = {kind.__name__: kind for kind in (Study, Reproduction, Training, EvaluateConfig)}
+
+
 def load_study(name: str) -> tuple[str, Study | Reproduction]:
     """The name and the definition of a study: of studies/NAME.py under the working folder, or of the file NAME."""
     path = Path(name) if name.endswith(".py") else Path("studies", f"{name}.py")
@@ -184,7 +187,10 @@ def load_study(name: str) -> tuple[str, Study | Reproduction]:
     try:
         spec.loader.exec_module(module)
     except ValidationError as error:
-        raise UserError(f"{path}: {'; '.join(Study._explain(problem) for problem in error.errors())}") from None
+        kind = _KINDS.get(error.title, Study)
+        raise UserError(f"{path}: {'; '.join(kind._explain(problem) for problem in error.errors())}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except Exception as error:
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     study = getattr(module, "STUDY", None)

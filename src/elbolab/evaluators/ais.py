@@ -12,6 +12,8 @@ from elbolab.models.latent import DiagonalGaussian, LatentModel
 ACCEPTANCE = 0.65
 FIRST_STEP_SIZE, ADAPTATION = 0.1, 0.05
 SIGMOID_SLOPE = 4.0
+# Of so many chains one more goes ahead, whose step sizes they take.
+CHAINS_A_PILOT = 4
 
 
 def betas(config: GapConfig) -> Tensor:
@@ -38,10 +40,21 @@ def annealed_estimate(
 
     In nats; a lower bound in expectation. Each of ``config.ais_chains`` passes through f_t(z) proportional to
     start(z)^(1 - beta_t) p(x, z)^beta_t, with one HMC move of ``config.ais_leapfrog`` steps at each; all chains of all
-    images are one batch.
+    images are one batch. The step sizes are those that pilot chains of their own found.
     """
+    return _forward(model, x, start, config, generator)[0]
+
+
+def _forward(
+    model: LatentModel, x: Tensor, start: DiagonalGaussian, config: GapConfig, generator: torch.Generator | None
+) -> tuple[Estimate, Tensor]:
+    temperatures, pilots = betas(config), max(1, config.ais_chains // CHAINS_A_PILOT)
+    z = start.sample(pilots, generator)
+    _, found = anneal(model, x, start, z, temperatures, config.ais_leapfrog, generator)
+    step_sizes = found[:, torch.arange(config.ais_chains, device=x.device) % pilots]
     z = start.sample(config.ais_chains, generator)
-    return summarise(anneal(model, x, start, z, betas(config), config.ais_leapfrog, generator))
+    log_w, _ = anneal(model, x, start, z, temperatures, config.ais_leapfrog, generator, step_sizes)
+    return summarise(log_w), step_sizes
 
 
 def bidirectional_bounds(
@@ -57,10 +70,10 @@ def bidirectional_bounds(
     z is an exact posterior sample of such an image, so that annealing from it back to ``start`` gives an unbiased
     estimate of 1 / p(x), and by Jensen an upper bound of log p(x) in expectation (Grosse et al. 2015, section 4.2).
     """
-    lower = annealed_estimate(model, x, start, config, generator).log_px
-    ends = z.expand(config.ais_chains, *z.shape)
-    back = anneal(model, x, start, ends, betas(config).flip(0), config.ais_leapfrog, generator)
-    return lower, -summarise(back).log_px
+    lower, step_sizes = _forward(model, x, start, config, generator)
+    ends, temperatures = z.expand(config.ais_chains, *z.shape), betas(config).flip(0)
+    back, _ = anneal(model, x, start, ends, temperatures, config.ais_leapfrog, generator, step_sizes.flip(0))
+    return lower.log_px, -summarise(back).log_px
 
 
 def anneal(
@@ -71,11 +84,14 @@ def anneal(
     temperatures: Tensor,
     leapfrog: int,
     generator: torch.Generator | None = None,
-) -> Tensor:
+    step_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Log weights (S, B), double, of chains that begin at z (S, B, D) and pass through ``temperatures`` in their order.
 
-    log w = sum_t (beta_t - beta_(t-1)) (log p(x, z_(t-1)) - log start(z_(t-1))) (Neal 2001, eq. 11). Each chain's step
-    size follows its own acceptance towards 65 % (Neal 2011, section 5.4.4).
+    log w = sum_t (beta_t - beta_(t-1)) (log p(x, z_(t-1)) - log start(z_(t-1))) (Neal 2001, eq. 11). With them the step
+    size of each move and chain, (T - 1, S, B). Without ``step_sizes`` each chain's follows its own acceptance towards
+    65 % (Neal 2011, section 5.4.4): a move that heeds its past leaves no distribution as it is, and these weights are
+    not unbiased.
     """
 
     def log_joint(at: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,20 +101,23 @@ def anneal(
         return start.log_prob(at), (start.mean - at) * (-start.log_var).exp()
 
     log_w = torch.zeros(z.shape[:2], dtype=torch.float64, device=z.device)
-    step_size = torch.full_like(z[..., 0], FIRST_STEP_SIZE)
+    adaptive = step_sizes is None
+    if step_sizes is None:
+        step_sizes = torch.full((len(temperatures) - 2, *z.shape[:2]), FIRST_STEP_SIZE, device=z.device)
     here = (*log_joint(z), *log_start(z))
     pairs = list(zip(temperatures.tolist(), temperatures[1:].tolist(), strict=False))
     for place, (before, beta) in enumerate(pairs):
         log_w += (beta - before) * (here[0].double() - here[2].double())
         if place + 1 == len(pairs):
             break
+        step_size = step_sizes[place, ..., None]
         momentum = torch.randn(z.shape, generator=generator, device=z.device)
         new_z, new, velocity = z, here, momentum
         for _ in range(leapfrog):
-            velocity = velocity + 0.5 * step_size[..., None] * _mix(beta, new[1], new[3])
-            new_z = new_z + step_size[..., None] * velocity
+            velocity = velocity + 0.5 * step_size * _mix(beta, new[1], new[3])
+            new_z = new_z + step_size * velocity
             new = (*log_joint(new_z), *log_start(new_z))
-            velocity = velocity + 0.5 * step_size[..., None] * _mix(beta, new[1], new[3])
+            velocity = velocity + 0.5 * step_size * _mix(beta, new[1], new[3])
         energy = _mix(beta, here[0], here[2]) - 0.5 * momentum.square().sum(-1)
         new_energy = _mix(beta, new[0], new[2]) - 0.5 * velocity.square().sum(-1)
         # A trajectory that diverged has an energy that is no number, and is refused.
@@ -109,8 +128,9 @@ def anneal(
             torch.where(accepted[..., None] if old.ndim == 3 else accepted, fresh, old)
             for old, fresh in zip(here, new, strict=True)
         )
-        step_size = step_size * (ADAPTATION * (acceptance - ACCEPTANCE)).exp()
-    return log_w
+        if adaptive and place + 1 < len(step_sizes):
+            step_sizes[place + 1] = step_sizes[place] * (ADAPTATION * (acceptance - ACCEPTANCE)).exp()
+    return log_w, step_sizes
 
 
 def _mix(beta: float, joint: Tensor, start: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def kernel_distance(real: Tensor, other: Tensor, seed: int) -> tuple[float, floa
 
     The mean over 100 random subsets of m of the N features (Binkowski et al. 2018), where m is half of them, at
     most 500. The error is the delete-(N - m) jackknife's, sqrt(m / (N - m)) standard deviations over the
-    subsets (Shao & Wu 1989).
+    subsets (Shao & Wu 1989), which is too large where both are of one distribution.
     """
     # The package takes seconds to import.
     from torchmetrics.image.kid import KernelInceptionDistance

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from elbolab.models.latent import DiagonalGaussian, LatentModel
 
+# In logarithms, what double precision holds.
+LARGEST_RATIO = 600.0
 # What a core's cache holds, where larger chunks are slower; a GPU wants enough to do.
 DECODES_AT_ONCE = {"cpu": 500, "cuda": 20_000}
 
@@ -36,7 +38,7 @@ def log_weights(
     Memory is bounded: beside the weights at most the device's ``DECODES_AT_ONCE`` latent vectors are decoded at once.
     """
     log_w = torch.empty(samples, len(x), dtype=torch.float64, device=x.device)
-    decodes_at_once = DECODES_AT_ONCE[x.device.type]
+    decodes_at_once = DECODES_AT_ONCE.get(x.device.type, DECODES_AT_ONCE["cpu"])
     images_at_once = max(1, min(len(x), decodes_at_once // min(samples, 50)))
     samples_at_once = decodes_at_once // images_at_once
     for rows in torch.arange(len(x), device=x.device).split(images_at_once):
@@ -92,7 +94,8 @@ def pareto_k(log_w: Tensor) -> Tensor:
     """Shape k of the generalised Pareto distribution of the largest weights, (S, B) log weights to (B,).
 
     The weights have 1/k finite moments: above ``k_threshold`` their mean is not to be trusted (Vehtari et al. 2024,
-    section 3). -inf where the largest weights are all equal, +inf where fewer than 25 samples leave too short a tail.
+    section 3). -inf where the largest weights are all equal, +inf where fewer than 25 samples leave too short a tail,
+    or where weights are no numbers or too far apart for one.
     """
     # A command that estimates nothing need not wait a second for it.
     from arviz_stats.base.array import array_stats
@@ -100,7 +103,12 @@ def pareto_k(log_w: Tensor) -> Tensor:
     if len(log_w) < 25:
         return torch.full_like(log_w[0], math.inf)
 
+    tail = math.ceil(min(len(log_w) / 5, 3 * math.sqrt(len(log_w))))
+
     def k(weights: np.ndarray) -> float:
+        # Beside the largest weight the others of the tail would all be zero.
+        if not np.isfinite(weights).all() or weights.max() - np.partition(weights, -tail)[-tail] > LARGEST_RATIO:
+            return math.inf
         try:
             # It wants log ratios of leave-one-out, which are minus the log weights.
             return float(array_stats.psislw(-weights)[1])

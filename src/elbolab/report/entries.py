@@ -71,8 +71,8 @@ class Entry:
         return k_threshold(int(self.run.tags.get("evaluation.samples", "0")))
 
     def unreliable(self, split: str) -> bool:
-        """Whether the mean log p(x) of a split is unreliable in any of the runs: false where there is no Pareto k."""
-        return any(run.metrics.get(f"{split}/pareto_k", nan) > self.k_threshold for run in self.runs)
+        """Whether most images of a split have too high a Pareto k in any of the runs: false where there is no k."""
+        return any(run.metrics.get(f"{split}/unreliable", nan) > 0.5 for run in self.runs)
 
     def images(self, split: str, column: str = "log_px", table: bool = False) -> dict[int, float]:
         """Return one value an image of a split, by index: of the declared posterior, or of the training table.

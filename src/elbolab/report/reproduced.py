@@ -12,13 +12,11 @@ from matplotlib.figure import Figure
 
 from elbolab import records
 from elbolab.intervals import mean_and_half_width
-from elbolab.records import RunRecord
 from elbolab.report.blocks import Cell, Picture, Pictures, Table, short
 from elbolab.report.figures import png_file
 from elbolab.report.numbers import DASH, MINUS
 
 REPRODUCTION, FOUND = "elbolab.reproduction", "reproduction.json"
-MOST = 20
 OVER_SEEDS, OVER_IMAGES = "95% interval over seeds", "one standard error over images"
 
 Reproduced = tuple[dict[str, Any], Path | None]
@@ -27,9 +25,7 @@ Reproduced = tuple[dict[str, Any], Path | None]
 
 def newest_reproductions() -> list[Reproduced]:
     """The newest finished reproduction of each name, by name."""
-    newest: dict[str, RunRecord] = {}
-    for run in records.find_runs("study", tags={REPRODUCTION: "true"}, limit=MOST):
-        newest.setdefault(run.tags[records.STUDY], run)
+    newest = {run.params["study"]: run for run in records.newest_of_each("study", {REPRODUCTION: "true"}, "study")}
     found = []
     for name, run in sorted(newest.items()):
         drawn = f"figures/{name}.png"

@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
-from elbolab import Reproduction
+from elbolab import Reproduction, Training
 from elbolab.evaluators import Findings, Subject
 from elbolab.evaluators.importance import importance_estimate
 from elbolab.evaluators.subject import IMAGES_AT_ONCE

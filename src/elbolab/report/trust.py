@@ -57,8 +57,9 @@ def bound_blocks(comparison: Comparison) -> list[Figures]:
     title = "(b) Mean bound on test log p(x)"
     svg = figures.by_samples(f"bounds-{entries[0].run.id[:8]}", title, "nats", [line for _, line in series])
     caption = (
-        "The importance-weighted bound by its number of samples: at one the ELBO, at as many as were drawn the estimate "
-        "of log p(x). A line that still rises at its end has not reached log p(x). Bars: one standard error over images."
+        "The importance-weighted bound by its number of samples: at one the ELBO, at as many as were drawn the "
+        "estimate of log p(x). A line that still rises at its end has not reached log p(x). Bars: one standard error "
+        "over images."
     )
     return [Figures(caption, [ref(entry) for entry in entries], [svg], wide=True)]
 

@@ -10,11 +10,10 @@ from elbolab.evaluators.importance import importance_estimate
 from elbolab.evaluators.subject import mean_metrics
 from elbolab.models.fitting import fit_posterior
 from elbolab.models.latent import LatentModel
+from elbolab.models.latent_opt import START_LOG_VAR, LatentOptConfig
 
 STEPS = (1, 3, 10, 30, 100, 300, 1000)
 IMAGES = 200
-# As latent_opt starts and fits an image that has no row.
-LOG_VAR, RATE = -2.0, 0.1
 
 
 def by_fit_steps(subject: Subject) -> Findings:
@@ -24,10 +23,11 @@ def by_fit_steps(subject: Subject) -> Findings:
     rows = subject.data.test.stratified(IMAGES, config.seed)
     batch = model.observe(subject.data.test.batch(rows), subject.generator())
     own = model.infer(batch, subject.generator())
-    zero = torch.zeros_like(own.mean)
-    start = DiagonalGaussian(zero, torch.full_like(zero, LOG_VAR))
+    # As latent_opt starts and fits an image that has no row.
+    zero, rate = torch.zeros_like(own.mean), LatentOptConfig().fit_lr
+    start = DiagonalGaussian(zero, torch.full_like(zero, START_LOG_VAR))
     posteriors = {"own": own} | {
-        steps: fit_posterior(model, batch.x, start, steps, RATE, generator=subject.generator()) for steps in STEPS
+        steps: fit_posterior(model, batch.x, start, steps, rate, generator=subject.generator()) for steps in STEPS
     }
     metrics: dict[str, float] = {}
     for name, q in posteriors.items():

@@ -160,14 +160,14 @@ def _publish(study: Reproduction, found: dict[str, Any], table: pd.DataFrame, tr
 def _trained(name: str, study: Reproduction, label: str, config: Config) -> str:
     """The finished run of a training, an earlier one where there is one of the same config."""
     model = study.trainings[label].model
-    wanted = _where_ever({"model": model, **config.params()})
+    wanted = _wherever({"model": model, **config.params()})
     for run in records.find_runs("train", {"model": model}, {STUDY: name}):
-        if wanted == _where_ever(run.params):
+        if wanted == _wherever(run.params):
             return run.id
     return train_model(model, config, {STUDY: name, TRAINING: label})
 
 
-def _where_ever(params: dict[str, str]) -> dict[str, str]:
+def _wherever(params: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in params.items() if key not in PLACES}
 
 

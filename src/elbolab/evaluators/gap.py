@@ -74,9 +74,9 @@ def best_factorised(
     return choose(found, torch.stack([log_weights(model, x, q, config.samples, generator).mean(0) for q in found]))
 
 
-def standard_normal(q: DiagonalGaussian) -> DiagonalGaussian:
-    """The prior N(0, I) in the shape of q."""
-    return DiagonalGaussian(torch.zeros_like(q.mean), torch.zeros_like(q.log_var))
+def standard_normal(like: Tensor) -> DiagonalGaussian:
+    """The prior N(0, I) in the shape of ``like``, (B, D)."""
+    return DiagonalGaussian(torch.zeros_like(like), torch.zeros_like(like))
 
 
 def _chosen(model: LatentModel, subject: Subject, split: str) -> Iterator[tuple[Batch, dict[str, DiagonalGaussian]]]:
@@ -105,7 +105,7 @@ def _rows(
 ) -> pd.DataFrame:
     config, x = subject.config, batch.x
     q = next(iter(posteriors.values()))
-    prior = standard_normal(q)
+    prior = standard_normal(q.mean)
     from_q = list(posteriors.values()) if config.local_start in ("q", "both") else []
     from_prior = [prior] if config.local_start in ("prior", "both") else []
     best = best_factorised(model, x, from_q + from_prior, config, generator)
@@ -145,7 +145,7 @@ def _simulated(model: LatentModel, subject: Subject, generator: torch.Generator)
         z = torch.randn((len(count), model.config.latent_dim), generator=generator, device=model.device)
         with torch.no_grad():
             x = model.likelihood.sample(model.decode(z), generator)
-        start = DiagonalGaussian(torch.zeros_like(z), torch.zeros_like(z))
+        start = standard_normal(z)
         if config.ais_start == "q":
             nothing = torch.zeros(len(z), dtype=torch.int64, device=z.device)
             start = model.infer(Batch(x, nothing, nothing, "simulated", ""), generator)

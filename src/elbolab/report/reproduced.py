@@ -103,7 +103,9 @@ def cell(row: dict[str, Any], metric: str, kind: str) -> str:
     error = figure["error"]
     # An error that was not estimated is NaN, or null once it has been JSON.
     spread = "" if error is None or error != error else f" ± {error:.2g}" if error < 0.1 else f" ± {error:.2f}"
-    return f"{figure['mean']:.2f}{spread}"
+    # A count is written as one.
+    mean = f"{figure['mean']:.0f}" if not spread and figure["mean"].is_integer() else f"{figure['mean']:.2f}"
+    return f"{mean}{spread}"
 
 
 def facts(found: dict[str, Any]) -> str:

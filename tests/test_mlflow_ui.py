@@ -65,8 +65,9 @@ def test_a_comparison_draws_the_curves_of_both_runs(served: tuple[str, dict[str,
     for name in names.values():
         page.get_by_text(f"{name} (val/elbo)", exact=True).wait_for()
     curves = ".scatterlayer .js-line"
-    colours = f"new Set([...document.querySelectorAll('{curves}')].map(curve => curve.style.stroke)).size"
-    page.wait_for_function(f"{colours} == 2")
+    # Not told apart by colour: MLflow picks one of 29 by the run's id, so two runs may share it.
+    shapes = f"new Set([...document.querySelectorAll('{curves}')].map(curve => curve.getAttribute('d'))).size"
+    page.wait_for_function(f"{shapes} == 2")
     # From a point a line goes to each later epoch.
     paths = page.eval_on_selector_all(curves, "curves => curves.map(curve => curve.getAttribute('d'))")
     assert {path.count("L") for path in paths} == {4}

@@ -23,7 +23,7 @@ def fit_posterior(
     from ``lr`` to 0 along a half cosine (Kingma & Welling 2014, eq. 10; Cremer et al. 2018, section 4.2).
     """
     mean, log_var = (value.detach().clone().requires_grad_() for value in (start.mean, start.log_var))
-    adam = torch.optim.Adam([mean, log_var], lr)
+    adam = torch.optim.Adam([mean, log_var], lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for _ in range(steps):
         with torch.enable_grad():

@@ -60,7 +60,7 @@ class Model(nn.Module, ABC):
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimisers of the free parameters, their rates those of the first step; none for a closed form."""
-        return [torch.optim.Adam(self.parameters(), self.config.lr, eps=self.config.adam_eps)]
+        return [torch.optim.Adam(self.parameters(), self.config.lr, eps=self.config.adam_eps, fused=True)]
 
     def observe(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         """The batch as the observation model sees it."""

@@ -151,7 +151,7 @@ class LatentOpt(DeepLatentModel):
     def optimizers(self) -> list[torch.optim.Optimizer]:
         if not self._optimizers:
             self._optimizers = [
-                torch.optim.Adam(self.decoder.parameters(), self.config.lr, eps=self.config.adam_eps),
+                torch.optim.Adam(self.decoder.parameters(), self.config.lr, eps=self.config.adam_eps, fused=True),
                 RowAdam([self.train_rows, self.val_rows], self.config.latent_lr, eps=self.config.adam_eps),
             ]
         return self._optimizers

@@ -1,13 +1,17 @@
 """A model as one file: safetensors for the weights, JSON in its header for the config. Nothing in it can execute."""
 
+import hashlib
 import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from elbolab import distributed
 from elbolab.data import DataSpec
@@ -15,36 +19,84 @@ from elbolab.errors import UserError
 from elbolab.models import MODELS, Model
 
 
-def save_checkpoint(path: Path, model: Model, epoch: int, score: float) -> None:
+class _Header(BaseModel):
+    model: str
+    config: dict[str, Any]
+    spec: DataSpec
+
+
+def save_checkpoint(path: Path, model: Model, epoch: int) -> None:
     """Write the model, replacing ``path`` at once or not at all; of several processes the first writes the whole."""
-    state = model.state_dict()
+    weights = model.state_dict()
     for key, rows in model.sharded.items():
-        state[key] = distributed.assemble(state[key], distributed.owners(torch.arange(rows), rows))
+        weights[key] = distributed.assemble(weights[key], distributed.owners(torch.arange(rows), rows))
     if distributed.rank():
         return
     name = next(name for name, kind in MODELS.items() if type(model) is kind)
-    header = {
-        "model": name,
-        "config": model.config.model_dump(mode="json"),
-        "spec": asdict(model.spec),
-        "epoch": epoch,
-        "score": score,
-    }
-    part = path.with_name(path.name + ".part")
-    save_file({key: value.contiguous() for key, value in state.items()}, part, {"elbolab": json.dumps(header)})
-    os.replace(part, path)
+    config, spec = model.config.model_dump(mode="json"), asdict(model.spec)
+    write(path, weights, {"model": name, "config": config, "spec": spec, "epoch": epoch})
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Model:
     """The model of a checkpoint, in evaluation mode; raises UserError where the file is none."""
+    weights, values = read(path)
+    try:
+        header = _Header.model_validate(values)
+        kind = MODELS[header.model]
+        model = kind(kind.Config.parse(header.config), header.spec)
+        model.load_state_dict(weights)
+    except (ValidationError, UserError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is not a checkpoint that this elbolab can load: {reason}") from error
+    return model.to(device).eval()
+
+
+def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write tensors and JSON with their checksum; whenever the machine dies, ``path`` is the old file or the new one.
+
+    Raises UserError where it cannot be written.
+    """
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    text = json.dumps(header)
+    part = path.with_name(path.name + ".part")
+    try:
+        save_file(tensors, part, {"elbolab": text, "sha256": _digest(text, tensors)})
+        sync(part)
+        os.replace(part, path)
+        sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written: {error}; what was written before is as it was") from error
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the JSON of a file of ``write``; raises UserError where it is none, torn or altered."""
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})["elbolab"])
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, KeyError) as error:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        text = metadata["elbolab"]
+        header = json.loads(text)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint of elbolab: {error}") from error
-    kind = MODELS[header["model"]]
-    spec = DataSpec(**{**header["spec"], "shape": tuple(header["spec"]["shape"])})
-    model = kind(kind.Config.parse(header["config"]), spec)
-    model.load_state_dict(weights)
-    return model.to(device).eval()
+    # Files of before there were checksums have none.
+    if metadata.get("sha256", digest := _digest(text, tensors)) != digest:
+        raise UserError(f"{path} is not as it was written: its checksum differs")
+    return tensors, header
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep a file, or the names in a folder, before anything else is done."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for key in sorted(tensors):
+        value = tensors[key]
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -14,13 +15,16 @@ from elbolab.checkpoint import save_checkpoint
 from elbolab.config import Config
 from elbolab.data import Batch, Data, Split
 from elbolab.errors import UserError
+from elbolab.interrupts import postponed
 from elbolab.models.latent import LatentModel, Model
 from elbolab.objectives import Terms
+from elbolab.states import Means, States
 
 SNAPSHOT_EPOCHS = (1, 5, 10, 20, 30)
 VALIDATION_BATCH = 500
 SAMPLES = (4, 10)
 SAMPLE_SEED = 0
+CHECK_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -41,48 +45,64 @@ class Event:
 def train(model: Model, data: Data, report: Callable[[Event], None], folder: Path) -> None:
     """Train ``model`` on ``data`` as its config says, leaving last.safetensors and best.safetensors in ``folder``.
 
+    It goes on from the newest intact state that an interrupted training left there, and reports the epochs from there
+    on, some of them maybe again; on a CPU what comes out is what would have, bit for bit. Ctrl-C and SIGTERM are heeded
+    after the step under way, with its state saved.
+
     The best epoch is the one of highest ``Model.score`` on the validation images: the ELBO at beta = 1, or iwae's own
     bound (for a classifier: lowest cross-entropy). On a CPU equal config and seed give equal weights, bit for bit.
-    Raises UserError where the loss is no longer a number.
+    Raises UserError, before the weights have changed on a CPU, where the loss is not finite.
     """
     config = model.config
     torch.manual_seed(config.seed + 1)
     shuffle = torch.Generator().manual_seed(config.seed)
     model.prepare(data)
     optimizers = model.optimizers()
+    states = States(folder, model, optimizers)
+    at = states.restore()
+    if len(at.order):
+        shuffle.set_state(at.order)
     objective = distributed.parallel(_Objective(model), [f"model.{name}" for name in model.sharded])
     first_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     steps_an_epoch = math.ceil(len(data.train) / config.batch_size)
-    best, started = -math.inf, time.perf_counter()
+    first, started = at.epoch, time.perf_counter()
 
-    for epoch in range(1, config.epochs + 1):
-        model.train()
-        train_means, epoch_started = _Means(), time.perf_counter()
-        for step, batch in enumerate(data.train.batches(config.batch_size, shuffle)):
-            epochs = epoch - 1 + step / steps_an_epoch
-            factor = rate_factor(config, epochs)
-            for group, rate in zip(_groups(optimizers), first_rates, strict=True):
-                group["lr"] = factor * rate
-            with distributed.share(model.observe(batch), model.owners) as own:
-                for _ in range(model.steps_per_visit - 1):
-                    _step(objective, own, epochs, optimizers)
-                terms, loss = _step(objective, own, epochs, optimizers)
-            train_means.add(own, loss, model.metrics(terms), model.score(terms))
-        train_metrics, _ = train_means.metrics("train")
-        seconds = time.perf_counter() - epoch_started
-        if not math.isfinite(train_metrics["train/loss"]):
-            raise UserError(f"the loss is {train_metrics['train/loss']} in epoch {epoch}; lower lr={config.lr:g}")
+    with postponed() as interruption:
+        for at.epoch in range(at.epoch, config.epochs + 1):
+            model.train()
+            began, at.order = time.perf_counter() - at.seconds, shuffle.get_state()
+            for batch in islice(data.train.batches(config.batch_size, shuffle), at.step, None):
+                epochs = at.epoch - 1 + at.step / steps_an_epoch
+                factor = rate_factor(config, epochs)
+                for group, rate in zip(_groups(optimizers), first_rates, strict=True):
+                    group["lr"] = factor * rate
+                # To read a number makes a GPU wait.
+                check = model.device.type == "cpu" or at.step % CHECK_STEPS == 0
+                where = f"step {at.step + 1} of epoch {at.epoch}"
+                with distributed.share(model.observe(batch), model.owners) as own:
+                    for _ in range(model.steps_per_visit - 1):
+                        _step(objective, own, epochs, optimizers, where, check)
+                    terms, loss = _step(objective, own, epochs, optimizers, where, check)
+                at.means.add(own, loss, model.metrics(terms), model.score(terms))
+                at.step += 1
+                at.seconds = time.perf_counter() - began
+                if interruption or states.due():
+                    states.save(at)
+                interruption.heed()
+            train_metrics, _ = at.means.metrics("train")
 
-        val_metrics, score = _validate(model, data.val, epoch)
-        save_checkpoint(folder / "last.safetensors", model, epoch, score)
-        if improved := score > best:
-            best = score
-            save_checkpoint(folder / "best.safetensors", model, epoch, score)
-        rates = {"train/lr": next(_groups(optimizers))["lr"]} if optimizers else {}
-        speed = {"train/images_per_s": len(data.train) / seconds}
-        images = _snapshot(model, data) if epoch in SNAPSHOT_EPOCHS else {}
-        left = (time.perf_counter() - started) / epoch * (config.epochs - epoch)
-        report(Event(epoch, config.epochs, improved, {**train_metrics, **rates, **speed, **val_metrics}, images, left))
+            val_metrics, score = _validate(model, data.val, at.epoch)
+            if improved := score > at.best:
+                at.best = score
+                save_checkpoint(folder / "best.safetensors", model, at.epoch)
+            rates = {"train/lr": next(_groups(optimizers))["lr"]} if optimizers else {}
+            speed = {"train/images_per_s": len(data.train) / at.seconds}
+            metrics = {**train_metrics, **rates, **speed, **val_metrics}
+            images = _snapshot(model, data) if at.epoch in SNAPSHOT_EPOCHS else {}
+            left = (time.perf_counter() - started) / (at.epoch - first + 1) * (config.epochs - at.epoch)
+            report(Event(at.epoch, config.epochs, improved, metrics, images, left))
+            at.step, at.seconds, at.means = 0, 0.0, Means()
+        save_checkpoint(folder / "last.safetensors", model, config.epochs)
 
 
 def rate_factor(config: Config, epochs: float) -> float:
@@ -110,9 +130,16 @@ class _Objective(nn.Module):
 
 
 def _step(
-    objective: nn.Module, batch: Batch, epochs: float, optimizers: list[torch.optim.Optimizer]
+    objective: nn.Module, batch: Batch, epochs: float, optimizers: list[torch.optim.Optimizer], where: str, check: bool
 ) -> tuple[Terms, Tensor]:
     terms, loss = objective(batch, epochs)
+    # The mean over a share without images is not a number. Until then the weights stay what they were.
+    if check and len(batch) and not math.isfinite(loss.item()):
+        named = {"log p(x|z)": terms.log_px_z, "log p(z)": terms.log_pz, "log q(z|x)": terms.log_qz, "KL": terms.kl}
+        wrong = [name for name, value in named.items() if not value.isfinite().all()]
+        reason = f", because of {', '.join(wrong)}" if wrong else ""
+        rate = next(_groups(optimizers))["lr"] if optimizers else 0
+        raise UserError(f"the loss is {loss.item()} at {where}{reason}; lower lr, which is {rate:g} there")
     if optimizers:
         loss.backward()
     for optimizer in optimizers:
@@ -125,31 +152,9 @@ def _groups(optimizers: list[torch.optim.Optimizer]) -> Iterator[dict]:
     return (group for optimizer in optimizers for group in optimizer.param_groups)
 
 
-class _Means:
-    """Means over images, kept on the device: reading a number at each step would make the device wait."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sums: dict[str, Tensor] = {}
-
-    def add(self, batch: Batch, loss: Tensor, metrics: dict[str, Tensor], score: Tensor) -> None:
-        self.count += len(batch)
-        # The mean over a share without images is not a number.
-        summed = loss.detach() * len(batch) if len(batch) else loss.new_zeros(())
-        sums = {"loss": summed, "score": score.detach().sum()}
-        sums |= {key: value.detach().sum() for key, value in metrics.items()}
-        self.sums = {key: value + self.sums[key] if self.sums else value for key, value in sums.items()}
-
-    def metrics(self, split: str) -> tuple[dict[str, float], float]:
-        count = distributed.total(torch.tensor(self.count)).item()
-        means = {key: distributed.total(value).item() / count for key, value in self.sums.items()}
-        score = means.pop("score")
-        return {f"{split}/{key}": value for key, value in means.items()}, score
-
-
 def _validate(model: Model, split: Split, epochs: int) -> tuple[dict[str, float], float]:
     model.eval()
-    means = _Means()
+    means = Means()
     for batch in split.batches(VALIDATION_BATCH):
         with distributed.share(model.observe(batch), model.owners) as own:
             model.refresh(own, epochs)

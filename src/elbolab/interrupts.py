@@ -1,0 +1,53 @@
+"""Ctrl-C and SIGTERM while something is half done: they wait for the next moment that can be gone on from."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+Handler = Callable[[int, FrameType | None], Any]
+
+
+class Interruption:
+    """Whether a signal came, and what it does once it is heeded."""
+
+    def __init__(self) -> None:
+        self._waiting: Callable[[], Any] | None = None
+
+    def __bool__(self) -> bool:
+        return self._waiting is not None
+
+    def heed(self) -> None:
+        """Do now what the signal would have done, if one came."""
+        if self._waiting is not None:
+            self._waiting()
+
+    def _behind(self, usual: Handler) -> Handler:
+        def handle(number: int, frame: FrameType | None) -> None:
+            # Who signals twice does not want to wait.
+            if self._waiting is not None:
+                usual(number, frame)
+            self._waiting = lambda: usual(number, frame)
+
+        return handle
+
+
+@contextmanager
+def postponed() -> Iterator[Interruption]:
+    """While it lasts Ctrl-C and SIGTERM wait for ``heed``; only the main thread hears signals at all."""
+    interruption = Interruption()
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    own = {number: handler for number, handler in usual.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        own = {}
+    for number, handler in own.items():
+        signal.signal(number, interruption._behind(handler))
+    try:
+        yield interruption
+    finally:
+        for number, handler in own.items():
+            signal.signal(number, handler)
+    # One that came after the last moment.
+    interruption.heed()

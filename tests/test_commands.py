@@ -55,7 +55,7 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
     inputs = mlflow.MlflowClient().get_run(run_id).inputs
     assert inputs is not None
     assert [item.dataset.digest for item in inputs.dataset_inputs] == [run.tags["data.digest"]]
-    assert not (store / "checkpoints").exists()
+    assert not (store / "unfinished").exists()
 
     model = load_model(run_id)
     assert isinstance(model, LatentModel)
@@ -123,7 +123,7 @@ def test_an_interrupted_training_is_killed(store: Path, number: signal.Signals, 
     assert process.returncode == code
     (run,) = runs()
     assert run.info.status == "KILLED"
-    assert (store / "checkpoints" / run.info.run_id / "last.safetensors").exists()
+    assert list(store.glob("unfinished/*/state-*.safetensors"))
 
 
 def test_four_first_uses_of_a_store_at_the_same_time(store: Path):

@@ -98,7 +98,7 @@ def test_mlproject_has_the_commands_of_the_cli_and_repeats_no_parameter():
     project = yaml.safe_load((REPOSITORY / "MLproject").read_text())
     commands = cli.list_commands(click.Context(cli))
     # The others make no run.
-    assert set(project["entry_points"]) == set(commands) - {"promote", "models"}
+    assert set(project["entry_points"]) == set(commands) - {"promote", "models", "sync"}
     for name, entry in project["entry_points"].items():
         assert entry["command"].split()[:4] == ["python", "-m", "elbolab", name]
         assert set(entry.get("parameters", {})) <= {"run", "study"}

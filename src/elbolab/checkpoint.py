@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from elbolab import distributed
 from elbolab.data import DataSpec
+from elbolab.durable import replace
 from elbolab.errors import UserError
 from elbolab.models import MODELS, Model
 
@@ -61,9 +61,7 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Non
     part = path.with_name(path.name + ".part")
     try:
         save_file(tensors, part, {"elbolab": text, "sha256": _digest(text, tensors)})
-        sync(part)
-        os.replace(part, path)
-        sync(path.parent)
+        replace(part, path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be written: {error}; what was written before is as it was") from error
 
@@ -82,15 +80,6 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if metadata.get("sha256", digest := _digest(text, tensors)) != digest:
         raise UserError(f"{path} is not as it was written: its checksum differs")
     return tensors, header
-
-
-def sync(path: Path) -> None:
-    """Have the disk keep a file, or the names in a folder, before anything else is done."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:

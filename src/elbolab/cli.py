@@ -16,17 +16,21 @@ from elbolab.config import (
     ExploreConfig,
     MainConfig,
     PromoteConfig,
+    ResumeConfig,
     Settings,
     StudyConfig,
     split_ids,
 )
 from elbolab.errors import UserError
 
-# What a command prints on standard output is for scripts: `elbolab evaluate $(elbolab vae)`.
-QUIET = {
+ENVIRONMENT = {
+    # What a command prints on standard output is for scripts: `elbolab evaluate $(elbolab vae)`.
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # Work goes on without the server, so it need not be waited for during minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
 
@@ -111,20 +115,40 @@ def _training(name: str) -> click.Command:
     model = MODELS[name]
 
     def command(**values: Any) -> None:
-        config = model.Config.parse(_given(values))
-        from elbolab.experiment import train_model
+        given = _given(values)
+        again = ResumeConfig.parse({key: given.pop(key) for key in list(given) if key in ResumeConfig.model_fields})
+        config = model.Config.parse(given)
+        from elbolab.experiment import resume, train_model
 
-        if run_id := train_model(name, config):
+        if again.resume is not None:
+            click.echo(resume(again.resume, name, given, again.new_run))
+        elif run_id := train_model(name, config):
             click.echo(run_id)
 
     summary = (model.__doc__ or "").strip().splitlines()[0]
-    return click.Command(name, callback=command, params=options_of(model.Config), help=f"Train {name}: {summary}")
+    params = options_of(model.Config) + options_of(ResumeConfig)
+    return click.Command(name, callback=command, params=params, help=f"Train {name}: {summary}")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="elbolab")
 def cli() -> None:
     """Train, evaluate and compare latent-variable generative models of images, tracked in MLflow."""
+
+
+def _resume(run: str) -> None:
+    """Go on with the interrupted training RUN from its newest state, in the folder in which it was begun."""
+    from elbolab.experiment import resume
+
+    click.echo(resume(run))
+
+
+def _sync() -> None:
+    """Send to the tracking server what earlier commands in this folder could not."""
+    from elbolab.tracker import send_unfinished
+
+    for line in send_unfinished():
+        click.echo(line)
 
 
 def _evaluate(run: str, **values: Any) -> None:
@@ -180,14 +204,14 @@ def _main(**values: Any) -> None:
 def _study(study: str, **values: Any) -> None:
     """Carry out STUDY, a file or a name in studies/: an Optuna search of a model's fields, or a reproduction."""
     config = StudyConfig.parse(_given(values))
-    # A study goes on without MLflow, so it need not wait for it for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     from elbolab.studies import run_study
 
     click.echo(run_study(study, config))
 
 
 for _name, _callback, _settings, _arguments in (
+    ("resume", _resume, Settings, [click.Argument(["run"])]),
+    ("sync", _sync, Settings, []),
     ("evaluate", _evaluate, EvaluateConfig, [click.Argument(["run"])]),
     ("study", _study, StudyConfig, [click.Argument(["study"])]),
     ("compare", _compare, CompareConfig, []),
@@ -209,7 +233,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     # Imports leave a million objects that stay; to look through them for garbage is a fifth of a short command's time.
     gc.set_threshold(100_000)
-    for variable, value in QUIET.items():
+    for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     # All of torchrun's processes make the same mistake; one of them says so.
     speaks = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"

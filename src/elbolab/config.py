@@ -255,3 +255,12 @@ def _optional(*sources: type[Settings]) -> dict[str, Any]:
 
 MainConfig = create_model("MainConfig", __base__=Given, **_optional(EvaluateConfig, Config))
 """The whole experiment: what is given here is handed to every training and evaluation that has the field."""
+
+
+class ResumeConfig(Settings):
+    """Going on with a training that was interrupted, instead of beginning one."""
+
+    resume: str | None = None
+    """Run to go on with, in that run and from its newest state; its parameters stay [default: begin a run]."""
+    new_run: bool = False
+    """Whether to begin a run of its own, of the resumed run's parameters with those given changed."""

@@ -1,14 +1,14 @@
 """The jobs of the suite: train a model, evaluate a run, do the whole experiment."""
 
 import json
+import os
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import lru_cache, reduce
 from operator import or_
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +21,7 @@ from elbolab.evaluators import EVALUATORS, Findings, Subject
 from elbolab.models import MODELS, Model
 from elbolab.models.cnn import CNN
 from elbolab.progress import Progress
-from elbolab.registry import load_model, log_model
+from elbolab.registry import load_model
 from elbolab.trainer import Event, train
 
 PROTOCOL = "evaluation.protocol"
@@ -79,45 +79,74 @@ def prepare(name: str, config: Config) -> tuple[Model, Data, dict[str, str]]:
     )
 
 
-def train_model(name: str, config: Config, tags: dict[str, str] | None = None) -> str:
+def train_model(name: str, config: Config, tags: dict[str, str] | None = None, folder: Path | None = None) -> str:
     """Train the model ``name`` and track it as a run, with ``tags`` beside its own, whose id is returned.
 
-    Of several processes that torchrun started the first tracks, and the others return "". Raises UserError where one
-    would be without images in every step.
+    With the ``folder`` of an unfinished run of this config it goes on with that run. Of several processes that
+    torchrun started the first tracks, and the others return "". Raises UserError where one would be without images in
+    every step, or where the data are not those that the unfinished run began with.
     """
     with distributed.group(choose_device(config.device)):
         if (least := distributed.processes()) > config.batch_size:
             raise UserError(f"batch_size={config.batch_size} must be at least {least}, the processes; start fewer")
         model, data, own_tags = prepare(name, config)
+        if folder is not None and (digest := tracker.begun(folder)[1]["data.digest"]) != data.spec.digest:
+            raise UserError(
+                f"{data.name} has the digest {data.spec.digest} now and had {digest} when the run began; bring back "
+                "the files of then"
+            )
         if distributed.rank():
-            distributed.together(lambda: train(model, data, lambda _: None, Path()))
+            distributed.together(lambda: train(model, data, lambda _: None, Path("none")))
             return ""
-        return _tracked(name, model, data, own_tags | (tags or {}))
+        return _tracked(name, model, data, own_tags | (tags or {}), folder)
 
 
-def _tracked(name: str, model: Model, data: Data, tags: dict[str, str]) -> str:
+def _tracked(name: str, model: Model, data: Data, tags: dict[str, str], folder: Path | None) -> str:
     config = model.config
     if distributed.processes() > 1:
         tags = {**tags, "processes": str(distributed.processes())}
     tags = {**tags, "mlflow.note.content": _description(name, config)}
-    with tracker.run("train", _run_name(name, config), {"model": name, **config.params()}, tags) as track:
+    with tracker.run("train", _run_name(name, config), {"model": name, **config.params()}, tags, None, folder) as track:
         track.log_value(config.model_dump(mode="json"), "config.json")
         track.log_data(data)
-        # Checkpoints stay where they are when the training fails; a finished run has them as artifacts.
-        folder = Path("checkpoints", track.id)
-        folder.mkdir(parents=True)
         with Progress(name, config.epochs) as progress:
-            distributed.together(lambda: train(model, data, _both(track.report, progress), folder))
+            distributed.together(lambda: train(model, data, _both(track.report, progress), track.folder))
         track.set_tags({"observation_model": model.observation_model})
         track.log_curves()
         for file in ("last", "best"):
-            track.log_artifact(folder / f"{file}.safetensors", "checkpoints")
-        log_model(model, folder / "best.safetensors", data.val.images[:2].permute(0, 2, 3, 1).cpu().numpy())
-        shutil.rmtree(folder)
-        # Another training's checkpoints may lie beside them.
-        with suppress(OSError):
-            folder.parent.rmdir()
-        return track.id
+            track.log_artifact(track.folder / f"{file}.safetensors", "checkpoints")
+        example = data.val.images[:2].permute(0, 2, 3, 1).cpu().numpy()
+        track.log_model(track.folder / "best.safetensors", example)
+    return track.id
+
+
+def resume(run_id: str, model: str | None = None, fields: dict[str, Any] | None = None, new_run: bool = False) -> str:
+    """Go on with the unfinished training of a run, in that run, from its newest state; returns its id.
+
+    ``model`` and ``fields`` must be what they were, since the parameters of a run stay; with ``new_run`` a training
+    of the run's parameters, changed by ``fields``, begins afresh as a run of its own. Raises UserError where the
+    working folder has no such run, or another process is at it.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError("to go on with a run is the work of one process; start it without torchrun")
+    params, _ = tracker.begun(folder) if (folder := tracker.find(run_id)) else ({}, {})
+    if "model" not in params:
+        raise UserError(
+            f"run {run_id!r} has nothing to go on with in {tracker.UNFINISHED.absolute()}: it is finished, or was "
+            "begun in another folder; go there"
+        )
+    name = params.pop("model")
+    config = MODELS[name].Config.parse(params)
+    wanted = MODELS[name].Config.parse({**params, **(fields or {})}) if model in (None, name) else None
+    if new_run and wanted is not None:
+        return train_model(name, wanted)
+    if wanted != config:
+        old, new = {"model": name, **config.params()}, {"model": model or name, **(wanted.params() if wanted else {})}
+        changed = [f"{key}={value} was {old.get(key)}" for key, value in new.items() if value != old.get(key)]
+        remedy = "leave it as it was" + (", or add --new-run to begin afresh" if wanted else "")
+        raise UserError(f"{', '.join(changed)} in run {run_id}, whose parameters stay; {remedy}")
+    tracker.nest_project_run(run_id, "resume call")
+    return train_model(name, config, folder=folder)
 
 
 def _run_name(name: str, config: Config) -> str:
@@ -182,15 +211,15 @@ def evaluate_run(
     model, data = load_run(run_id, device)
     subject = Subject(model, data, config, _classifier(config.classifier, data, device))
     found = reduce(or_, (evaluator(subject) for evaluator in [*EVALUATORS.values(), *more]), Findings())
-    track = tracker.Tracker(run_id)
-    track.log_metrics(found.metrics)
-    for name, value in found.files.items():
-        track.log_value(value, f"evaluation/{name}")
-    # Last, since these tags say that an evaluation is there.
     settings = {f"evaluation.{key}": str(getattr(config, key)) for key in ("samples", "images", "seed")}
     settings[PROTOCOL] = protocol(config, more)
     settings["evaluation.seconds"] = f"{time.perf_counter() - started:.1f}"
-    track.set_tags(settings | found.tags)
+    with tracker.attached(run_id) as track:
+        for name, value in found.files.items():
+            track.log_value(value, f"evaluation/{name}")
+        track.log_metrics(found.metrics)
+        # Last, since these tags say that an evaluation is there.
+        track.set_tags(settings | found.tags, last=True)
     return found.metrics
 
 

@@ -53,9 +53,9 @@ def finalise(job: Job, study: optuna.Study, parent: str, best: int, seeds: int) 
     summary = [_interval(metric, won)]
     summary += [_interval(key, tested) for key in ("test/log_px", "test/accuracy") if key in tested[0]]
     uri = register(chosen["run"], job.name)
-    track = tracker.Tracker(parent)
-    track.log_value(pd.DataFrame(finalists), "finalists.parquet")
-    track.log_value({"trial": winner, "run": chosen["run"], "model": uri, "found": summary}, "final.json")
+    with tracker.attached(parent) as track:
+        track.log_value(pd.DataFrame(finalists), "finalists.parquet")
+        track.log_value({"trial": winner, "run": chosen["run"], "model": uri, "found": summary}, "final.json")
     print(f"trial {winner}, run {chosen['run']}, registered as {uri}", *summary, sep="\n")
 
 
@@ -99,7 +99,8 @@ def _train(job: Job, parent: str, trial: FrozenTrial, seeds: int) -> list[dict[s
             fresh = config.model_copy(update={"seed": seed})
             run_id = train_model(job.study.model, fresh, {STUDY: job.name, TRIAL: str(trial.number)})
             value = _judge(job, run_id)
-            tracker.Tracker(run_id).set_tags({VALUE: repr(value)})
+            with tracker.attached(run_id) as track:
+                track.set_tags({VALUE: repr(value)})
         rows.append({"trial": trial.number, "seed": seed, "run": run_id, job.study.metric: value})
     return rows
 

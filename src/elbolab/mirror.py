@@ -19,11 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 from elbolab.errors import UserError
 from elbolab.records import KIND, STUDY, prepare_store
 from elbolab.report.study_figures import draw_study
-from elbolab.tracker import FAILURE
+from elbolab.tracker import FAILURE, PARENT
 from elbolab.tuning import Study
 
 TRIAL = "elbolab.trial"
-PARENT = "mlflow.parentRunId"
 RUN_OF_STUDY = "mlflow_run"
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
 SECONDS_TO_MAKE_THE_PARENT = 30

@@ -7,6 +7,7 @@ import mlflow
 import mlflow.artifacts
 import numpy as np
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
@@ -20,17 +21,21 @@ from elbolab.records import prepare_store
 REQUIREMENTS = ("torch", "safetensors", "pydantic", "platformdirs", "optuna", "numpy")
 
 
-def log_model(model: Model, checkpoint: Path, example: np.ndarray) -> None:
-    """Log a model's checkpoint as the model ``model`` of the active run: a pyfunc made from code, no pickle in it.
+def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
+    """Log a checkpoint as the model ``model`` of a run: a pyfunc made from code, no pickle in it.
 
     ``example`` is what it predicts from, images uint8 (N, H, W, C).
     """
     # A schema of uint8 would have MLflow's server turn a pixel of 0.5 into 0 without a word; `serving` refuses it.
     images = TensorSpec(np.dtype(object), (-1,))
-    params = {"op": next(iter(serving.operations(model))), **serving.PARAMS}
+    params = {"op": next(iter(serving.operations(load_checkpoint(checkpoint)))), **serving.PARAMS}
     declared = [ParamSpec(key, "string" if key == "op" else "long", value) for key, value in params.items()]
-    mlflow.pyfunc.log_model(
+    # What mlflow.pyfunc.log_model calls, for a run that no thread calls its own.
+    MlflowModel.log(
+        None,
+        mlflow.pyfunc,
         name="model",
+        run_id=run_id,
         python_model=serving.__file__,
         artifacts={"checkpoint": str(checkpoint)},
         code_paths=[str(Path(elbolab.__file__).parent)],

@@ -80,6 +80,7 @@ class States:
         if self._model.device.type == "cuda":
             tensors["random/cuda"] = torch.cuda.get_rng_state()
         header = {"epoch": at.epoch, "step": at.step, "seconds": at.seconds, "best": at.best, "count": at.means.count}
+        header["rates"] = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
         finite = all(bool(value.isfinite().all()) for key, value in tensors.items() if key.startswith("model/"))
         if finite:
             write(self._folder / PATTERN.replace("*", f"{at.epoch:06}-{at.step:08}"), tensors, header)
@@ -102,14 +103,22 @@ class States:
             return self._put(_within(tensors), header)
         return Position()
 
+    @torch.no_grad()
     def _put(self, parts: dict[str, dict[str, Tensor]], header: dict[str, Any]) -> Position:
         self._model.load_state_dict(parts["model"])
         for place, optimizer in enumerate(self._optimizers):
+            parameters = [value for group in optimizer.param_groups for value in group["params"]]
             moments: dict[int, dict[str, Tensor]] = {}
             for name, value in parts.get(f"optimizer{place}", {}).items():
                 number, key = name.split("/")
-                moments.setdefault(int(number), {})[key] = value
-            optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+                parameter = parameters[int(number)]
+                # The fused step takes it that a moment lies in memory as its parameter does.
+                laid = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+                moments.setdefault(int(number), {})[key] = laid
+            groups = optimizer.state_dict()["param_groups"]
+            for group, rate in zip(groups, header["rates"][place], strict=True):
+                group["lr"] = rate
+            optimizer.load_state_dict({"state": moments, "param_groups": groups})
         random = parts["random"]
         torch.set_rng_state(random["cpu"])
         if self._model.device.type == "cuda":

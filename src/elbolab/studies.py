@@ -1,6 +1,5 @@
 """The job of a study from the command line: begin it or go on with it, bring MLflow up to date, or finalise it."""
 
-import os
 import sys
 
 from mlflow.exceptions import MlflowException
@@ -12,7 +11,7 @@ from elbolab.config import StudyConfig
 from elbolab.errors import UserError
 from elbolab.experiment import choose_device, load_for
 from elbolab.finalise import finalise
-from elbolab.mirror import PARENT, RUN_OF_STUDY, Mirror, parent_of
+from elbolab.mirror import RUN_OF_STUDY, Mirror, parent_of
 from elbolab.records import STUDY
 from elbolab.reproduction import Reproduction, reproduce
 from elbolab.storage import Job, open_study, queue_points
@@ -59,8 +58,10 @@ def _carry_out(job: Job, config: StudyConfig) -> str:
     if parent is None:
         queue_points(study, job.study)
     else:
-        _nest_project_run(parent)
+        tracker.nest_project_run(parent, "study call")
     with tracker.run("study", job.name, _params(job), {STUDY: job.name}, parent) as track:
+        if track.delivery.run_id is None:
+            raise UserError(f"{records.address()} does not answer, and a search begins with a run there; try again")
         if parent is None:
             study.set_user_attr(RUN_OF_STUDY, track.id)
         mirror = Mirror(job.name, job.study, track.id)
@@ -77,12 +78,6 @@ def _carry_out(job: Job, config: StudyConfig) -> str:
         if config.sync:
             print(f"{mended} trials brought up to date")
     return track.id
-
-
-def _nest_project_run(parent: str) -> None:
-    """`mlflow run` made a run for this call, but the study has one already: put it under that, and take up that one."""
-    if (run_id := os.environ.pop("MLFLOW_RUN_ID", None)) is not None:
-        tracker.Tracker(run_id).set_tags({PARENT: parent, records.KIND: "study call"})
 
 
 def _params(job: Job) -> dict[str, str]:

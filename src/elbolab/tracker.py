@@ -1,21 +1,29 @@
-"""Writing a run: its parameters, metrics by epoch, figures and artifacts, and how it ended."""
+"""Writing a run: its parameters, metrics by epoch, figures and artifacts, and how it ended, all through its spool."""
 
 import json
+import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import mlflow
 import numpy as np
 import pandas as pd
-from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.tracking.context.registry import resolve_tags
+from PIL import Image
 
-from elbolab.records import KIND, prepare_store
+from elbolab.courier import Courier, reason, refused
+from elbolab.delivery import FAILURE, FILES, VALUES, Delivery
+from elbolab.errors import UserError, redacted
+from elbolab.records import KIND, address
 from elbolab.report.curves import draw_curves
+from elbolab.spool import Spool, peek, read_journal
 
 if TYPE_CHECKING:
     # Comparing runs takes no torch, whose import takes seconds.
@@ -24,35 +32,43 @@ if TYPE_CHECKING:
     from elbolab.data import Data
     from elbolab.trainer import Event
 
-FAILURE = "failure"
+UNFINISHED = Path("unfinished")
+PARENT = "mlflow.parentRunId"
+RUNNING, FINISHED = "RUNNING", "FINISHED"
+# How long a run waits for the server: at its start for an id, at its end as long as nothing gets through.
+START_SECONDS, END_SECONDS, KILLED_SECONDS = 10, 30, 5
+
+_under_way: list["Tracker"] = []
 
 
 class Tracker:
-    """The writing end of one run that is under way."""
+    """The writing end of one run: what it is given is safe on the disk, and is sent in the background."""
 
-    def __init__(self, run_id: str) -> None:
-        self.id = run_id
-        self._client = mlflow.MlflowClient()
-        self._history: list[dict[str, float]] = []
+    def __init__(self, spool: Spool) -> None:
+        self.spool = spool
+        self.delivery = Delivery(spool)
 
-    def log_params(self, params: dict[str, str]) -> None:
-        """Log the parameters that the run has not: `mlflow run -P` logs its own spelling of a value (1e-3) first."""
-        present = self._client.get_run(self.id).data.params
-        absent = [Param(key, value) for key, value in params.items() if key not in present]
-        self._client.log_batch(self.id, params=absent)
+    @property
+    def id(self) -> str:
+        """Id of the run on the server, or that of its spool while the server has not heard of it."""
+        return self.delivery.run_id or self.spool.folder.name
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps what it needs to be gone on with, until it is finished."""
+        return self.spool.folder
 
     def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
         """Log all of ``metrics`` in one call."""
-        now = int(time.time() * 1000)
-        self._client.log_batch(self.id, metrics=[Metric(key, value, now, step) for key, value in metrics.items()])
+        self.spool.append(lane=VALUES, metrics=metrics, step=step, time=_now())
 
-    def set_tags(self, tags: dict[str, str]) -> None:
-        """Set all of ``tags`` in one call."""
-        self._client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()])
+    def set_tags(self, tags: dict[str, str], last: bool = False) -> None:
+        """Set all of ``tags`` in one call, the ``last`` ones not before every file is there."""
+        self.spool.append(lane=VALUES, tags=tags, waits=last)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a file with the run."""
-        self._client.log_artifact(self.id, str(path), folder)
+        """Keep a copy of a file with the run."""
+        self.spool.append(lane=FILES, file=self.spool.keep(path), folder=folder)
 
     def log_value(self, value: Any, path: str) -> None:
         """Keep a table as Parquet, named arrays as npz, anything else as JSON, as the artifact ``path``."""
@@ -70,21 +86,37 @@ class Tracker:
         """Log the training images as the run's input, with the digest of all the content of all splits."""
         images, labels = data.train.images.cpu().numpy(), data.train.labels.cpu().numpy()
         dataset = mlflow.data.from_numpy(images, targets=labels, name=data.name, digest=data.spec.digest)  # pyright: ignore
-        mlflow.log_input(dataset, context="training")
+        self.spool.append(lane=FILES, data=dataset.to_dict())
+
+    def log_model(self, checkpoint: Path, example: np.ndarray) -> None:
+        """Log a checkpoint as the run's model; ``example`` is what it predicts from, images uint8 (N, H, W, C)."""
+        self.spool.append(lane=FILES, file=self.spool.keep(checkpoint), example=example.tolist())
 
     def report(self, event: "Event") -> None:
-        """Log an epoch: its metrics in one call, its images by step."""
-        self._history.append(event.metrics)
-        self.log_metrics(event.metrics, event.epoch)
+        """Log an epoch, its metrics in one call and its images by step; one that was logged before is not again."""
+        there = {(record.get("image"), record["step"]) for record in self.spool.records if "step" in record}
+        if (None, event.epoch) in there:
+            return
+        # The metrics come last: an epoch that has them has all.
         for key, grid in event.images.items():
-            self._client.log_image(self.id, _tile(grid), key=key, step=event.epoch, synchronous=True)
+            if (key, event.epoch) not in there:
+                with tempfile.TemporaryDirectory() as folder:
+                    file = Path(folder, f"{key}.png")
+                    Image.fromarray(_tile(grid).squeeze(-1) if grid.shape[2] == 1 else _tile(grid)).save(file)
+                    kept = self.spool.keep(file)
+                self.spool.append(lane=FILES, image=key, step=event.epoch, time=_now(), file=kept)
+        self.log_metrics(event.metrics, event.epoch)
 
     def log_curves(self) -> None:
         """Log the figure of the metrics reported so far, training against validation."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "curves.png")
-            draw_curves(self._history, file)
+            draw_curves([record["metrics"] for record in self.spool.records if "metrics" in record], file)
             self.log_artifact(file, "figures")
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def _tile(grid: "Tensor") -> np.ndarray:
@@ -101,32 +133,149 @@ def _tile(grid: "Tensor") -> np.ndarray:
 
 @contextmanager
 def run(
-    kind: str, name: str, params: dict[str, str], tags: dict[str, str], run_id: str | None = None
+    kind: str,
+    name: str,
+    params: dict[str, str],
+    tags: dict[str, str],
+    run_id: str | None = None,
+    folder: Path | None = None,
 ) -> Iterator[Tracker]:
-    """A run under way: ``run_id`` taken up again, else the one that `mlflow run` made, else a new one.
+    """A run under way: the unfinished one of ``folder``, else ``run_id``, else that of `mlflow run`, or a new one.
 
-    A new one is nested in the one that is active, if any. It ends FINISHED, or KILLED when it is interrupted, or FAILED
-    with the reason as the tag ``failure``.
+    A new one is nested in the one that is under way, if any. It ends FINISHED, or KILLED when it is interrupted, or
+    FAILED with the reason as the tag ``failure``. Where the server does not answer it goes on all the same, and what it
+    says stays in the folder ``unfinished``. Raises UserError where the server refuses it.
     """
-    prepare_store()
-    active = mlflow.start_run(run_id, run_name=name, nested=mlflow.active_run() is not None)
-    tracker = Tracker(active.info.run_id)
-    status = RunStatus.FAILED
-    if FAILURE in active.data.tags:
-        mlflow.MlflowClient().delete_tag(tracker.id, FAILURE)
-    try:
-        tracker.set_tags({KIND: kind, "mlflow.runName": name, **_code(), **tags})
-        tracker.log_params(params)
+    run_id = run_id or (None if folder else os.environ.pop("MLFLOW_RUN_ID", None))
+    spool = Spool(folder or UNFINISHED.absolute() / uuid4().hex)
+    if not spool.records:
+        spool.append(lane=VALUES, run={"id": run_id} if run_id else _new(name))
+    if run_id or folder:
+        spool.append(lane=VALUES, status=RUNNING)
+    own = {KIND: kind, "mlflow.runName": name, **_code(), **tags}
+    spool.append(lane=VALUES, tags={key: redacted(value) for key, value in own.items()}, params=params)
+    with _sending(spool) as tracker:
+        _under_way.append(tracker)
+        status = "FAILED"
+        try:
+            yield tracker
+            status = FINISHED
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        except BaseException as error:
+            tracker.set_tags({FAILURE: redacted(f"{type(error).__name__}: {error}")[:500]})
+            raise
+        finally:
+            _under_way.pop()
+            spool.append(lane=VALUES, status=status, waits=True, time=_now())
+
+
+@contextmanager
+def attached(run_id: str) -> Iterator[Tracker]:
+    """The writing end of a run that is not under way; its status stays."""
+    spool = Spool(UNFINISHED.absolute() / uuid4().hex)
+    spool.append(lane=VALUES, run={"id": run_id, "attached": True})
+    with _sending(spool) as tracker:
         yield tracker
-        status = RunStatus.FINISHED
+
+
+def find(run_id: str) -> Path | None:
+    """The folder of an unfinished run, by its id or that of its spool; None where this folder has none such."""
+    for folder in sorted(UNFINISHED.absolute().glob("*")):
+        if run_id in (folder.name, peek(folder).get("run_id")) and any(begun(folder)):
+            return folder
+    return None
+
+
+def begun(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The parameters and the tags with which an unfinished run began; none where it is no training or barely began."""
+    first = next((record for record in read_journal(folder) if "params" in record), {})
+    return first.get("params", {}), first.get("tags", {})
+
+
+def nest_project_run(run_id: str, kind: str) -> None:
+    """`mlflow run` made a run for a call that takes up ``run_id``: say so of it, and put it under that one."""
+    if (call := os.environ.pop("MLFLOW_RUN_ID", None)) is not None:
+        with attached(call) as track:
+            track.set_tags({PARENT: run_id, KIND: kind})
+
+
+def send_unfinished() -> list[str]:
+    """Send what earlier processes could not; returns a line for each run, and raises UserError where some is left.
+
+    A run whose process is gone without a word ends as KILLED; it can be gone on with all the same.
+    """
+    lines, problems = [], []
+    for folder in sorted(UNFINISHED.absolute().glob("*")):
+        try:
+            spool = Spool(folder)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        delivery = Delivery(spool)
+        if spool.records and last_status(spool) in (None, RUNNING) and "attached" not in spool.records[0]["run"]:
+            spool.append(lane=VALUES, status="KILLED", waits=True, time=_now())
+        count = delivery.left()
+        try:
+            if count:
+                delivery.send()
+                lines.append(f"run {delivery.run_id}: {count} records sent")
+        except Exception as error:
+            problems.append(f"{folder}: {delivery.left()} records are not sent: {reason(error)}")
+        finally:
+            spool.close(_is_done_with(spool, delivery))
+    if problems:
+        raise UserError("\n".join([*lines, *problems]))
+    return lines
+
+
+def last_status(spool: Spool) -> str | None:
+    """What the run was last said to be; None where it began and nothing more is known."""
+    return next((record["status"] for record in reversed(spool.records) if "status" in record), None)
+
+
+def _is_done_with(spool: Spool, delivery: Delivery) -> bool:
+    """Whether nothing in the folder is needed any more: all is sent, and there is nothing to go on with."""
+    return not delivery.left() and (last_status(spool) == FINISHED or not any(spool.folder.glob("*.safetensors")))
+
+
+def _new(name: str) -> dict[str, Any]:
+    """What a new run begins with."""
+    above = mlflow.active_run()
+    parent = _under_way[-1].id if _under_way else above.info.run_id if above else None
+    where = {"experiment": os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")}
+    if (known := os.environ.get("MLFLOW_EXPERIMENT_ID")) is not None:
+        where = {"experiment_id": known}
+    return {"name": name, "time": _now(), "tags": resolve_tags(), "parent": parent, **where}
+
+
+@contextmanager
+def _sending(spool: Spool) -> Iterator[Tracker]:
+    """Send what the tracker is given while the body lasts, and for a while after it."""
+    tracker = Tracker(spool)
+    courier = Courier(spool, tracker.delivery)
+    courier.wait(START_SECONDS, lambda: tracker.delivery.run_id is not None or courier.problem is not None)
+    if (problem := courier.problem) and tracker.delivery.run_id is None and refused(problem):
+        courier.stop()
+        spool.close(remove=True)
+        raise UserError(f"{address()} refuses the run: {reason(problem)}")
+    patience = END_SECONDS
+    try:
+        yield tracker
     except (KeyboardInterrupt, SystemExit):
-        status = RunStatus.KILLED
-        raise
-    except BaseException as error:
-        tracker.set_tags({FAILURE: f"{type(error).__name__}: {error}"[:500]})
+        patience = KILLED_SECONDS
         raise
     finally:
-        mlflow.end_run(RunStatus.to_string(status))
+        courier.wait(patience, lambda: tracker.delivery.left() == 0 or refused(courier.problem))
+        courier.stop()
+        if left := tracker.delivery.left():
+            why = f": {reason(courier.problem)}" if courier.problem else ""
+            line = f"{left} records of run {tracker.id} are not on {address()}{why}; `elbolab sync` sends them"
+            print(f"elbolab: {line} from {spool.folder}", file=sys.stderr, flush=True)
+        if last_status(spool) != FINISHED and any(spool.folder.glob("*.safetensors")):
+            print(f"elbolab: `elbolab resume {tracker.id}` goes on with it", file=sys.stderr, flush=True)
+        spool.close(_is_done_with(spool, tracker.delivery))
 
 
 def _code() -> dict[str, str]:

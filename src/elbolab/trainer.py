@@ -58,27 +58,28 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
     shuffle = torch.Generator().manual_seed(config.seed)
     model.prepare(data)
     optimizers = model.optimizers()
+    first_rates = [group["lr"] for group in _groups(optimizers)]
     states = States(folder, model, optimizers)
     at = states.restore()
     if len(at.order):
         shuffle.set_state(at.order)
     objective = distributed.parallel(_Objective(model), [f"model.{name}" for name in model.sharded])
-    first_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     steps_an_epoch = math.ceil(len(data.train) / config.batch_size)
     first, started = at.epoch, time.perf_counter()
 
     with postponed() as interruption:
-        for at.epoch in range(at.epoch, config.epochs + 1):
+        for epoch in range(at.epoch, config.epochs + 1):
+            at.epoch = epoch
             model.train()
             began, at.order = time.perf_counter() - at.seconds, shuffle.get_state()
             for batch in islice(data.train.batches(config.batch_size, shuffle), at.step, None):
-                epochs = at.epoch - 1 + at.step / steps_an_epoch
+                epochs = epoch - 1 + at.step / steps_an_epoch
                 factor = rate_factor(config, epochs)
                 for group, rate in zip(_groups(optimizers), first_rates, strict=True):
                     group["lr"] = factor * rate
                 # To read a number makes a GPU wait.
                 check = model.device.type == "cpu" or at.step % CHECK_STEPS == 0
-                where = f"step {at.step + 1} of epoch {at.epoch}"
+                where = f"step {at.step + 1} of epoch {epoch}"
                 with distributed.share(model.observe(batch), model.owners) as own:
                     for _ in range(model.steps_per_visit - 1):
                         _step(objective, own, epochs, optimizers, where, check)
@@ -91,16 +92,16 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
                 interruption.heed()
             train_metrics, _ = at.means.metrics("train")
 
-            val_metrics, score = _validate(model, data.val, at.epoch)
+            val_metrics, score = _validate(model, data.val, epoch)
             if improved := score > at.best:
                 at.best = score
-                save_checkpoint(folder / "best.safetensors", model, at.epoch)
+                save_checkpoint(folder / "best.safetensors", model, epoch)
             rates = {"train/lr": next(_groups(optimizers))["lr"]} if optimizers else {}
             speed = {"train/images_per_s": len(data.train) / at.seconds}
             metrics = {**train_metrics, **rates, **speed, **val_metrics}
-            images = _snapshot(model, data) if at.epoch in SNAPSHOT_EPOCHS else {}
-            left = (time.perf_counter() - started) / (at.epoch - first + 1) * (config.epochs - at.epoch)
-            report(Event(at.epoch, config.epochs, improved, metrics, images, left))
+            images = _snapshot(model, data) if epoch in SNAPSHOT_EPOCHS else {}
+            left = (time.perf_counter() - started) / (epoch - first + 1) * (config.epochs - epoch)
+            report(Event(epoch, config.epochs, improved, metrics, images, left))
             at.step, at.seconds, at.means = 0, 0.0, Means()
         save_checkpoint(folder / "last.safetensors", model, config.epochs)
 

@@ -1,0 +1,84 @@
+"""Sending a spool in the background, again and again until all is there, while nothing waits for it."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from mlflow.exceptions import MlflowException
+
+from elbolab.delivery import Delivery
+from elbolab.errors import UserError, redacted
+from elbolab.spool import Spool
+
+FIRST_DELAY, LONGEST_DELAY = 0.5, 15.0
+
+
+class Courier:
+    """The thread that delivers one spool; ``problem`` is what its last try came to, None where it went well."""
+
+    def __init__(self, spool: Spool, delivery: Delivery) -> None:
+        self.problem: Exception | None = None
+        self._spool = spool
+        self._delivery = delivery
+        self._changed = spool.changed
+        self._stopped = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def wait(self, patience: float, enough: Callable[[], bool]) -> bool:
+        """Wait until it is ``enough``; False where ``patience`` seconds went by without anything being sent."""
+        with self._changed:
+            left, until = self._delivery.left(), time.monotonic() + patience
+            while not enough() and time.monotonic() < until:
+                self._changed.wait(until - time.monotonic())
+                if self._delivery.left() < left:
+                    left, until = self._delivery.left(), time.monotonic() + patience
+            return enough()
+
+    def stop(self) -> None:
+        """Begin nothing more; what is under way ends by itself where the server does not answer."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._thread.join(timeout=1)
+
+    def _work(self) -> None:
+        delay = FIRST_DELAY
+        while not self._stopped:
+            try:
+                self._delivery.send()
+            except Exception as error:
+                if self.problem is None:
+                    print(f"elbolab: {reason(error)}; what is logged waits in {self._spool.folder}", file=sys.stderr)
+                self._turn(error)
+                self._pause(lambda: self._stopped, delay)
+                delay = min(2 * delay, LONGEST_DELAY)
+            else:
+                if self.problem is not None:
+                    print("elbolab: the tracking server has all of it now", file=sys.stderr)
+                self._turn(None)
+                delay = FIRST_DELAY
+                self._pause(lambda: self._stopped or self._delivery.left() > 0)
+
+    def _turn(self, problem: Exception | None) -> None:
+        with self._changed:
+            self.problem = problem
+            self._changed.notify_all()
+
+    def _pause(self, over: Callable[[], bool], seconds: float | None = None) -> None:
+        with self._changed:
+            self._changed.wait_for(over, seconds)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong on the way to the server, in one line."""
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return redacted(line)[:300]
+
+
+def refused(error: Exception | None) -> bool:
+    """Whether a server answered, and will not answer otherwise however often it is asked."""
+    if isinstance(error, MlflowException):
+        return 400 <= error.get_http_status_code() < 500 and error.get_http_status_code() not in (408, 429)
+    return isinstance(error, UserError)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -36,15 +37,23 @@ def save_checkpoint(path: Path, model: Model, epoch: int, score: float) -> None:
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Model:
-    """The model of a checkpoint, in evaluation mode; raises UserError where the file is none."""
+    """The model of a checkpoint, in evaluation mode; raises UserError where the file is none.
+
+    Before memory is taken for the model that the header describes, it must be the one whose weights the file has.
+    """
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})["elbolab"])
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"{path} is not a checkpoint of elbolab: {error}") from error
-    kind = MODELS[header["model"]]
-    spec = DataSpec(**{**header["spec"], "shape": tuple(header["spec"]["shape"])})
-    model = kind(kind.Config.parse(header["config"]), spec)
+        kind = MODELS[header["model"]]
+        config, spec = kind.Config.parse(header["config"]), TypeAdapter(DataSpec).validate_python(header["spec"])
+        with torch.device("meta"):
+            described = {key: value.shape for key, value in kind(config, spec).state_dict().items()}
+        if described != {key: value.shape for key, value in weights.items()}:
+            raise UserError(f"its weights are not those of the {header['model']} that its header describes")
+    except (ArithmeticError, LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a checkpoint of elbolab: {type(error).__name__}: {reason:.200}") from error
+    model = kind(config, spec)
     model.load_state_dict(weights)
     return model.to(device).eval()

@@ -1,0 +1,255 @@
+"""What others wrote is data: nothing of it runs, leaves its folder or becomes markup, and no password is kept."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from elbolab import load_model
+from elbolab.checkpoint import load_checkpoint
+from elbolab.compare import compare
+from elbolab.config import CompareConfig, EvaluateConfig
+from elbolab.data import load_data
+from elbolab.errors import UserError, redacted
+from elbolab.experiment import evaluate_run, train_model
+from elbolab.models import MODELS
+
+TINY: dict[str, Any] = {"train_size": 20, "val_size": 10, "test_size": 10, "epochs": 1, "latent_dim": 2}
+HEADER = "elbolab"
+
+
+class Trap:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[[str, str], Any], tuple[str, str]]:
+        return open, (str(self.marker), "w")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A folder with a store in it, and an evaluated run there."""
+    before, folder = mlflow.get_tracking_uri(), tmp_path_factory.mktemp("security")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        run = train_model("vae", MODELS["vae"].Config.parse(TINY))
+        evaluate_run(run, EvaluateConfig(samples=5, images=10))
+        yield folder, run
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def model_folder(trained: tuple[Path, str]) -> Path:
+    """Where the trained model lies on this machine."""
+    (found,) = trained[0].glob("mlruns/**/MLmodel")
+    return found.parent
+
+
+@pytest.fixture
+def planted(trained: tuple[Path, str], model_folder: Path, tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
+    """Puts a trap in place of a file for the length of a test; gives the path of what it would make."""
+    kept: list[tuple[Path, Path]] = []
+    marker = tmp_path / "marker"
+
+    def plant(file: Path) -> Path:
+        if file.exists():
+            kept.append((file, tmp_path / f"kept-{len(kept)}"))
+            shutil.copy(file, kept[-1][1])
+        else:
+            kept.append((file, tmp_path / "nothing"))
+        file.write_bytes(pickle.dumps(Trap(marker)))
+        return marker
+
+    yield plant
+    for file, copy in kept:
+        file.unlink()
+        if copy.exists():
+            shutil.copy(copy, file)
+
+
+def elbolab(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a folder."""
+    command = [sys.executable, "-m", "elbolab", *arguments]
+    environment = {**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", **environment}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def artifacts(run: str) -> Path:
+    """Where the artifacts of a run lie on this machine."""
+    return Path(mlflow.get_run(run).info.artifact_uri.removeprefix("file://"))
+
+
+def test_a_trap_works(tmp_path: Path):
+    pickle.loads(pickle.dumps(Trap(tmp_path / "marker"))).close()
+    assert (tmp_path / "marker").exists()
+
+
+def test_a_pickle_in_place_of_the_weights_is_refused(
+    trained: tuple[Path, str], model_folder: Path, planted: Callable[[Path], Path]
+):
+    folder, run = trained
+    marker = planted(model_folder / "artifacts" / "best.safetensors")
+    with pytest.raises(UserError, match=r"best\.safetensors is not a checkpoint of elbolab"):
+        load_model(run)
+    torch.save(Trap(marker), model_folder / "artifacts" / "best.safetensors")
+    done = elbolab(folder, "evaluate", run, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"elbolab: .*best\.safetensors is not a checkpoint of elbolab: .*\n", done.stderr)
+    assert not marker.exists()
+
+
+def test_pickles_and_code_beside_the_weights_are_not_touched(
+    trained: tuple[Path, str], model_folder: Path, planted: Callable[[Path], Path]
+):
+    for name in ("python_model.pkl", "artifacts/other.pkl", "code/elbolab/serving.py", "MLmodel"):
+        marker = planted(model_folder / name)
+    model = load_model(trained[1])
+    assert model.config.params() == MODELS["vae"].Config.parse(TINY).params()
+    assert not marker.exists()
+
+
+def test_a_model_without_weights_is_refused(trained: tuple[Path, str], model_folder: Path, tmp_path: Path):
+    weights = model_folder / "artifacts" / "best.safetensors"
+    weights.rename(tmp_path / weights.name)
+    try:
+        with pytest.raises(UserError, match="is not a checkpoint of elbolab"):
+            load_model(trained[1])
+    finally:
+        shutil.move(tmp_path / weights.name, weights)
+
+
+def test_a_dataset_of_objects_is_refused(tmp_path: Path):
+    objects = np.array([Trap(tmp_path / "marker")] * 5, dtype=object)
+    np.savez(tmp_path / "objects.npz", images=objects, labels=objects)
+    (tmp_path / "pickle.npz").write_bytes(pickle.dumps(objects))
+    for name in ("objects", "pickle"):
+        with pytest.raises(UserError, match=rf"npz:.*{name}\.npz cannot be read as an npz file of plain arrays"):
+            load_data(f"npz:{tmp_path}/{name}.npz", Path())
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["evaluation/likelihood.parquet", "evaluation/classes.json", "evaluation/examples.npz", "evaluation/curve.parquet"],
+)
+def test_a_pickle_among_what_a_report_is_made_of_is_refused(
+    trained: tuple[Path, str], planted: Callable[[Path], Path], tmp_path: Path, name: str
+):
+    marker = planted(artifacts(trained[1]) / name)
+    with pytest.raises(UserError, match=rf"artifact '{name}' of run {trained[1]} cannot be read"):
+        compare(CompareConfig(out=tmp_path / "report"))
+    assert not marker.exists()
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_pickle_in_place_of_a_picture_is_refused(
+    trained: tuple[Path, str], planted: Callable[[Path], Path], tmp_path: Path
+):
+    picture = next(artifacts(trained[1]).glob("images/samples*.png"))
+    marker = planted(picture)
+    with pytest.raises(UserError, match="is no picture"):
+        compare(CompareConfig(out=tmp_path / "report"))
+    assert not marker.exists()
+
+
+def test_objects_within_tables_and_arrays_stay_bytes(
+    trained: tuple[Path, str], planted: Callable[[Path], Path], tmp_path: Path
+):
+    evaluation = artifacts(trained[1]) / "evaluation"
+    marker = planted(evaluation / "examples.npz")
+    np.savez(evaluation / "examples.npz", index=np.array([Trap(marker)], dtype=object))
+    with pytest.raises(UserError, match=r"examples\.npz' of run .* Object arrays cannot be loaded"):
+        compare(CompareConfig(out=tmp_path / "report"))
+    planted(evaluation / "examples.npz")
+    shutil.copy(tmp_path / "kept-0", evaluation / "examples.npz")
+    # Arrow had a type that came back from a file by unpickling.
+    planted(evaluation / "curve.parquet")
+    table = pq.read_table(tmp_path / "kept-2")
+    trap = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickle.dumps(Trap(marker))}
+    field = pa.field("trap", pa.int64(), metadata=trap)
+    table = table.append_column(field, pa.array(range(len(table)), pa.int64()))
+    pq.write_table(table, evaluation / "curve.parquet")
+    assert compare(CompareConfig(out=tmp_path / "report")).exists()
+    assert not marker.exists()
+
+
+def _spoilt(header: Any) -> dict[str, Any]:
+    """Headers that no checkpoint has, by what is wrong with them."""
+    config, spec = header["config"], header["spec"]
+    return {
+        "no dict": [header],
+        "a word": "vae",
+        "null": None,
+        "unknown model": {**header, "model": "gan"},
+        "a model that is a list": {**header, "model": ["vae"]},
+        "no model": {key: value for key, value in header.items() if key != "model"},
+        "no config": {key: value for key, value in header.items() if key != "config"},
+        "no spec": {key: value for key, value in header.items() if key != "spec"},
+        "a config that is a list": {**header, "config": [1]},
+        "an unknown field": {**header, "config": {**config, "__class__": "os.system"}},
+        "a field out of bounds": {**header, "config": {**config, "latent_dim": -1}},
+        "another size": {**header, "config": {**config, "latent_dim": 3}},
+        "a huge size": {**header, "config": {**config, "latent_dim": 10**9}},
+        "a spec that is a list": {**header, "spec": [1, 2]},
+        "a shape that is a word": {**header, "spec": {**spec, "shape": "large"}},
+        "a flat shape": {**header, "spec": {**spec, "shape": [784]}},
+        "a shape of words": {**header, "spec": {**spec, "shape": ["a", "b", "c"]}},
+        "an empty shape": {**header, "spec": {**spec, "shape": [0, 0, 0]}},
+        "a negative shape": {**header, "spec": {**spec, "shape": [1, -28, -28]}},
+        "a huge shape": {**header, "spec": {**spec, "shape": [1, 10**6, 10**6]}},
+        "an endless shape": {**header, "spec": {**spec, "shape": [1, 10**40, 10**40]}},
+    }
+
+
+def test_a_header_is_believed_only_as_far_as_the_weights_bear_it_out(model_folder: Path, tmp_path: Path):
+    original = model_folder / "artifacts" / "best.safetensors"
+    with original.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(json.loads(stream.read(size))["__metadata__"][HEADER])
+    weights, file = load_file(original), tmp_path / "spoilt.safetensors"
+    texts = {name: json.dumps(spoilt) for name, spoilt in _spoilt(header).items()}
+    texts |= {"no JSON": "{", "nothing": "", "endless lists": "[" * 100_000}
+    for text in texts.values():
+        save_file(weights, file, {HEADER: text})
+        with pytest.raises(UserError, match=r"^.*spoilt\.safetensors is not a checkpoint of elbolab: .*$"):
+            load_checkpoint(file)
+    save_file(weights, file)
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        load_checkpoint(file)
+    del weights[next(iter(weights))]
+    save_file(weights, file, {HEADER: json.dumps(header)})
+    with pytest.raises(UserError, match="its weights are not those of the vae that its header describes"):
+        load_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("on http://user:TOKEN@host:5000/x and", "on http://***@host:5000/x and"),
+        ("postgresql+psycopg://me:TO@KEN@host/db", "postgresql+psycopg://***@host/db"),
+        ("'https://TOKEN@host'", "'https://***@host'"),
+        ("a://u:TOKEN@b, c://u:TOKEN@d", "a://***@b, c://***@d"),
+        ("postgresql://host/db?user=me&password=TOKEN&x=1", "postgresql://host/db?user=me&password=***&x=1"),
+        ("sqlite:////tmp/a@b/runs.db", "sqlite:////tmp/a@b/runs.db"),
+        ("write to me@host about http://host/a", "write to me@host about http://host/a"),
+    ],
+)
+def test_no_message_shows_a_password(text: str, shown: str):
+    assert redacted(text) == str(UserError(text)) == shown

@@ -7,9 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 import numpy as np
@@ -17,19 +21,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import complaints
 from safetensors.torch import load_file, save_file
 
-from elbolab import load_model
+from elbolab import load_model, records
 from elbolab.checkpoint import load_checkpoint
 from elbolab.compare import compare
-from elbolab.config import CompareConfig, EvaluateConfig
+from elbolab.config import CompareConfig, EvaluateConfig, ExploreConfig
 from elbolab.data import load_data
 from elbolab.errors import UserError, redacted
 from elbolab.experiment import evaluate_run, train_model
+from elbolab.explorer.page import explore
 from elbolab.models import MODELS
+from elbolab.report.reproduced import FOUND, REPRODUCTION
 
 TINY: dict[str, Any] = {"train_size": 20, "val_size": 10, "test_size": 10, "epochs": 1, "latent_dim": 2}
 HEADER = "elbolab"
+RUN = "0" * 32
 
 
 class Trap:
@@ -78,7 +86,7 @@ def planted(trained: tuple[Path, str], model_folder: Path, tmp_path: Path) -> It
         return marker
 
     yield plant
-    for file, copy in kept:
+    for file, copy in reversed(kept):
         file.unlink()
         if copy.exists():
             shutil.copy(copy, file)
@@ -253,3 +261,108 @@ def test_a_header_is_believed_only_as_far_as_the_weights_bear_it_out(model_folde
 )
 def test_no_message_shows_a_password(text: str, shown: str):
     assert redacted(text) == str(UserError(text)) == shown
+
+
+class Malicious(BaseHTTPRequestHandler):
+    """An MLflow server with one run, whose artifacts are said to lie outside its folder."""
+
+    listed = ""
+    root = ""
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        if path.endswith("/mlflow/runs/get"):
+            info = {"run_id": RUN, "run_uuid": RUN, "experiment_id": "0", "status": "FINISHED", "start_time": 1}
+            body: Any = {"run": {"info": info | {"artifact_uri": self.root, "lifecycle_stage": "active"}, "data": {}}}
+        elif path.endswith("/mlflow-artifacts/artifacts"):
+            body = {"files": [{"path": self.listed, "is_dir": False, "file_size": 4}]}
+        elif "/mlflow-artifacts/artifacts/" in path:
+            body = "evil"
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def malicious(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Malicious]]:
+    """Serves ``Malicious`` as the tracking server; what is downloaded goes two folders deep into the store's folder."""
+    (store / "one" / "two").mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(store / "one" / "two"))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Malicious) as server:
+        threading.Thread(target=server.serve_forever).start()
+        mlflow.set_tracking_uri(f"http://127.0.0.1:{server.server_port}")
+        yield Malicious
+        server.shutdown()
+
+
+@pytest.mark.parametrize("path", ["../../escaped", "../" * 8 + "tmp/escaped", "/escaped", "%2e%2e/%2e%2e/escaped"])
+@pytest.mark.parametrize("root", ["mlflow-artifacts:/0/run/artifacts", "file://{store}/one/two/artifacts"])
+def test_artifacts_stay_in_their_folder(store: Path, malicious: type[Malicious], path: str, root: str):
+    malicious.listed, malicious.root = path, root.format(store=store)
+    records._ARTIFACT_URIS.clear()
+    (store / "one" / "two" / "artifacts").mkdir()
+    (store / "one" / "escaped").write_text("of another folder")
+    with pytest.raises(UserError, match="has no artifact"):
+        records.fetch(RUN, path)
+    with pytest.raises(UserError, match="has no trained model"):
+        load_model(RUN)
+    if root.startswith("mlflow-artifacts"):
+        with pytest.raises(UserError, match=r"cannot be listed .* Invalid path"):
+            records.step_images(RUN, "samples")
+    assert [file.read_text() for file in store.rglob("*escaped*") if file.is_file()] == ["of another folder"]
+    assert not list(Path("/tmp").glob("escaped"))
+
+
+# What ends a string, a tag, a script, a comment or a line, and what LaTeX obeys.
+EVIL = '<script>hacked=1</script><img src=x onerror="hacked=1">"</title></style>-->\u2028{{7*7}}\\input{x}$&#%_~^'
+EVIL_TOO = EVIL.replace('"', "'")
+
+
+@pytest.fixture
+def evil(trained: tuple[Path, str]) -> str:
+    """The run with names, tags and parameters that try to become markup, and a reproduction that does too."""
+    client, run = mlflow.MlflowClient(), trained[1]
+    for tag in ("mlflow.runName", "data.name", "device", "git.commit", "evaluation.posterior"):
+        client.set_tag(run, tag, EVIL_TOO)
+    client.set_tag(run, "observation_model", EVIL)
+    client.log_param(run, "note", EVIL_TOO)
+    tags = {records.KIND: "study", REPRODUCTION: "true", "mlflow.runName": EVIL}
+    study = client.create_run("0", tags=tags).info.run_id
+    client.log_param(study, "study", EVIL)
+    row = {"training": EVIL, "epochs": EVIL, "runs": [run], "figures": {EVIL: {"mean": 1.5, "error": 0.1}}}
+    row["figures"][EVIL]["reference"] = 1.0
+    found = dict.fromkeys(("name", "question", "source", "command", "error"), EVIL)
+    found |= {"metrics": [EVIL], "rows": [row], "evaluation": {EVIL: EVIL}, "seconds": 1.0}
+    found |= {key: [EVIL] for key in ("seeds", "commits", "devices")}
+    client.log_dict(study, found, FOUND)
+    client.set_terminated(study)
+    return run
+
+
+def test_names_tags_and_parameters_stay_words(evil: str, browser: Any, tmp_path: Path):
+    report = compare(CompareConfig(out=tmp_path / "report"))
+    page = explore([evil], ExploreConfig(images=5, out=tmp_path / "explorer.html"))
+    words = [" ".join(text.split()) for text in (EVIL, EVIL_TOO)]
+    for file in (report, page):
+        with browser.new_page() as view:
+            problems = complaints(view)
+            view.goto(file.as_uri())
+            assert view.evaluate("typeof hacked") == "undefined"
+            assert view.locator("img[src=x]").count() == 0
+            shown = " ".join(view.locator("body").inner_text().split())
+            assert words[1] in shown
+            assert (words[0] in shown) or file == page
+            assert "49" not in view.locator("#runs h3").first.inner_text()
+        assert problems == []
+    assert "<script" not in (tmp_path / "report" / "report.md").read_text()
+    latex = (tmp_path / "report" / "tables.tex").read_text()
+    assert r"\textbackslash{}input\{x\}\$\&\#\%\_\textasciitilde{}\textasciicircum{}" in latex
+    assert r"\input" not in latex

@@ -4,7 +4,9 @@ import json
 import os
 import pickle
 import re
+import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import complaints
+from conftest import complaints, free_port, wait_for_server
 from safetensors.torch import load_file, save_file
 
 from elbolab import load_model, records
@@ -366,3 +368,69 @@ def test_names_tags_and_parameters_stay_words(evil: str, browser: Any, tmp_path:
     latex = (tmp_path / "report" / "tables.tex").read_text()
     assert r"\textbackslash{}input\{x\}\$\&\#\%\_\textasciitilde{}\textasciicircum{}" in latex
     assert r"\input" not in latex
+
+
+@pytest.fixture
+def guarded(store: Path) -> Iterator[tuple[str, str]]:
+    """Address of an MLflow server that asks for a password and allows one host, and the password of its admin."""
+    pytest.importorskip("flask_wtf", reason="MLflow's authentication is not installed: pip install 'mlflow[auth]'")
+    password, port, folder = secrets.token_hex(16), free_port(), store / "server"
+    folder.mkdir()
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--port", str(port)),
+        *("--workers", "1", "--allowed-hosts", f"127.0.0.1:{port}"),
+        *("--backend-store-uri", "sqlite:///runs.db", "--artifacts-destination", "kept"),
+    ]
+    keys = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "secret", "MLFLOW_AUTH_ADMIN_PASSWORD": password}
+    with (store / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **keys}, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            wait_for_server(f"http://127.0.0.1:{port}")
+            yield f"127.0.0.1:{port}", password
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=30)
+
+
+@pytest.mark.scale
+def test_a_server_with_passwords_is_worked_with_and_none_is_kept(store: Path, guarded: tuple[str, str]):
+    host, password = guarded
+    said = []
+
+    def run(uri: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = elbolab(store, *arguments, MLFLOW_TRACKING_URI=uri, **environment)
+        said.append(done.stdout + done.stderr)
+        return done
+
+    user = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
+    tiny = ["--train-size", "20", "--val-size", "10", "--test-size", "10", "--epochs", "1", "--latent-dim", "2"]
+    train = run(f"http://{host}", "vae", *tiny, **user)
+    assert train.returncode == 0, train.stderr
+    # The other way to give a password.
+    uri = f"http://admin:{password}@{host}"
+    for command in (["evaluate", train.stdout.strip(), "--samples", "5", "--images", "10"], ["compare"]):
+        done = run(uri, *command)
+        assert done.returncode == 0, done.stderr
+    assert f'href="http://{host}/#/experiments/' in (store / "report" / "index.html").read_text()
+
+    wrong = {**user, "MLFLOW_TRACKING_PASSWORD": "not that one"}
+    for command in (["vae", *tiny], ["evaluate", train.stdout.strip()], ["compare"]):
+        refused = run(f"http://{host}", *command, **wrong)
+        assert (refused.returncode, refused.stdout) == (2, ""), refused.stderr
+        assert re.fullmatch(r"elbolab: .*\n", refused.stderr)
+    run(f"http://admin:{password}@127.0.0.1:{free_port()}", "compare")
+    run(uri, "evaluate", "0" * 32)
+    study = "from elbolab import Study\nSTUDY = Study(model='vae', search=['lr'], metrics=['val/elbo'])\n"
+    (store / "studies").mkdir()
+    (store / "studies" / "away.py").write_text(study)
+    storage = f"postgresql+psycopg://elbolab:{password}@127.0.0.1:{free_port()}/optuna"
+    lost = run(uri, "study", "away", "--storage", storage)
+    assert lost.returncode == 2, lost.stderr
+    assert "postgresql+psycopg://***@127.0.0.1" in lost.stderr
+
+    assert all(password not in text for text in said)
+    files = [file for file in store.rglob("*") if file.is_file()]
+    assert len(files) > 20
+    assert [file for file in files if password.encode() in file.read_bytes()] == []

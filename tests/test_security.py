@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -103,7 +104,7 @@ def elbolab(folder: Path, *arguments: str, **environment: str) -> subprocess.Com
 
 def artifacts(run: str) -> Path:
     """Where the artifacts of a run lie on this machine."""
-    return Path(mlflow.get_run(run).info.artifact_uri.removeprefix("file://"))
+    return Path(str(mlflow.get_run(run).info.artifact_uri).removeprefix("file://"))
 
 
 def test_a_trap_works(tmp_path: Path):
@@ -381,7 +382,14 @@ def guarded(store: Path) -> Iterator[tuple[str, str]]:
         *("--workers", "1", "--allowed-hosts", f"127.0.0.1:{port}"),
         *("--backend-store-uri", "sqlite:///runs.db", "--artifacts-destination", "kept"),
     ]
+    # A password that was right is remembered, since to check it takes longer than most requests.
+    settings = find_spec("mlflow.server.auth")
+    assert settings is not None
+    assert settings.origin is not None
+    text = Path(settings.origin).with_name("basic_auth.ini").read_text()
+    (store / "auth.ini").write_text(f"{text}\nauth_cache_ttl_seconds = 600\n")
     keys = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "secret", "MLFLOW_AUTH_ADMIN_PASSWORD": password}
+    keys["MLFLOW_AUTH_CONFIG_PATH"] = str(store / "auth.ini")
     with (store / "server.log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=folder, env={**os.environ, **keys}, stdout=log, stderr=log, start_new_session=True

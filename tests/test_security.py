@@ -276,7 +276,10 @@ class Malicious(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         if path.endswith("/mlflow/runs/get"):
             info = {"run_id": RUN, "run_uuid": RUN, "experiment_id": "0", "status": "FINISHED", "start_time": 1}
-            body: Any = {"run": {"info": info | {"artifact_uri": self.root, "lifecycle_stage": "active"}, "data": {}}}
+            info |= {"artifact_uri": self.root, "lifecycle_stage": "active"}
+            body: Any = {"run": {"info": info, "data": {}, "outputs": {"model_outputs": [{"model_id": "m-1"}]}}}
+        elif path.endswith("/mlflow/logged-models/m-1"):
+            body = {"model": {"info": {"model_id": "m-1", "experiment_id": "0", "artifact_uri": self.root}}}
         elif path.endswith("/mlflow-artifacts/artifacts"):
             body = {"files": [{"path": self.listed, "is_dir": False, "file_size": 4}]}
         elif "/mlflow-artifacts/artifacts/" in path:
@@ -315,7 +318,7 @@ def test_artifacts_stay_in_their_folder(store: Path, malicious: type[Malicious],
     (store / "one" / "escaped").write_text("of another folder")
     with pytest.raises(UserError, match="has no artifact"):
         records.fetch(RUN, path)
-    with pytest.raises(UserError, match="has no trained model"):
+    with pytest.raises(UserError, match="has no trained model|is not a checkpoint"):
         load_model(RUN)
     if root.startswith("mlflow-artifacts"):
         with pytest.raises(UserError, match=r"cannot be listed .* Invalid path"):

@@ -47,9 +47,16 @@ def load_model(source: str, device: str = "cpu") -> Model:
     no such model, or one without a checkpoint of elbolab.
     """
     prepare_store()
-    uri = source if ":/" in source else f"runs:/{source}/model"
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-    except (MlflowException, OSError) as error:
+        folder = Path(mlflow.artifacts.download_artifacts(source if ":/" in source else _model_of(source)))
+    except (MlflowException, LookupError, OSError) as error:
         raise UserError(f"{source!r} has no trained model on {address()}") from error
     return load_checkpoint(next(folder.glob("artifacts/*.safetensors"), folder / "artifacts"), device)
+
+
+def _model_of(run_id: str) -> str:
+    # As `runs:/ID/model` it would be looked for among the run's own artifacts first, which a server of MLflow 3.1
+    # answers with an error that is tried again for four minutes.
+    outputs = mlflow.MlflowClient().get_run(run_id).outputs
+    models = outputs.model_outputs if outputs else []
+    return f"models:/{models[0].model_id}"

@@ -117,6 +117,14 @@ def test_pins_are_those_of_pyproject_and_of_what_is_installed():
             pinned, limit = (tuple(map(int, text.split("."))) for text in (pins[re.split(r"[<>=]", line)[0]], bound))
             assert pinned >= limit if relation == ">=" else pinned < limit
     assert {name: version(name).split("+")[0] for name in pins} == pins
+    lines = [line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    constraints = dict(line.split("==") for line in lines)
+    assert len(constraints) == len(lines)
+    assert {name: constraints[name] for name in pins} == pins
+    for extra in project["optional-dependencies"].values():
+        direct = {re.split(r"[\[<>=]", line)[0] for line in extra} - {"elbolab"}
+        assert direct <= constraints.keys()
+        assert {name: version(name).split("+")[0] for name in direct} == {name: constraints[name] for name in direct}
 
 
 @pytest.mark.parametrize("name", [*MODELS, "evaluate", "compare", "explore", "main", "study", "promote", "models"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,12 +17,6 @@ from elbolab.data import DataSpec
 from elbolab.durable import replace
 from elbolab.errors import UserError
 from elbolab.models import MODELS, Model
-
-
-class _Header(BaseModel):
-    model: str
-    config: dict[str, Any]
-    spec: DataSpec
 
 
 def save_checkpoint(path: Path, model: Model, epoch: int) -> None:
@@ -38,16 +32,23 @@ def save_checkpoint(path: Path, model: Model, epoch: int) -> None:
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Model:
-    """The model of a checkpoint, in evaluation mode; raises UserError where the file is none."""
-    weights, values = read(path)
+    """The model of a checkpoint, in evaluation mode; raises UserError where the file is none.
+
+    Before memory is taken for the model that the header describes, it must be the one whose weights the file has.
+    """
+    weights, header = read(path)
     try:
-        header = _Header.model_validate(values)
-        kind = MODELS[header.model]
-        model = kind(kind.Config.parse(header.config), header.spec)
-        model.load_state_dict(weights)
-    except (ValidationError, UserError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is not a checkpoint that this elbolab can load: {reason}") from error
+        kind = MODELS[header["model"]]
+        config, spec = kind.Config.parse(header["config"]), TypeAdapter(DataSpec).validate_python(header["spec"])
+        with torch.device("meta"):
+            described = {key: value.shape for key, value in kind(config, spec).state_dict().items()}
+        if described != {key: value.shape for key, value in weights.items()}:
+            raise UserError(f"its weights are not those of the {header['model']} that its header describes")
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a checkpoint of elbolab: {type(error).__name__}: {reason:.200}") from error
+    model = kind(config, spec)
+    model.load_state_dict(weights)
     return model.to(device).eval()
 
 
@@ -74,8 +75,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         text = metadata["elbolab"]
         header = json.loads(text)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not a checkpoint of elbolab: {error}") from error
+    except (OSError, SafetensorError, LookupError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path} is not a checkpoint of elbolab: {type(error).__name__}: {error!s:.200}") from error
     # Files of before there were checksums have none.
     if metadata.get("sha256", digest := _digest(text, tensors)) != digest:
         raise UserError(f"{path} is not as it was written: its checksum differs")

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -21,7 +22,7 @@ from elbolab.config import (
     StudyConfig,
     split_ids,
 )
-from elbolab.errors import UserError
+from elbolab.errors import UserError, redacted
 
 ENVIRONMENT = {
     # What a command prints on standard output is for scripts: `elbolab evaluate $(elbolab vae)`.
@@ -249,3 +250,12 @@ def main() -> None:
         if speaks:
             click.echo(f"elbolab: {error}", err=True)
         sys.exit(2)
+    except Exception as error:
+        from mlflow.exceptions import MlflowException
+
+        # A server that does not answer, or not to this user, is nobody's bug; an address may hold a password.
+        if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403, 500, 502, 503, 504):
+            click.echo(f"elbolab: {redacted(str(error).splitlines()[0])}", err=True)
+            sys.exit(2)
+        click.echo(redacted(traceback.format_exc()), err=True)
+        sys.exit(1)

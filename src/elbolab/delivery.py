@@ -1,14 +1,11 @@
 """What a spool's records mean to MLflow. Everything can be sent twice and is there once."""
 
-from typing import Any
-
 import mlflow
 import numpy as np
 from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
-    LoggedModelStatus,
     Metric,
     Param,
     RunStatus,
@@ -18,7 +15,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from elbolab.records import prepare_store
+from elbolab.records import model_of, prepare_store
 from elbolab.spool import Record, Spool
 
 SPOOL, FAILURE = "elbolab.spool", "failure"
@@ -158,7 +155,7 @@ class Delivery:
             # Comparing runs takes no torch, whose import takes seconds.
             from elbolab.registry import log_model
 
-            if not self._has_model():
+            if model_of(self.run_id) is None:
                 log_model(self.run_id, path, np.array(record["example"], np.uint8))
         else:
             self._client.log_artifact(self.run_id, str(path), record["folder"])
@@ -170,11 +167,3 @@ class Delivery:
         names = [item.path.rsplit("/", 1)[-1] for item in self._client.list_artifacts(self.run_id, "images")]
         if not any(name.replace("+", "%").split("%")[:5] == start for name in names):
             self._client.log_image(self.run_id, picture, key=key, step=step, timestamp=moment, synchronous=True)
-
-    def _has_model(self) -> bool:
-        assert self.run_id is not None
-        outputs: Any = self._client.get_run(self.run_id).outputs
-        models = [
-            self._client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else [])
-        ]
-        return any(model.status == LoggedModelStatus.READY for model in models)

@@ -16,8 +16,8 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from optuna.trial import FrozenTrial, TrialState
 
-from elbolab.errors import UserError
-from elbolab.records import KIND, STUDY, prepare_store
+from elbolab.errors import UserError, redacted
+from elbolab.records import KIND, STUDY, address, prepare_store
 from elbolab.report.study_figures import draw_study
 from elbolab.tracker import FAILURE, PARENT
 from elbolab.tuning import Study
@@ -47,7 +47,7 @@ def parent_of(study: optuna.Study, created: bool) -> str | None:
     except MlflowException as error:
         raise UserError(
             f"study {study.study_name!r} is mirrored by run {run_id}, which is not to be had from "
-            f"{mlflow.get_tracking_uri()}: {error.message}; set MLFLOW_TRACKING_URI to its server"
+            f"{address()}: {error.message}; set MLFLOW_TRACKING_URI to its server"
         ) from error
     if stage == "deleted":
         raise UserError(f"study {study.study_name!r} is mirrored by run {run_id}, which is deleted; restore that run")
@@ -181,7 +181,7 @@ class Mirror:
             # What is half written is left for --sync, which makes it whole from Optuna.
             self._open.clear()
             print(
-                f"{what}: not on {mlflow.get_tracking_uri()} ({str(error).splitlines()[0]:.200}); the study "
+                f"{what}: not on {address()} ({redacted(str(error)).splitlines()[0]:.200}); the study "
                 f"goes on, and `elbolab study {self._name} --sync` brings MLflow up to date",
                 file=sys.stderr,
                 flush=True,

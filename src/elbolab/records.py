@@ -1,21 +1,26 @@
 """Reading runs: those that a server has, their histories and their artifacts."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+from zipfile import BadZipFile
 
 import mlflow
 import mlflow.artifacts
 import pandas as pd
-from mlflow.entities import Run
+from mlflow.entities import LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.uri import validate_path_is_safe
 
 from elbolab import histories
-from elbolab.errors import UserError
+from elbolab.errors import UserError, redacted
 from elbolab.sqlite import PREFIX, first_use
 
 KIND, STUDY = "elbolab.kind", "elbolab.study"
+T = TypeVar("T")
 NOTHING: Mapping[str, str] = {}
 PAGE = 1000
 
@@ -54,12 +59,10 @@ _ARTIFACT_URIS: dict[str, str | None] = {}
 def _record(found: Run) -> RunRecord:
     info, data = found.info, found.data
     _ARTIFACT_URIS[info.run_id] = info.artifact_uri
-    server = mlflow.get_tracking_uri()
-    url = (
-        f"{server.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
-        if server.startswith("http")
-        else None
-    )
+    server = urlsplit(mlflow.get_tracking_uri())
+    # A page may be read by others than who may write to its server.
+    public = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    url = f"{public}/#/experiments/{info.experiment_id}/runs/{info.run_id}" if public.startswith("http") else None
     return RunRecord(
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
         ((info.end_time or info.start_time) - info.start_time) / 1000,
@@ -68,8 +71,8 @@ def _record(found: Run) -> RunRecord:
 
 
 def address() -> str:
-    """The tracking server that runs go to."""
-    return mlflow.get_tracking_uri()
+    """The tracking server that runs go to, as it may be shown: without a password."""
+    return redacted(mlflow.get_tracking_uri())
 
 
 def current_experiment() -> str:
@@ -80,7 +83,7 @@ def current_experiment() -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
     experiment = mlflow.get_experiment_by_name(name)
     if experiment is None:
-        raise UserError(f"there is no experiment {name!r} on {mlflow.get_tracking_uri()}; train a model first")
+        raise UserError(f"there is no experiment {name!r} on {address()}; train a model first")
     return experiment.experiment_id
 
 
@@ -123,6 +126,8 @@ def _search(conditions: list[str], limit: int | None) -> list[RunRecord]:
 
 
 def _quoted(value: str) -> str:
+    if "'" in value and '"' in value:
+        raise UserError(f"{value!r} has both kinds of quotes, and a server can look for none such; rename it")
     return f'"{value}"' if "'" in value else f"'{value}'"
 
 
@@ -132,7 +137,7 @@ def get_run(run_id: str) -> RunRecord:
     try:
         return _record(mlflow.MlflowClient().get_run(run_id))
     except MlflowException as error:
-        raise UserError(f"run {run_id!r} is not on {mlflow.get_tracking_uri()}: {error.message}") from error
+        raise UserError(f"run {run_id!r} is not on {address()}: {error.message}") from error
 
 
 def get_training(run_id: str) -> RunRecord:
@@ -160,18 +165,43 @@ def history(run_ids: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", "key", "step", "value"])
 
 
+def model_of(run_id: str) -> str | None:
+    """Id of the model that a run has logged; None where it has none that is whole."""
+    # As `runs:/ID/model` it would be looked for among the run's own artifacts first, which a server of MLflow 3.1
+    # answers with an error that is tried again for four minutes.
+    client = mlflow.MlflowClient()
+    outputs = client.get_run(run_id).outputs
+    ids = [output.model_id for output in (outputs.model_outputs if outputs else [])]
+    return next((one for one in ids if client.get_logged_model(one).status == LoggedModelStatus.READY), None)
+
+
 def list_artifacts(run_id: str, path: str = "") -> list[str]:
-    """Paths of the artifacts directly under ``path``."""
-    return [item.path for item in mlflow.MlflowClient().list_artifacts(run_id, path or None)]
+    """Paths of the artifacts directly under ``path``; raises UserError where one would lead out of the run's folder."""
+    try:
+        return [item.path for item in mlflow.MlflowClient().list_artifacts(run_id, path or None)]
+    except MlflowException as error:
+        raise UserError(f"the artifacts of run {run_id} cannot be listed on {address()}: {error.message}") from error
 
 
 def fetch(run_id: str, path: str) -> Path:
-    """A local copy of an artifact; raises UserError where the run has none of that path."""
+    """A local copy of an artifact; raises UserError where the run has none of that path in its folder."""
     try:
+        # What is put behind an address is not looked at by MLflow.
+        validate_path_is_safe(path)
         # By its address, since MLflow would ask for the run twice more and copy a file that is on this machine.
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{_artifact_uri(run_id)}/{path}"))
     except (MlflowException, OSError) as error:
         raise UserError(f"run {run_id} has no artifact {path!r}") from error
+
+
+def read(run_id: str, path: str, reader: Callable[[Path], T]) -> T:
+    """What ``reader`` makes of an artifact; raises UserError where the run has none, or one that it cannot read."""
+    file = fetch(run_id, path)
+    try:
+        return reader(file)
+    except (BadZipFile, EOFError, LookupError, OSError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"artifact {path!r} of run {run_id} cannot be read: {reason:.200}; make it anew") from error
 
 
 def _artifact_uri(run_id: str) -> str | None:
@@ -186,6 +216,6 @@ def step_images(run_id: str, key: str) -> dict[int, Path]:
     for path in list_artifacts(run_id, "images"):
         # MLflow's names read key%step%5%timestamp%1700000000000%uuid.png.
         parts = Path(path).name.replace("+", "%").split("%")
-        if parts[0] == key and path.endswith(".png"):
+        if parts[:2] == [key, "step"] and path.endswith(".png"):
             found[int(parts[2])] = fetch(run_id, path)
     return dict(sorted(found.items()))

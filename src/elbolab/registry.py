@@ -16,7 +16,7 @@ from elbolab import serving
 from elbolab.checkpoint import load_checkpoint
 from elbolab.errors import UserError
 from elbolab.models.latent import Model
-from elbolab.records import prepare_store
+from elbolab.records import address, model_of, prepare_store
 
 REQUIREMENTS = ("torch", "safetensors", "pydantic", "platformdirs", "optuna", "numpy")
 
@@ -48,12 +48,12 @@ def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
 def load_model(source: str, device: str = "cpu") -> Model:
     """The trained module of a run id or a model URI (models:/name@alias), in evaluation mode, with its ``config``.
 
-    Raises UserError where the tracking server has no such model.
+    Nothing of it is executed: of its files only the checkpoint is read. Raises UserError where the tracking server has
+    no such model, or one without a checkpoint of elbolab.
     """
     prepare_store()
-    uri = source if ":/" in source else f"runs:/{source}/model"
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        folder = Path(mlflow.artifacts.download_artifacts(source if ":/" in source else f"models:/{model_of(source)}"))
     except (MlflowException, OSError) as error:
-        raise UserError(f"{source!r} has no trained model on {mlflow.get_tracking_uri()}") from error
-    return load_checkpoint(next(folder.glob("artifacts/*.safetensors")), device)
+        raise UserError(f"{source!r} has no trained model on {address()}") from error
+    return load_checkpoint(next(folder.glob("artifacts/*.safetensors"), folder / "artifacts"), device)

@@ -19,7 +19,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from elbolab import sqlite
-from elbolab.errors import UserError
+from elbolab.errors import UserError, redacted
 from elbolab.mirror import SURPLUS
 from elbolab.tracker import FAILURE
 from elbolab.tuning import Study
@@ -47,7 +47,7 @@ class Storage(RDBStorage):
         try:
             super().record_heartbeat(trial_id)
         except (OptunaError, SQLAlchemyError) as error:
-            print(f"a heartbeat was not written: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+            print(f"a heartbeat was not written: {redacted(str(error)).splitlines()[0]}", file=sys.stderr, flush=True)
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         """The trials of workers that fell silent, and of those that died before their first sign of life."""

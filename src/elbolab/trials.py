@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from elbolab.checkpoint import load_checkpoint
 from elbolab.config import EvaluateConfig
-from elbolab.errors import UserError
+from elbolab.errors import UserError, redacted
 from elbolab.evaluators import Subject
 from elbolab.evaluators.likelihood import mean_log_px
 from elbolab.experiment import prepare
@@ -103,7 +103,7 @@ class _SurplusError(Exception):
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
+    return redacted(f"{type(error).__name__}: {error}")[:500]
 
 
 def work(job: Job, parent: str, limit: int | None = None) -> None:

@@ -101,7 +101,7 @@ def _card(run: RunRecord) -> Card:
         figures = {split: (run.metrics[f"{split}/log_px"], run.metrics[f"{split}/log_px_se"]) for split in SPLITS}
     else:
         metric = "accuracy"
-        classes = json.loads(records.fetch(run.id, "evaluation/classes.json").read_text())["splits"]
+        classes = records.read(run.id, "evaluation/classes.json", lambda file: json.loads(file.read_bytes()))["splits"]
         figures = {split: _accuracy(classes[split]["confusion"]) for split in SPLITS}
     tags = {key: run.tags[key] for key in (*PROTOCOL, "data.name")} | {
         "metric": metric,

@@ -7,10 +7,11 @@ from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import mlflow
 import optuna
 import torch
 
-from elbolab import records, sqlite
+from elbolab import sqlite
 from elbolab.config import StudyConfig
 from elbolab.errors import UserError
 from elbolab.storage import Job, ended, open_study
@@ -100,7 +101,7 @@ def work_on_ray(job: Job, parent: str, config: StudyConfig) -> None:
     except (ConnectionError, ValueError) as error:
         raise UserError(f"address={config.address!r} is no Ray cluster: {error}; start one by `ray start`") from error
     environment = {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "ELBOLAB_"))}
-    environment["MLFLOW_TRACKING_URI"] = sqlite.absolute(records.address())
+    environment["MLFLOW_TRACKING_URI"] = sqlite.absolute(mlflow.get_tracking_uri())
     environment["OMP_NUM_THREADS"] = str(max(1, int(config.cpus_per_trial)))
     task = ray.remote(
         num_cpus=config.cpus_per_trial,

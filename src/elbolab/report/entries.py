@@ -1,11 +1,11 @@
 """What a report is made from: the compared runs, and what their training and evaluation left on the server."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "test"}
 PICTURES = ("reconstructions_train", "reconstructions_val", "samples")
 DATA_FLAGS = ("dataset", "train_size", "val_size", "test_size", "split_seed")
 
+T = TypeVar("T")
 Row = dict[str, Any]
 Curves = dict[tuple[str, str], dict[int, float]]
 
@@ -163,26 +164,25 @@ def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
     run = runs[0]
     have = set(records.list_artifacts(run.id, "evaluation"))
 
-    def path(name: str) -> Path | None:
-        return records.fetch(run.id, f"evaluation/{name}") if f"evaluation/{name}" in have else None
+    def read(name: str, reader: Callable[[Path], T], nothing: T) -> T:
+        return records.read(run.id, f"evaluation/{name}", reader) if f"evaluation/{name}" in have else nothing
 
-    classes, examples, bounds, gaps = map(path, ("classes.json", "examples.npz", "curve.parquet", "gap.parquet"))
     return Entry(
         label,
         slot,
         runs,
         likelihoods(runs),
-        json.loads(classes.read_text()) if classes else {},
-        dict(np.load(examples)) if examples else {},
+        read("classes.json", lambda file: dict(json.loads(file.read_bytes())), {}),
+        read("examples.npz", lambda file: dict(np.load(file, allow_pickle=False)), {}),
         {key: records.step_images(run.id, key) for key in PICTURES} if is_latent(run) else {},
-        *(pd.read_parquet(file) if file else pd.DataFrame() for file in (bounds, gaps)),
+        *(read(name, pd.read_parquet, pd.DataFrame()) for name in ("curve.parquet", "gap.parquet")),
     )
 
 
 def likelihoods(runs: Iterable[RunRecord]) -> tuple[pd.DataFrame, ...]:
     """Fetch each run's log p(x) image by image, an empty table where it was not evaluated."""
     return tuple(
-        pd.read_parquet(records.fetch(run.id, "evaluation/likelihood.parquet"))
+        records.read(run.id, "evaluation/likelihood.parquet", pd.read_parquet)
         if is_latent(run) and is_evaluated(run)
         else pd.DataFrame()
         for run in runs

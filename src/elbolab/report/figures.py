@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from PIL import Image
 
+from elbolab.errors import UserError
+
 INK = "#010203"
 NARROW, WIDE = (3.7, 2.6), (4.9, 2.5)
 FLOOR_SLOT, SPARE_SLOTS = 4, range(5, 12)
@@ -187,9 +189,12 @@ def png(pixels: np.ndarray) -> str:
 
 
 def png_file(path: Path) -> tuple[str, int, int]:
-    """Return a PNG file as a data address, and its width and height in pixels."""
-    with Image.open(path) as image:
-        width, height = image.size
+    """Return a PNG file as a data address, and its width and height in pixels; raises UserError where it is none."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            width, height = image.size
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is no picture: {error}") from error
     return _address(path.read_bytes()), width, height
 
 

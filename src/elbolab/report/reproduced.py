@@ -30,7 +30,7 @@ def newest_reproductions() -> list[Reproduced]:
     for name, run in sorted(newest.items()):
         drawn = f"figures/{name}.png"
         figure = records.fetch(run.id, drawn) if drawn in records.list_artifacts(run.id, "figures") else None
-        found.append((json.loads(records.fetch(run.id, FOUND).read_text()), figure))
+        found.append((records.read(run.id, FOUND, lambda file: json.loads(file.read_bytes())), figure))
     return found
 
 

@@ -40,6 +40,9 @@ def make(name: str, data: Data, **fields: Any) -> Model:
 
 def run(model: Model, data: Data, folder: Path) -> list[Event]:
     events: list[Event] = []
+    # Another training that took a second has left its states there.
+    for state in folder.glob("state-*"):
+        state.unlink()
     train(model, data, events.append, folder)
     return events
 

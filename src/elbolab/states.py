@@ -80,6 +80,7 @@ class States:
         if self._model.device.type == "cuda":
             tensors["random/cuda"] = torch.cuda.get_rng_state()
         header = {"epoch": at.epoch, "step": at.step, "seconds": at.seconds, "best": at.best, "count": at.means.count}
+        header["config"] = self._model.config.model_dump(mode="json")
         header["rates"] = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
         finite = all(bool(value.isfinite().all()) for key, value in tensors.items() if key.startswith("model/"))
         if finite:
@@ -100,6 +101,8 @@ class States:
             except UserError as error:
                 print(f"elbolab: {error}; going on from the one before it", file=sys.stderr, flush=True)
                 continue
+            if header["config"] != self._model.config.model_dump(mode="json"):
+                raise UserError(f"{self._folder} holds the state of a training of another config; use another folder")
             return self._put(_within(tensors), header)
         return Position()
 

@@ -1,8 +1,11 @@
 """The tracking server goes away, hangs, fails or loses its answers: trainings go on, and it has everything once."""
 
 import os
+import resource
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,8 +19,9 @@ from conftest import free_port, mlflow_server
 from elbolab import load_model, records, tracker
 from elbolab.config import EvaluateConfig
 from elbolab.errors import UserError
-from elbolab.experiment import evaluate_run, train_model
+from elbolab.experiment import evaluate_run, resume, train_model
 from elbolab.models import MODELS
+from elbolab.spool import Spool
 from elbolab.trainer import Event
 
 EPOCHS = 5
@@ -63,7 +67,7 @@ class Call(socketserver.BaseRequestHandler):
             with suppress(OSError):
                 while wire.mode in ("pass", "deaf") and (data := self.request.recv(65536)):
                     there.sendall(data)
-            there.shutdown(socket.SHUT_WR)
+                there.shutdown(socket.SHUT_WR)
             back.join()
 
 
@@ -224,6 +228,29 @@ def test_a_store_of_files_that_takes_nothing_holds_up_no_value(store: Path, monk
         os.remove(store / "kept")
         tracker.send_unfinished()
         complete(run_id)
+
+
+@pytest.mark.parametrize("room", [1_000_000, 1500])
+def test_without_room_for_its_states_a_training_stops_and_goes_on_later(wire: Wire, store: Path, room: int):
+    """The system lets the process write no file of more than ``room`` bytes: no state, or not even its journal."""
+    options = [part for key, value in CONFIG.changes().items() for part in (f"--{key}", value)]
+    done = subprocess.run(
+        [sys.executable, "-m", "elbolab", "vae", *options],
+        cwd=store,
+        env={**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written: " in done.stderr
+    assert "Traceback" not in done.stderr
+    (folder,) = tracker.UNFINISHED.glob("*")
+    if room > 10_000:
+        run = records.get_run(Spool(folder).state["run_id"])
+        assert run.status == "FAILED"
+        assert "cannot be written" in run.tags["failure"]
+    complete(resume(folder.name))
 
 
 def test_a_server_that_refuses_says_so_before_the_training(wire: Wire, monkeypatch: pytest.MonkeyPatch):

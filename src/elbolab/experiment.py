@@ -129,12 +129,12 @@ def resume(run_id: str, model: str | None = None, fields: dict[str, Any] | None 
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("to go on with a run is the work of one process; start it without torchrun")
-    params, _ = tracker.begun(folder) if (folder := tracker.find(run_id)) else ({}, {})
-    if "model" not in params:
+    if (folder := tracker.find(run_id)) is None:
         raise UserError(
             f"run {run_id!r} has nothing to go on with in {tracker.UNFINISHED.absolute()}: it is finished, or was "
             "begun in another folder; go there"
         )
+    params, _ = tracker.begun(folder)
     name = params.pop("model")
     config = MODELS[name].Config.parse(params)
     wanted = MODELS[name].Config.parse({**params, **(fields or {})}) if model in (None, name) else None

@@ -1,5 +1,6 @@
 """The journal of a run on local disk: what it is to say, in order, and what of that was sent."""
 
+import errno
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ class Spool:
             (folder / "files").mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
             self.records = read_journal(folder)
-            self._journal = (folder / "journal.jsonl").open("ab")
+            self._journal = (folder / "journal.jsonl").open("ab", buffering=0)
             # A line that a crash has cut short was promised to nobody.
             self._journal.truncate(sum(len(_line(record)) for record in self.records))
         except Timeout:
@@ -41,11 +42,14 @@ class Spool:
 
     def append(self, **record: Any) -> None:
         """Keep a record for good; raises UserError where the disk takes no more."""
+        line, before = _line(record), os.fstat(self._journal.fileno()).st_size
         try:
-            self._journal.write(_line(record))
-            self._journal.flush()
+            if self._journal.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._journal.fileno())
         except OSError as error:
+            # What is written of it would spoil the next.
+            self._journal.truncate(before)
             raise self._full(error) from error
         with self.changed:
             self.records.append(record)

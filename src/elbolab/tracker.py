@@ -183,13 +183,13 @@ def attached(run_id: str) -> Iterator[Tracker]:
 def find(run_id: str) -> Path | None:
     """The folder of an unfinished run, by its id or that of its spool; None where this folder has none such."""
     for folder in sorted(UNFINISHED.absolute().glob("*")):
-        if run_id in (folder.name, peek(folder).get("run_id")) and any(begun(folder)):
+        if run_id in (folder.name, peek(folder).get("run_id")) and _is_training(folder):
             return folder
     return None
 
 
 def begun(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """The parameters and the tags with which an unfinished run began; none where it is no training or barely began."""
+    """The parameters and the tags with which an unfinished run began; none where it did not get so far."""
     first = next((record for record in read_journal(folder) if "params" in record), {})
     return first.get("params", {}), first.get("tags", {})
 
@@ -237,7 +237,11 @@ def last_status(spool: Spool) -> str | None:
 
 def _is_done_with(spool: Spool, delivery: Delivery) -> bool:
     """Whether nothing in the folder is needed any more: all is sent, and there is nothing to go on with."""
-    return not delivery.left() and (last_status(spool) == FINISHED or not any(spool.folder.glob("*.safetensors")))
+    return not delivery.left() and (last_status(spool) == FINISHED or not _is_training(spool.folder))
+
+
+def _is_training(folder: Path) -> bool:
+    return begun(folder)[1].get(KIND) == "train"
 
 
 def _new(name: str) -> dict[str, Any]:
@@ -273,7 +277,7 @@ def _sending(spool: Spool) -> Iterator[Tracker]:
             why = f": {reason(courier.problem)}" if courier.problem else ""
             line = f"{left} records of run {tracker.id} are not on {address()}{why}; `elbolab sync` sends them"
             print(f"elbolab: {line} from {spool.folder}", file=sys.stderr, flush=True)
-        if last_status(spool) != FINISHED and any(spool.folder.glob("*.safetensors")):
+        if last_status(spool) != FINISHED and _is_training(spool.folder):
             print(f"elbolab: `elbolab resume {tracker.id}` goes on with it", file=sys.stderr, flush=True)
         spool.close(_is_done_with(spool, tracker.delivery))
 

@@ -24,6 +24,7 @@ from elbolab.models import MODELS
 from elbolab.spool import Spool
 from elbolab.trainer import Event
 
+pytestmark = pytest.mark.scale
 EPOCHS = 5
 CONFIG = MODELS["vae"].Config.parse(
     {"train_size": 40, "val_size": 10, "test_size": 10, "batch_size": 8, "latent_dim": 4, "epochs": EPOCHS}

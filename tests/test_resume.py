@@ -40,13 +40,9 @@ def killed_trainings(store: Path, model: str, times: int, when: str, epochs: int
     return json.loads(done.stdout)
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize(
-    ("model", "times", "when", "epochs"),
-    [
-        ("vae", 2, "anywhere", 4),
-        pytest.param("latent_opt", 25, "anywhere", 25, marks=pytest.mark.scale),
-        pytest.param("vae", 5, "writing", 3, marks=pytest.mark.scale),
-    ],
+    ("model", "times", "when", "epochs"), [("latent_opt", 25, "anywhere", 25), ("vae", 5, "writing", 3)]
 )
 def test_killed_trainings_end_like_one_that_was_not(store: Path, model: str, times: int, when: str, epochs: int):
     done = killed_trainings(store, model, times, when, epochs)

@@ -10,7 +10,16 @@ import platformdirs
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
-from elbolab.errors import UserError
+from elbolab.errors import UserError, shown
+
+# Every random generator that is seeded here takes a seed of 32 bits, and no size or count is near it.
+LARGEST_INT = 2**32 - 1
+# What 32-bit floats hold, with room for a product.
+SMALLEST_FLOAT, LARGEST_FLOAT = 1e-30, 1e30
+# A tracking server cuts longer parameters, and no file system has longer paths.
+LONGEST_TEXT = 4000
+# Two layers of this width are 0.4 GB of weights.
+WIDEST = 10_000
 
 
 def default_data_dir() -> Path:
@@ -22,6 +31,21 @@ class Settings(BaseModel):
     """A frozen, flat set of typed fields; the docstring under a field is its help text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _something(cls, value: Any) -> Any:
+        # As a path it would be the working folder, which an unset shell variable hardly means.
+        if isinstance(value, str) and not value:
+            raise ValueError("should not be empty")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _held(cls, value: Any) -> Any:
+        for item in value if isinstance(value, tuple) else (value,):
+            _refuse_what_nothing_holds(item)
+        return value
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
@@ -44,8 +68,9 @@ class Settings(BaseModel):
         if not name:
             return message
         field = cls.model_fields.get(name)
-        default = "" if field is None or field.default is None else f" (default {field.default})"
-        return f"{name}={problem['input']!r}: {message}{default}"
+        known = field is not None and not field.is_required() and field.default_factory is None
+        default = f" (default {field.default})" if field is not None and known and field.default is not None else ""
+        return f"{name}={shown(problem['input'])}: {message}{default}"
 
     def params(self) -> dict[str, str]:
         """The fields that are set, as the strings that a tracking server keeps."""
@@ -65,6 +90,21 @@ class Settings(BaseModel):
             if isinstance(item, BaseDistribution):
                 return item
         raise UserError(f"{name} declares no search range; give it one where {cls.__name__} defines it")
+
+
+def _refuse_what_nothing_holds(value: Any) -> None:
+    """Raise ValueError for numbers and text that torch, a database or a file system cannot keep."""
+    match value:
+        case int() if abs(value) > LARGEST_INT:
+            raise ValueError(f"should be at most {LARGEST_INT}")
+        case float() if value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
+            raise ValueError(f"should be 0 or from {SMALLEST_FLOAT:g} to {LARGEST_FLOAT:g}")
+        case str() | Path():
+            text = str(value)
+            if len(text) > LONGEST_TEXT:
+                raise ValueError(f"should have at most {LONGEST_TEXT} characters")
+            if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError("should be Unicode without NUL characters")
 
 
 class Config(Settings):
@@ -161,9 +201,9 @@ class CompareConfig(Settings):
     out: Path = Path("report")
     """Folder of the report."""
 
-    @field_validator("run", "dataset", mode="before")
+    @field_validator("run", "dataset")
     @classmethod
-    def _split(cls, given: Sequence[str]) -> tuple[str, ...]:
+    def _split(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         return split_ids(given)
 
 
@@ -179,12 +219,19 @@ class ExploreConfig(Settings):
 class PromoteConfig(Settings):
     """Under which name and alias a run's model is registered."""
 
-    name: str = Field(min_length=1)
+    name: str
     """Name of the registered model."""
     alias: str = "champion"
     """Alias that the version gets, if it is no worse on the validation split than the one that has it."""
     force: bool = False
     """Give it the alias all the same."""
+
+    @field_validator("name")
+    @classmethod
+    def _registrable(cls, name: str) -> str:
+        if set("/:") & set(name) or name.strip() in ("", ".", ".."):
+            raise ValueError("should be a name without / and :")
+        return name
 
     @field_validator("alias")
     @classmethod
@@ -226,9 +273,9 @@ class StudyConfig(Settings):
     only: tuple[str, ...] = ()
     """Patterns of the trainings of a reproduction that are done, repeated or separated by commas [default: all]."""
 
-    @field_validator("only", mode="before")
+    @field_validator("only")
     @classmethod
-    def _split(cls, given: Sequence[str]) -> tuple[str, ...]:
+    def _split(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         return split_ids(given)
 
 

@@ -17,11 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.projects._project_spec import load_project
 
+from elbolab.bounds import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT
 from elbolab.cli import options_of
 from elbolab.config import (
-    LARGEST_FLOAT,
-    LARGEST_INT,
-    SMALLEST_FLOAT,
     CompareConfig,
     EvaluateConfig,
     ExploreConfig,
@@ -54,6 +52,7 @@ TEXT = st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")) |
 TEXT = TEXT.map("".join).filter(bool)
 # Fields that take less text than their type says.
 SPECIAL: dict[str, st.SearchStrategy[Any]] = {
+    "out": TEXT.map(lambda text: Path(f"new {text}")),
     "alias": st.sampled_from(["champion", "best-of_3", "A"]),
     "name": TEXT.filter(lambda text: not set("/:") & set(text) and text.strip() not in ("", ".", "..")),
     "latent_init": st.sampled_from(["zeros", "normal", "pca"]) | TEXT.map(lambda text: f"encoder:{text}"),

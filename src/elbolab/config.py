@@ -10,16 +10,8 @@ import platformdirs
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
+from elbolab.bounds import WritableFile, WritableFolder, refuse_what_nothing_holds
 from elbolab.errors import UserError, shown
-
-# Every random generator that is seeded here takes a seed of 32 bits, and no size or count is near it.
-LARGEST_INT = 2**32 - 1
-# What 32-bit floats hold, with room for a product.
-SMALLEST_FLOAT, LARGEST_FLOAT = 1e-30, 1e30
-# A tracking server cuts longer parameters, and no file system has longer paths.
-LONGEST_TEXT = 4000
-# Two layers of this width are 0.4 GB of weights.
-WIDEST = 10_000
 
 
 def default_data_dir() -> Path:
@@ -44,7 +36,7 @@ class Settings(BaseModel):
     @classmethod
     def _held(cls, value: Any) -> Any:
         for item in value if isinstance(value, tuple) else (value,):
-            _refuse_what_nothing_holds(item)
+            refuse_what_nothing_holds(item)
         return value
 
     @classmethod
@@ -90,21 +82,6 @@ class Settings(BaseModel):
             if isinstance(item, BaseDistribution):
                 return item
         raise UserError(f"{name} declares no search range; give it one where {cls.__name__} defines it")
-
-
-def _refuse_what_nothing_holds(value: Any) -> None:
-    """Raise ValueError for numbers and text that torch, a database or a file system cannot keep."""
-    match value:
-        case int() if abs(value) > LARGEST_INT:
-            raise ValueError(f"should be at most {LARGEST_INT}")
-        case float() if value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
-            raise ValueError(f"should be 0 or from {SMALLEST_FLOAT:g} to {LARGEST_FLOAT:g}")
-        case str() | Path():
-            text = str(value)
-            if len(text) > LONGEST_TEXT:
-                raise ValueError(f"should have at most {LONGEST_TEXT} characters")
-            if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-                raise ValueError("should be Unicode without NUL characters")
 
 
 class Config(Settings):
@@ -198,7 +175,7 @@ class CompareConfig(Settings):
     dataset: tuple[str, ...] = ()
     """Datasets of the newest runs, repeated or separated by commas [default: that of the newest latent-variable
     model]."""
-    out: Path = Path("report")
+    out: WritableFolder = Path("report")
     """Folder of the report."""
 
     @field_validator("run", "dataset")
@@ -212,7 +189,7 @@ class ExploreConfig(Settings):
 
     images: Annotated[int, Field(gt=1, le=2000)] = 500
     """Test images on the map, stratified by class: those that an evaluation of as many images takes at seed 0."""
-    out: Path = Path("explorer.html")
+    out: WritableFile = Path("explorer.html")
     """The page, one file."""
 
 
@@ -282,7 +259,7 @@ class StudyConfig(Settings):
 class Given(Settings):
     """What is given for the whole experiment."""
 
-    out: Path = Path("report")
+    out: WritableFolder = Path("report")
     """Folder of the report."""
 
     def shared_with(self, settings: type[Settings]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 from torch import Tensor
 
+from elbolab.bounds import LARGEST_INT
 from elbolab.checkpoint import load_checkpoint
-from elbolab.config import LARGEST_INT
 from elbolab.data import Batch
 from elbolab.errors import shown
 from elbolab.evaluators.importance import estimate_log_px

@@ -6,7 +6,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from pydantic import Field
 from torch import Tensor
 
-from elbolab.config import WIDEST
+from elbolab.bounds import WIDEST
 from elbolab.data import Batch, DataSpec
 from elbolab.models.latent import DiagonalGaussian, LatentConfig, LatentModel
 from elbolab.nets import make_decoder, make_encoder

@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from elbolab import distributed
-from elbolab.config import WIDEST, Config
+from elbolab.bounds import WIDEST
+from elbolab.config import Config
 from elbolab.data import Batch, Data, DataSpec
 from elbolab.likelihoods import PIXELS, Likelihood, make_likelihood
 from elbolab.objectives import Terms, elbo

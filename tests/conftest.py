@@ -17,6 +17,7 @@ from typing import Any
 import mlflow
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from elbolab.data import Batch, Data, DataSpec, load_data
@@ -29,6 +30,11 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+
+# The same cases at every `make test`, others and more of them at every `make fuzz`.
+settings.register_profile("test", max_examples=500, derandomize=True, database=None, deadline=None)
+settings.register_profile("fuzz", max_examples=10_000, database=None, deadline=None, print_blob=True)
+settings.load_profile("test")
 
 
 @pytest.fixture(scope="session")

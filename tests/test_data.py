@@ -103,7 +103,7 @@ GOOD: dict[str, Any] = {"images": np.zeros((20, 8, 8), np.uint8), "labels": np.a
         ({"images": np.zeros((20, 8, 8, 2), np.uint8)}, r"shape \(20, 8, 8, 2\); allowed"),
         ({"labels": np.arange(19)}, r"shape \(19,\); they must be integers of shape \(20,\)"),
         ({"labels": np.ones(20)}, "dtype float64"),
-        ({"labels": np.full(20, -1)}, "labels from 0"),
+        ({"labels": np.full(20, -1)}, "labels are from -1 to -1; they must be from 0 to less than 20"),
         ({"labels": None}, "no array 'labels'; it has: images"),
         ({"images": np.array([object()] * 20)}, "cannot be read"),
     ],

@@ -10,7 +10,8 @@ import platformdirs
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
-from elbolab.errors import UserError
+from elbolab.bounds import WritableFile, WritableFolder, refuse_what_nothing_holds
+from elbolab.errors import UserError, shown
 
 
 def default_data_dir() -> Path:
@@ -22,6 +23,21 @@ class Settings(BaseModel):
     """A frozen, flat set of typed fields; the docstring under a field is its help text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _something(cls, value: Any) -> Any:
+        # As a path it would be the working folder, which an unset shell variable hardly means.
+        if isinstance(value, str) and not value:
+            raise ValueError("should not be empty")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _held(cls, value: Any) -> Any:
+        for item in value if isinstance(value, tuple) else (value,):
+            refuse_what_nothing_holds(item)
+        return value
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
@@ -44,8 +60,9 @@ class Settings(BaseModel):
         if not name:
             return message
         field = cls.model_fields.get(name)
-        default = "" if field is None or field.default is None else f" (default {field.default})"
-        return f"{name}={problem['input']!r}: {message}{default}"
+        known = field is not None and not field.is_required() and field.default_factory is None
+        default = f" (default {field.default})" if field is not None and known and field.default is not None else ""
+        return f"{name}={shown(problem['input'])}: {message}{default}"
 
     def params(self) -> dict[str, str]:
         """The fields that are set, as the strings that a tracking server keeps."""
@@ -158,12 +175,12 @@ class CompareConfig(Settings):
     dataset: tuple[str, ...] = ()
     """Datasets of the newest runs, repeated or separated by commas [default: that of the newest latent-variable
     model]."""
-    out: Path = Path("report")
+    out: WritableFolder = Path("report")
     """Folder of the report."""
 
-    @field_validator("run", "dataset", mode="before")
+    @field_validator("run", "dataset")
     @classmethod
-    def _split(cls, given: Sequence[str]) -> tuple[str, ...]:
+    def _split(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         return split_ids(given)
 
 
@@ -172,19 +189,26 @@ class ExploreConfig(Settings):
 
     images: Annotated[int, Field(gt=1, le=2000)] = 500
     """Test images on the map, stratified by class: those that an evaluation of as many images takes at seed 0."""
-    out: Path = Path("explorer.html")
+    out: WritableFile = Path("explorer.html")
     """The page, one file."""
 
 
 class PromoteConfig(Settings):
     """Under which name and alias a run's model is registered."""
 
-    name: str = Field(min_length=1)
+    name: str
     """Name of the registered model."""
     alias: str = "champion"
     """Alias that the version gets, if it is no worse on the validation split than the one that has it."""
     force: bool = False
     """Give it the alias all the same."""
+
+    @field_validator("name")
+    @classmethod
+    def _registrable(cls, name: str) -> str:
+        if set("/:") & set(name) or name.strip() in ("", ".", ".."):
+            raise ValueError("should be a name without / and :")
+        return name
 
     @field_validator("alias")
     @classmethod
@@ -226,16 +250,16 @@ class StudyConfig(Settings):
     only: tuple[str, ...] = ()
     """Patterns of the trainings of a reproduction that are done, repeated or separated by commas [default: all]."""
 
-    @field_validator("only", mode="before")
+    @field_validator("only")
     @classmethod
-    def _split(cls, given: Sequence[str]) -> tuple[str, ...]:
+    def _split(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         return split_ids(given)
 
 
 class Given(Settings):
     """What is given for the whole experiment."""
 
-    out: Path = Path("report")
+    out: WritableFolder = Path("report")
     """Folder of the report."""
 
     def shared_with(self, settings: type[Settings]) -> dict[str, Any]:

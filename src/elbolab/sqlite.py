@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 
 from elbolab.errors import UserError
 
@@ -23,9 +23,12 @@ def first_use(url: str) -> Iterator[None]:
     if not url.startswith(PREFIX):
         yield
         return
-    path = Path(url.removeprefix(PREFIX))
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    path = _path(url)
+    there = path.exists()
+    if not path.parent.is_dir() or not all(os.access(each, os.W_OK) for each in (path.parent, path)[: 1 + there]):
         raise UserError(f"the database {path} cannot be written; name one in a folder that exists and can be")
+    if there and not _is_database(path):
+        raise UserError(f"{path} is no SQLite database; move it away, or name another one")
     with FileLock(f"{path}.lock"):
         yield
         engine = create_engine(url, connect_args={"timeout": 60})
@@ -41,4 +44,15 @@ def first_use(url: str) -> Iterator[None]:
 
 def absolute(url: str) -> str:
     """The same database for a process in any folder."""
-    return PREFIX + str(Path(url.removeprefix(PREFIX)).absolute()) if url.startswith(PREFIX) else url
+    if not url.startswith(PREFIX):
+        return url
+    return make_url(url).set(database=str(_path(url).absolute())).render_as_string(hide_password=False)
+
+
+def _path(url: str) -> Path:
+    # MLflow writes a space in its own URL as %20, and only SQLAlchemy knows what it makes of that.
+    return Path(make_url(url).database or "")
+
+
+def _is_database(path: Path) -> bool:
+    return path.is_file() and (not path.stat().st_size or path.open("rb").read(16) == b"SQLite format 3\0")

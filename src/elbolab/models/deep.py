@@ -6,6 +6,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from pydantic import Field
 from torch import Tensor
 
+from elbolab.bounds import WIDEST
 from elbolab.data import Batch, DataSpec
 from elbolab.models.latent import DiagonalGaussian, LatentConfig, LatentModel
 from elbolab.nets import make_decoder, make_encoder
@@ -16,7 +17,7 @@ class DeepLatentConfig(LatentConfig):
 
     net: Literal["conv", "mlp"] = "conv"
     """Kind of the nets: conv (sides multiples of 4), or mlp with two hidden layers each way (images of any size)."""
-    hidden: Annotated[int, Field(gt=0), IntDistribution(64, 1024, log=True)] = 200
+    hidden: Annotated[int, Field(gt=0, le=WIDEST), IntDistribution(64, 1024, log=True)] = 200
     """Width of both hidden layers of mlp nets; conv nets have widths of their own."""
     activation: Annotated[Literal["relu", "tanh", "elu"], CategoricalDistribution(["relu", "tanh", "elu"])] = "relu"
     """Nonlinearity between the layers of either kind."""

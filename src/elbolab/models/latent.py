@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from elbolab import distributed
+from elbolab.bounds import WIDEST
 from elbolab.config import Config
 from elbolab.data import Batch, Data, DataSpec
 from elbolab.likelihoods import PIXELS, Likelihood, make_likelihood
@@ -133,7 +134,7 @@ class DiagonalGaussian:
 class LatentConfig(Config):
     """The prior N(0, I) and the observation model, which every latent-variable model has."""
 
-    latent_dim: Annotated[int, Field(gt=0), IntDistribution(2, 256, log=True)] = 200
+    latent_dim: Annotated[int, Field(gt=0, le=WIDEST), IntDistribution(2, 256, log=True)] = 200
     """Number of latent dimensions."""
     likelihood: Literal["gaussian", "bernoulli", "continuous_bernoulli"] = "gaussian"
     """Observation model: gaussian or continuous_bernoulli on pixels in [0, 1], bernoulli on pixels binarised at every

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -97,6 +98,51 @@ def command(store: Path) -> Command:
     return run
 
 
+class Postgres:
+    """A PostgreSQL server of its own with two databases; ``url`` is without their names."""
+
+    def __init__(self, tools: Path, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.url = f"postgresql+psycopg://elbolab@127.0.0.1:{self.port}"
+        self._tools = tools
+        # PostgreSQL refuses to run as root.
+        self._user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+        if self._user:
+            shutil.chown(folder, "postgres")
+        self._run("initdb", "-D", f"{folder}/data", "-U", "elbolab", "--auth=trust", "--no-sync")
+        self.start()
+        for database in ("optuna", "mlflow"):
+            self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "elbolab", database)
+
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run("pg_ctl", "-D", f"{self.folder}/data", "-o", options, "-l", f"{self.folder}/log", "-w", "start")
+
+    def stop(self) -> None:
+        """Let go of every connection at once."""
+        self._run("pg_ctl", "-D", f"{self.folder}/data", "-m", "immediate", "stop")
+
+    def _run(self, tool: str, *arguments: str) -> None:
+        command = [*self._user, str(self._tools / tool), *arguments]
+        subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server, or the reason why the test is skipped."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'elbolab[postgresql]'")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not (found or shutil.which("initdb")):
+        pytest.skip("no PostgreSQL server here: Debian's package is postgresql")
+    folder = Path(tempfile.mkdtemp())
+    database = Postgres(found[-1] if found else Path(str(shutil.which("initdb"))).parent, folder)
+    try:
+        yield database
+    finally:
+        database.stop()
+        shutil.rmtree(folder)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium, as Playwright's Browser."""
@@ -159,7 +205,7 @@ def mlflow_server(store: Path, runs: str, port: int) -> Iterator[str]:
         yield address
     finally:
         mlflow.set_tracking_uri(before)
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=30)
 
 

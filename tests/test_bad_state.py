@@ -97,7 +97,7 @@ import time
 from pathlib import Path
 _true, _back = time.time, []
 def _time():
-    if not _back and any(Path("checkpoints").glob("*/*")):
+    if not _back and any(Path("unfinished").glob("*/best.safetensors")):
         _back.append(3600)
     return _true() - sum(_back)
 time.time = _time
@@ -150,6 +150,5 @@ def test_a_clock_that_goes_back_an_hour_loses_no_epoch(odd: tuple[Path, str]):
     assert run.data.metrics["val/elbo"] == last
 
 
-@pytest.mark.xfail(strict=True, reason="records.py takes what a run took from the wall clock")
 def test_a_clock_that_goes_back_makes_no_negative_duration(odd: tuple[Path, str]):
     assert records.get_run(odd[1]).seconds >= 0

@@ -7,14 +7,15 @@ import socketserver
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
-from conftest import free_port, mlflow_server
+from conftest import Postgres, free_port, mlflow_server
 
 from elbolab import load_model, records, tracker
 from elbolab.config import EvaluateConfig
@@ -214,6 +215,46 @@ def test_an_evaluation_is_not_lost_with_the_server(wire: Wire, monkeypatch: pyte
     assert "evaluation.samples" in run.tags
     assert run.status == "FINISHED"
     complete(run_id)
+
+
+def test_a_server_on_postgresql_killed_for_twenty_seconds_and_its_database_restarted(
+    store: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+):
+    """The training goes on meanwhile; afterwards the database holds all of it once."""
+    runs, port = f"{postgres.url}/mlflow", free_port()
+    report, reported = tracker.Tracker.report, []
+    servers = ExitStack()
+    servers.enter_context(mlflow_server(store, runs, port))
+    mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")
+
+    def trouble() -> None:
+        servers.close()
+        time.sleep(20)
+        servers.enter_context(mlflow_server(store, runs, port))
+        postgres.stop()
+        time.sleep(3)
+        postgres.start()
+
+    troubles = threading.Thread(target=trouble)
+
+    def watched(self: tracker.Tracker, event: Event) -> None:
+        if event.epoch == 2:
+            troubles.start()
+        report(self, event)
+        reported.append(event.epoch)
+
+    monkeypatch.setattr(tracker.Tracker, "report", watched)
+    try:
+        run_id = train_model("vae", CONFIG)
+        # An epoch takes a fraction of a second: with the server away they are all done.
+        assert reported == list(range(1, EPOCHS + 1))
+        troubles.join()
+        mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")
+        tracker.send_unfinished()
+        complete(run_id)
+    finally:
+        troubles.join()
+        servers.close()
 
 
 def test_a_store_of_files_that_takes_nothing_holds_up_no_value(store: Path, monkeypatch: pytest.MonkeyPatch):

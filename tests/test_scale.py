@@ -13,7 +13,7 @@ from pathlib import Path
 import mlflow
 import optuna
 import pytest
-from conftest import free_port, mlflow_server
+from conftest import Postgres, free_port, mlflow_server
 from mlflow.entities import Run
 from optuna.trial import TrialState
 from test_studies import SEARCH, begin, carry_out, children, define, needed, running, trials_of, wait_for
@@ -24,42 +24,13 @@ pytestmark = pytest.mark.scale
 
 
 @pytest.fixture
-def postgres() -> Iterator[str]:
-    """URL of a PostgreSQL server of its own, without the database's name."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'elbolab[postgresql]'")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not (found or shutil.which("initdb")):
-        pytest.skip("no PostgreSQL server here: Debian's package is postgresql")
-    tools = found[-1] if found else Path(str(shutil.which("initdb"))).parent
-    folder, port = Path(tempfile.mkdtemp()), free_port()
-    # PostgreSQL refuses to run as root.
-    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    if user:
-        shutil.chown(folder, "postgres")
-
-    def run(*command: str) -> None:
-        subprocess.run([*user, *command], cwd=folder, check=True, capture_output=True)
-
-    run(str(tools / "initdb"), "-D", f"{folder}/data", "-U", "elbolab", "--auth=trust", "--no-sync")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    run(str(tools / "pg_ctl"), "-D", f"{folder}/data", "-o", options, "-l", f"{folder}/log", "-w", "start")
-    try:
-        for database in ("optuna", "mlflow"):
-            run(str(tools / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "elbolab", database)
-        yield f"postgresql+psycopg://elbolab@127.0.0.1:{port}"
-    finally:
-        run(str(tools / "pg_ctl"), "-D", f"{folder}/data", "-m", "immediate", "stop")
-        shutil.rmtree(folder)
-
-
-@pytest.fixture
-def server(postgres: str, store: Path) -> Iterator[str]:
-    with mlflow_server(store, f"{postgres}/mlflow", free_port()) as address:
+def server(postgres: Postgres, store: Path) -> Iterator[str]:
+    with mlflow_server(store, f"{postgres.url}/mlflow", free_port()) as address:
         yield address
 
 
-def test_three_workers_on_postgresql_and_a_server_one_killed(store: Path, postgres: str, server: str):
-    storage = f"{postgres}/optuna"
+def test_three_workers_on_postgresql_and_a_server_one_killed(store: Path, postgres: Postgres, server: str):
+    storage = f"{postgres.url}/optuna"
     define(
         store, "shared", SEARCH.replace('"epochs": 2', '"epochs": 20').replace("trials=4", "trials=6, pruner='none'")
     )

@@ -29,7 +29,7 @@ PAGE = 1000
 class RunRecord:
     """A run as the server has it: last value of each metric, ``url`` of its page if any.
 
-    ``start`` is in milliseconds since 1970, ``seconds`` what it took.
+    ``start`` is in milliseconds since 1970, ``seconds`` what it took, none where the clock went back meanwhile.
     """
 
     id: str
@@ -65,7 +65,7 @@ def _record(found: Run) -> RunRecord:
     url = f"{public}/#/experiments/{info.experiment_id}/runs/{info.run_id}" if public.startswith("http") else None
     return RunRecord(
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
-        ((info.end_time or info.start_time) - info.start_time) / 1000,
+        max(0, (info.end_time or info.start_time) - info.start_time) / 1000,
         dict(data.params), dict(data.tags), dict(data.metrics), url,
     )  # fmt: skip
 

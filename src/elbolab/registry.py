@@ -37,7 +37,8 @@ def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
         name="model",
         run_id=run_id,
         python_model=serving.__file__,
-        artifacts={"checkpoint": str(checkpoint)},
+        # MLflow would decode a percent sign in a plain path.
+        artifacts={"checkpoint": checkpoint.absolute().as_uri()},
         code_paths=[str(Path(elbolab.__file__).parent)],
         pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
         signature=ModelSignature(Schema([images]), params=ParamSchema(declared)),

@@ -228,21 +228,21 @@ def pictures(caption: str, items: Iterable[Picture | None]) -> list[Pictures]:
 
 def ten_table(entries: Sequence[Entry]) -> list[Table]:
     """Return the classes that the classifier gives the fixed digits and their reconstructions."""
+    tens = [(entry, split, ten) for entry in entries for split, ten in entry.classes.get("ten", {}).items()]
+    # A split may have no image of a class.
+    labels = sorted({one["label"] for _, _, ten in tens for one in ten})
     rows: list[list[Cell]] = []
-    labels: list[str] = []
-    for entry in entries:
-        for split, ten in entry.classes.get("ten", {}).items():
-            labels = [str(one["label"]) for one in ten]
-            pairs = [(one["original"], one["reconstruction"]) for one in ten]
-            cells = [str(a) if a == b else Ref(f"{a} → {b}", strong=True) for a, b in pairs]
-            rows.append([*start(entry), split, *cells, f"{sum(a != b for a, b in pairs)} of {len(ten)}"])
+    for entry, split, ten in tens:
+        pairs = {one["label"]: (one["original"], one["reconstruction"]) for one in ten}
+        changed = sum(a != b for a, b in pairs.values())
+        rows.append([*start(entry), split, *(_change(pairs.get(y)) for y in labels), f"{changed} of {len(ten)}"])
     caption = "The class given to each fixed digit and, where it differs (→), to its reconstruction."
     return (
         [
             Table(
                 f"fixed digits {' '.join(entry.label for entry in entries)}",
                 caption,
-                ["Model", "Run", "Split", *labels, "Changed"],
+                ["Model", "Run", "Split", *map(str, labels), "Changed"],
                 rows,
                 left=3,
             )
@@ -250,3 +250,10 @@ def ten_table(entries: Sequence[Entry]) -> list[Table]:
         if rows
         else []
     )
+
+
+def _change(pair: tuple[int, int] | None) -> Cell:
+    if pair is None:
+        return ""
+    a, b = pair
+    return str(a) if a == b else Ref(f"{a} → {b}", strong=True)

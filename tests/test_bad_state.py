@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -46,10 +47,12 @@ def as_nobody(folder: Path, url: str) -> str:
         return stream.read()
 
 
-def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path):
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
-    tmp_path.chmod(0o555)
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path, mode: int):
+    for parent in tmp_path.parents:
+        if parent.owner() == tmp_path.owner() and parent.is_relative_to(tempfile.gettempdir()):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    tmp_path.chmod(mode)
     out, store = as_nobody(tmp_path, f"sqlite:///{tmp_path}/mlflow.db").splitlines()
     assert out.startswith(f"out='{tmp_path}/new': should be where files can be written, but {tmp_path} is no folder")
     assert store == (

@@ -1,10 +1,6 @@
 """Studies past one process: PostgreSQL and an MLflow server under several workers, and Ray; each a real one."""
 
-import os
-import shutil
 import signal
-import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
 """What a spool's records mean to MLflow. Everything can be sent twice and is there once."""
 
+from functools import cached_property
+
 import mlflow
 import numpy as np
 from mlflow.entities import (
@@ -32,7 +34,12 @@ class Delivery:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._client = mlflow.MlflowClient()
+
+    @cached_property
+    def _client(self) -> mlflow.MlflowClient:
+        # To make one makes the tables of a store that has none.
+        prepare_store()
+        return mlflow.MlflowClient()
 
     @property
     def run_id(self) -> str | None:
@@ -46,7 +53,6 @@ class Delivery:
     def send(self) -> None:
         """Send all that there is, and what can be sent even where something cannot; raises the first error."""
         if self.run_id is None:
-            prepare_store()
             self._spool.remember(run_id=self._open(self._spool.records[0]["run"]))
         errors = []
         # A run ends once its files are there.

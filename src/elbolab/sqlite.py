@@ -24,10 +24,9 @@ def first_use(url: str) -> Iterator[None]:
         yield
         return
     path = _path(url)
-    there = path.exists()
-    if not path.parent.is_dir() or not all(os.access(each, os.W_OK) for each in (path.parent, path)[: 1 + there]):
+    if not _can_be_written(path):
         raise UserError(f"the database {path} cannot be written; name one in a folder that exists and can be")
-    if there and not _is_database(path):
+    if path.exists() and not _is_database(path):
         raise UserError(f"{path} is no SQLite database; move it away, or name another one")
     with FileLock(f"{path}.lock"):
         yield
@@ -52,6 +51,13 @@ def absolute(url: str) -> str:
 def _path(url: str) -> Path:
     # MLflow writes a space in its own URL as %20, and only SQLAlchemy knows what it makes of that.
     return Path(make_url(url).database or "")
+
+
+def _can_be_written(path: Path) -> bool:
+    # What lies in a folder that may not be entered cannot even be asked about.
+    if not os.access(path.parent, os.W_OK | os.X_OK) or not path.parent.is_dir():
+        return False
+    return not path.exists() or os.access(path, os.W_OK)
 
 
 def _is_database(path: Path) -> bool:

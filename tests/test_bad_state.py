@@ -37,7 +37,7 @@ def as_nobody(folder: Path, url: str) -> str:
         for action in (lambda: CompareConfig.parse({"out": str(folder / "new")}), lambda: use(url)):
             try:
                 action()
-            except UserError as error:
+            except Exception as error:
                 told.append(str(error))
         os.write(writing, "\n".join(told).encode())
         os._exit(0)

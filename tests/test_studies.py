@@ -366,7 +366,8 @@ def begin(store: Path, *arguments: str, **environment: str) -> subprocess.Popen[
 
 
 def wait_for(happened: Any, seconds: float = 120) -> None:
-    for _ in range(int(seconds * 10)):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
         if happened():
             return
         time.sleep(0.1)

@@ -1,8 +1,9 @@
 """SQLite files that several processes share."""
 
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -61,4 +62,10 @@ def _can_be_written(path: Path) -> bool:
 
 
 def _is_database(path: Path) -> bool:
-    return path.is_file() and (not path.stat().st_size or path.open("rb").read(16) == b"SQLite format 3\0")
+    # SQLite itself must look: to close a file that is opened otherwise ends the locks that this process has on it.
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA schema_version")
+    except sqlite3.DatabaseError as error:
+        return path.is_file() and error.sqlite_errorcode != sqlite3.SQLITE_NOTADB
+    return True

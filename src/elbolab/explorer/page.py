@@ -25,8 +25,6 @@ def explore(ids: Sequence[str], config: ExploreConfig) -> Path:
     Raises UserError where there are more, or where a run is unknown, unfinished, without a latent space, or of other
     data or another observation model than the first.
     """
-    if config.out.is_dir():
-        raise UserError(f"out={str(config.out)!r} is a folder; name a file, e.g. {config.out / 'explorer.html'}")
     if len(ids) > 2:
         raise UserError(f"{len(ids)} runs are too many for one page; name one or two")
     runs = sorted(named_runs(ids), key=lambda run: ids.index(run.id))

@@ -1,6 +1,8 @@
 """Likelihoods and bounds against closed forms: a linear-Gaussian decoder has an exact answer to everything."""
 
+import gc
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -244,6 +246,15 @@ def test_all_images_can_be_evaluated(digits: Data):
     # The exact row has no importance noise and no sample size.
     assert (table.std_err == 0).all()
     assert "test/ess" not in found.metrics
+
+
+def test_nothing_keeps_a_model_after_its_evaluation(digits: Data):
+    model = trained("vae", digits, latent_dim=4)
+    likelihood(Subject(model, digits, EvaluateConfig(samples=2, images=2)))
+    watched = weakref.ref(model)
+    del model
+    gc.collect()
+    assert watched() is None
 
 
 def test_the_constant_image_is_the_mean_training_image(digits: Data):

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -45,6 +44,7 @@ class Subject:
         self.data = data
         self.config = config
         self.classifier = classifier
+        self._inferred: dict[str, list[DiagonalGaussian]] = {}
 
     def generator(self) -> torch.Generator:
         """A fresh stream of random numbers on the model's device."""
@@ -58,9 +58,11 @@ class Subject:
         for rows in images.stratified(size, self.config.seed).split(IMAGES_AT_ONCE):
             yield self.model.observe(images.batch(rows), generator)
 
-    @cache  # noqa: B019 - a free posterior costs minutes, and a subject lives as long as its evaluation
     def inferred(self, split: str) -> list[DiagonalGaussian]:
         """The posterior of every batch of ``batches(split)``, by the model's protocol for images it has no row for."""
         assert isinstance(self.model, LatentModel)
-        generator = self.generator()
-        return [self.model.infer(batch, generator).detach() for batch in self.batches(split)]
+        # A free posterior costs minutes, and every evaluator asks for it.
+        if split not in self._inferred:
+            generator = self.generator()
+            self._inferred[split] = [self.model.infer(batch, generator).detach() for batch in self.batches(split)]
+        return self._inferred[split]

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
     if len(at.order):
         shuffle.set_state(at.order)
     objective = distributed.parallel(_Objective(model), [f"model.{name}" for name in model.sharded])
+    step = partial(_step, objective, optimizers)
     steps_an_epoch = math.ceil(len(data.train) / config.batch_size)
     first, started = at.epoch, time.perf_counter()
 
@@ -78,12 +80,12 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
                 for group, rate in zip(_groups(optimizers), first_rates, strict=True):
                     group["lr"] = factor * rate
                 # To read a number makes a GPU wait.
-                check = model.device.type == "cpu" or at.step % CHECK_STEPS == 0
-                where = f"step {at.step + 1} of epoch {epoch}"
+                is_checked = model.device.type == "cpu" or at.step % CHECK_STEPS == 0
+                checked = f"step {at.step + 1} of epoch {epoch}" if is_checked else None
                 with distributed.share(model.observe(batch), model.owners) as own:
                     for _ in range(model.steps_per_visit - 1):
-                        _step(objective, own, epochs, optimizers, where, check)
-                    terms, loss = _step(objective, own, epochs, optimizers, where, check)
+                        step(own, epochs, checked)
+                    terms, loss = step(own, epochs, checked)
                 at.means.add(own, loss, model.metrics(terms), model.score(terms))
                 at.step += 1
                 at.seconds = time.perf_counter() - began
@@ -131,16 +133,17 @@ class _Objective(nn.Module):
 
 
 def _step(
-    objective: nn.Module, batch: Batch, epochs: float, optimizers: list[torch.optim.Optimizer], where: str, check: bool
+    objective: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Batch, epochs: float, checked: str | None
 ) -> tuple[Terms, Tensor]:
+    """A step downhill; ``checked`` names it where its loss is looked at before the weights change."""
     terms, loss = objective(batch, epochs)
-    # The mean over a share without images is not a number. Until then the weights stay what they were.
-    if check and len(batch) and not math.isfinite(loss.item()):
+    # The mean over a share without images is not a number.
+    if checked and len(batch) and not math.isfinite(loss.item()):
         named = {"log p(x|z)": terms.log_px_z, "log p(z)": terms.log_pz, "log q(z|x)": terms.log_qz, "KL": terms.kl}
         wrong = [name for name, value in named.items() if not value.isfinite().all()]
         reason = f", because of {', '.join(wrong)}" if wrong else ""
         rate = next(_groups(optimizers))["lr"] if optimizers else 0
-        raise UserError(f"the loss is {loss.item()} at {where}{reason}; lower lr, which is {rate:g} there")
+        raise UserError(f"the loss is {loss.item()} at {checked}{reason}; lower lr, which is {rate:g} there")
     if optimizers:
         loss.backward()
     for optimizer in optimizers:

@@ -15,7 +15,7 @@ from mlflow.entities import Run
 
 from elbolab import load_model, records
 from elbolab.data import load_data
-from elbolab.models import LatentModel
+from elbolab.models.latent import LatentModel
 
 TINY = ["--train-size", "40", "--val-size", "10", "--test-size", "10", "--epochs", "1"]
 

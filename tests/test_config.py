@@ -13,10 +13,11 @@ from click.testing import CliRunner
 from conftest import REPOSITORY
 from optuna.distributions import BaseDistribution
 
-from elbolab.cli import cli, options_of
+from elbolab.cli import cli
 from elbolab.config import CompareConfig, Config, EvaluateConfig, ExploreConfig, MainConfig, Settings, StudyConfig
 from elbolab.errors import UserError
 from elbolab.models import MODELS
+from elbolab.options import options_of
 
 ALL: list[type[Settings]] = [
     *(model.Config for model in MODELS.values()),

@@ -19,7 +19,8 @@ from elbolab import distributed, experiment, load_model, records
 from elbolab.checkpoint import load_checkpoint
 from elbolab.data import Data
 from elbolab.errors import UserError
-from elbolab.models import MODELS, LatentModel, Model
+from elbolab.models import MODELS
+from elbolab.models.latent import LatentModel, Model
 
 pytestmark = pytest.mark.scale
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

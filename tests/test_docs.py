@@ -20,10 +20,10 @@ def code(heading: str) -> str:
     return found[1]
 
 
-def insert(file: Path, name: str, line: str, above: str) -> None:
-    """Put ``line`` into the dict ``name`` of a file, and ``above`` before the dict."""
+def insert(file: Path, name: str, line: str, above: str = "") -> None:
+    """Put ``line`` into the mapping ``name`` of a file, and ``above`` before the mapping."""
     text = file.read_text()
-    start = re.search(rf"^{name}: .* = {{\n", text, re.MULTILINE)
+    start = re.search(rf"^{name}\b.* = .*[{{(]\n", text, re.MULTILINE)
     assert start is not None
     file.write_text(f"{text[: start.start()]}{above}\n\n{start[0]}    {line},\n{text[start.end() :]}")
 
@@ -50,11 +50,11 @@ def elbolab(copy: Path, *arguments: str) -> str:
 @pytest.mark.scale
 def test_a_model_a_dataset_and_an_evaluator_are_added_as_the_page_says(copy: Path):
     (copy / "models" / "linear_vae.py").write_text(code("A model"))
-    line = '"linear_vae": LinearVAE'
+    line = 'linear_vae="LinearVAE"'
     assert line in PAGE
-    insert(copy / "models" / "__init__.py", "MODELS", line, "from elbolab.models.linear_vae import LinearVAE")
+    insert(copy / "models" / "__init__.py", "MODELS", line)
     assert '"digits8": _digits8' in PAGE
-    insert(copy / "data.py", "DATASETS", '"digits8": _digits8', code("A dataset"))
+    insert(copy / "datasets.py", "DATASETS", '"digits8": _digits8', code("A dataset"))
     (copy / "evaluators" / "posterior_std.py").write_text(code("An evaluator"))
     line = '"posterior_std": posterior_std'
     assert line in PAGE

@@ -12,7 +12,8 @@ from elbolab.checkpoint import load_checkpoint
 from elbolab.cli import cli
 from elbolab.errors import UserError
 from elbolab.experiment import prepare, train_model
-from elbolab.models import MODELS, LatentModel
+from elbolab.models import MODELS
+from elbolab.models.latent import LatentModel
 from elbolab.models.latent_opt import STARTS, LatentOpt
 from elbolab.registry import load_model
 from elbolab.trainer import train

@@ -20,7 +20,8 @@ from elbolab.evaluators import Subject
 from elbolab.experiment import load_run, train_model
 from elbolab.explorer import views
 from elbolab.explorer.page import explore
-from elbolab.models import MODELS, LatentModel
+from elbolab.models import MODELS
+from elbolab.models.latent import LatentModel
 from elbolab.models.latent import DiagonalGaussian
 from elbolab.models.vae import VAE
 

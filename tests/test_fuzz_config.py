@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from mlflow.projects._project_spec import load_project
 
 from elbolab.bounds import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT
-from elbolab.cli import options_of
 from elbolab.config import (
     CompareConfig,
     EvaluateConfig,
@@ -30,6 +29,7 @@ from elbolab.config import (
 )
 from elbolab.errors import UserError
 from elbolab.models import MODELS
+from elbolab.options import options_of
 
 # Whose parameters a run keeps.
 TRACKED: list[type[Settings]] = [*(model.Config for model in MODELS.values()), EvaluateConfig, MainConfig]

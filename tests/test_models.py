@@ -12,7 +12,8 @@ from elbolab.checkpoint import load_checkpoint
 from elbolab.config import Config
 from elbolab.data import Data, load_data
 from elbolab.errors import UserError
-from elbolab.models import MODELS, LatentModel, Model
+from elbolab.models import MODELS
+from elbolab.models.latent import LatentModel, Model
 from elbolab.models.latent import DiagonalGaussian
 from elbolab.models.latent_opt import RowAdam
 from elbolab.nets import ACTIVATIONS

@@ -26,7 +26,7 @@ from elbolab.data import Data
 from elbolab.errors import UserError
 from elbolab.evaluators.importance import importance_estimate
 from elbolab.experiment import evaluate_run, train_model
-from elbolab.models import LatentModel
+from elbolab.models.latent import LatentModel
 from elbolab.versions import list_versions, promote
 
 TINY: dict[str, Any] = {"train_size": 40, "val_size": 20, "test_size": 20, "epochs": 1}

@@ -16,7 +16,8 @@ from elbolab import distributed
 from elbolab.data import DataSpec
 from elbolab.durable import replace
 from elbolab.errors import UserError
-from elbolab.models import MODELS, Model
+from elbolab.models import MODELS
+from elbolab.models.latent import Model
 
 
 def save_checkpoint(path: Path, model: Model, epoch: int) -> None:

@@ -1,28 +1,30 @@
-"""The command line: every flag comes from a field of a config, every training command from ``MODELS``."""
+"""The command line: a training command for every model, the others beside them, and how each of them ends."""
 
 import gc
 import os
 import signal
 import sys
 import traceback
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from elbolab.config import (
-    CompareConfig,
-    EvaluateConfig,
-    ExploreConfig,
-    MainConfig,
-    PromoteConfig,
-    ResumeConfig,
-    Settings,
-    StudyConfig,
-    split_ids,
-)
 from elbolab.errors import UserError, redacted
+from elbolab.models import MODELS
+
+if TYPE_CHECKING:
+    from elbolab.config import (
+        CompareConfig,
+        Config,
+        EvaluateConfig,
+        ExploreConfig,
+        MainConfig,
+        PromoteConfig,
+        ResumeConfig,
+        Settings,
+        StudyConfig,
+    )
 
 ENVIRONMENT = {
     # What a command prints on standard output is for scripts: `elbolab evaluate $(elbolab vae)`.
@@ -35,100 +37,48 @@ ENVIRONMENT = {
 }
 
 
+class Command(click.Command):
+    """A command whose flags are the fields of one or more settings; ``act`` gets these and the ``arguments`` by name.
+
+    Settings are looked up once the command is asked for, and not by `elbolab --help`: their imports take half a second,
+    and two where a model is among them.
+    """
+
+    def __init__(
+        self, name: str, kinds: Callable[[], list[type["Settings"]]], act: Callable[..., None], *arguments: click.Argument
+    ) -> None:
+        super().__init__(name, callback=self._call, params=[*arguments], help=act.__doc__)
+        self._kinds = kinds
+        self._act = act
+        self._has_options = False
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if not self._has_options:
+            from elbolab.options import options_of
+
+            self.params += [option for kind in self._kinds() for option in options_of(kind)]
+            self._has_options = True
+        return super().get_params(ctx)
+
+    def _call(self, **values: Any) -> None:
+        given = {key: value for key, value in values.items() if value is not None and value != ()}
+        settings = []
+        for kind in self._kinds():
+            settings.append(kind.parse({key: given.pop(key) for key in list(given) if key in kind.model_fields}))
+        self._act(*settings, **given)
+
+
 class Commands(click.Group):
-    """The group whose training commands are known only once the models are imported, which takes torch."""
+    """The group of all commands, of which torchrun starts only the trainings."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        from elbolab.models import MODELS
-
-        return [*MODELS, *super().list_commands(ctx)]
+        return list(self.commands)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if (command := super().get_command(ctx, cmd_name)) is not None:
-            if "TORCHELASTIC_RUN_ID" in os.environ:
-                raise click.UsageError(f"{cmd_name} is the work of one process; start it without torchrun")
-            return command
-        from elbolab.models import MODELS
-
-        return _training(cmd_name) if cmd_name in MODELS else None
-
-
-def options_of(settings: type[Settings]) -> list[click.Parameter]:
-    """A click option for each field: `--latent-dim` and `--latent_dim`, with its type, bounds, default and help."""
-    options: list[click.Parameter] = []
-    for name, field in settings.model_fields.items():
-        kinds = (
-            get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
-        )
-        many = get_origin(kinds[0]) is tuple
-        # `--sync` says true, and `--sync true` is how `mlflow run -P sync=true` says it.
-        alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if kinds[0] is bool else {}
-        notes = _bounds([*field.metadata, *(item for kind in kinds for item in _metadata(kind))])
-        if not (field.default is None or field.default_factory or many or field.is_required()):
-            notes.append(f"default: {field.default}")
-        kinds = [_plain(kind) for kind in kinds if kind is not NoneType]
-        options.append(
-            click.Option(
-                list(dict.fromkeys([name, f"--{name.replace('_', '-')}", f"--{name}"])),
-                type=_click_type(kinds),
-                multiple=many,
-                **alone,
-                default=() if many else None,
-                help=" ".join([field.description or "", f"[{'; '.join(notes)}]" if notes else ""]),
-            )
-        )
-    return options
-
-
-def _metadata(kind: Any) -> list[Any]:
-    """What ``Annotated[int, Field(gt=0)]`` says of its ``int``."""
-    return [item for part in getattr(kind, "__metadata__", ()) for item in getattr(part, "metadata", [part])]
-
-
-def _bounds(metadata: list[Any]) -> list[str]:
-    """The bounds among a field's metadata, as a person writes them."""
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    return [f"{sign} {getattr(item, name)}" for item in metadata for name, sign in signs.items() if hasattr(item, name)]
-
-
-def _plain(kind: Any) -> Any:
-    """``Annotated[int, Gt(0)]`` as ``int``."""
-    return get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
-
-
-def _click_type(kinds: list[Any]) -> click.ParamType:
-    if len(kinds) > 1 or get_origin(kinds[0]) is tuple:
-        return click.STRING
-    if get_origin(kinds[0]) is Literal:
-        return click.Choice(get_args(kinds[0]))
-    return {int: click.INT, float: click.FLOAT, bool: click.BOOL, Path: click.Path(path_type=Path)}.get(
-        kinds[0], click.STRING
-    )
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None and value != ()}
-
-
-def _training(name: str) -> click.Command:
-    from elbolab.models import MODELS
-
-    model = MODELS[name]
-
-    def command(**values: Any) -> None:
-        given = _given(values)
-        again = ResumeConfig.parse({key: given.pop(key) for key in list(given) if key in ResumeConfig.model_fields})
-        config = model.Config.parse(given)
-        from elbolab.experiment import resume, train_model
-
-        if again.resume is not None:
-            click.echo(resume(again.resume, name, given, again.new_run))
-        elif run_id := train_model(name, config):
-            click.echo(run_id)
-
-    summary = (model.__doc__ or "").strip().splitlines()[0]
-    params = options_of(model.Config) + options_of(ResumeConfig)
-    return click.Command(name, callback=command, params=params, help=f"Train {name}: {summary}")
+        command = super().get_command(ctx, cmd_name)
+        if "TORCHELASTIC_RUN_ID" in os.environ and command is not None and cmd_name not in MODELS:
+            raise click.UsageError(f"{cmd_name} is the work of one process; start it without torchrun")
+        return command
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -137,14 +87,33 @@ def cli() -> None:
     """Train, evaluate and compare latent-variable generative models of images, tracked in MLflow."""
 
 
-def _resume(run: str) -> None:
+def _training(name: str) -> Command:
+    def kinds() -> list[type["Settings"]]:
+        from elbolab.config import ResumeConfig
+
+        return [MODELS[name].Config, ResumeConfig]
+
+    def act(config: "Config", again: "ResumeConfig") -> None:
+        from elbolab.experiment import resume, train_model
+
+        if again.resume is not None:
+            given = {field: getattr(config, field) for field in config.model_fields_set}
+            click.echo(resume(again.resume, name, given, again.new_run))
+        elif run_id := train_model(name, config):
+            click.echo(run_id)
+
+    act.__doc__ = f"Train a model: {name}."
+    return Command(name, kinds, act)
+
+
+def _resume(_: "Settings", run: str) -> None:
     """Go on with the interrupted training RUN from its newest state, in the folder in which it was begun."""
     from elbolab.experiment import resume
 
     click.echo(resume(run))
 
 
-def _sync() -> None:
+def _sync(_: "Settings") -> None:
     """Send to the tracking server what earlier commands in this folder could not."""
     from elbolab.tracker import send_unfinished
 
@@ -152,32 +121,29 @@ def _sync() -> None:
         click.echo(line)
 
 
-def _evaluate(run: str, **values: Any) -> None:
+def _evaluate(config: "EvaluateConfig", run: str) -> None:
     """Evaluate the trained run RUN: log p(x) by importance sampling, and class preservation."""
-    config = EvaluateConfig.parse(_given(values))
     from elbolab.experiment import evaluate_run
 
     for key, value in evaluate_run(run, config).items():
         click.echo(f"{key} {value:.4f}")
 
 
-def _compare(**values: Any) -> None:
+def _compare(config: "CompareConfig") -> None:
     """Write the report of the newest run of each model, or of the runs named by --run, from the tracking server."""
-    config = CompareConfig.parse(_given(values))
     from elbolab.compare import compare
 
     click.echo(compare(config))
 
 
-def _promote(run: str, **values: Any) -> None:
+def _promote(config: "PromoteConfig", run: str) -> None:
     """Register the model of the evaluated run RUN, and give it an alias unless the version that has it is better."""
-    config = PromoteConfig.parse(_given(values))
     from elbolab.versions import promote
 
     click.echo(promote(run, config))
 
 
-def _models(**values: Any) -> None:
+def _models(_: "Settings") -> None:
     """List the versions of the registered models, with what they are and how good."""
     from elbolab.versions import list_versions
 
@@ -186,43 +152,53 @@ def _models(**values: Any) -> None:
         click.echo(f"models:/{version.name}/{version.version}{aliases}: {version.description or 'no description'}")
 
 
-def _explore(run: tuple[str, ...], **values: Any) -> None:
+def _explore(config: "ExploreConfig", run: tuple[str, ...]) -> None:
     """Write a page that decodes in the browser: the latent space of one trained RUN, or of two side by side."""
-    config = ExploreConfig.parse(_given(values))
+    from elbolab.config import split_ids
     from elbolab.explorer.page import explore
 
     click.echo(explore(split_ids(run), config))
 
 
-def _main(**values: Any) -> None:
+def _main(given: "MainConfig") -> None:
     """Train cnn, vae, latent_opt and ppca, evaluate every run, and write the report."""
-    given = MainConfig.parse(_given(values))
     from elbolab.experiment import run_all
 
     click.echo(f"report: {run_all(given)}")
 
 
-def _study(study: str, **values: Any) -> None:
+def _study(config: "StudyConfig", study: str) -> None:
     """Carry out STUDY, a file or a name in studies/: an Optuna search of a model's fields, or a reproduction."""
-    config = StudyConfig.parse(_given(values))
     from elbolab.studies import run_study
 
     click.echo(run_study(study, config))
 
 
-for _name, _callback, _settings, _arguments in (
-    ("resume", _resume, Settings, [click.Argument(["run"])]),
-    ("sync", _sync, Settings, []),
-    ("evaluate", _evaluate, EvaluateConfig, [click.Argument(["run"])]),
-    ("study", _study, StudyConfig, [click.Argument(["study"])]),
-    ("compare", _compare, CompareConfig, []),
-    ("promote", _promote, PromoteConfig, [click.Argument(["run"])]),
-    ("models", _models, Settings, []),
-    ("explore", _explore, ExploreConfig, [click.Argument(["run"], nargs=-1, required=True)]),
-    ("main", _main, MainConfig, []),
+def _settings(kind: str) -> Callable[[], list[type["Settings"]]]:
+    """What gives the class of this name in ``elbolab.config``."""
+
+    def kinds() -> list[type["Settings"]]:
+        from elbolab import config
+
+        return [getattr(config, kind)]
+
+    return kinds
+
+
+for _name in MODELS:
+    cli.add_command(_training(_name))
+for _name, _act, _kind, _arguments in (
+    ("resume", _resume, "Settings", [click.Argument(["run"])]),
+    ("sync", _sync, "Settings", []),
+    ("evaluate", _evaluate, "EvaluateConfig", [click.Argument(["run"])]),
+    ("study", _study, "StudyConfig", [click.Argument(["study"])]),
+    ("compare", _compare, "CompareConfig", []),
+    ("promote", _promote, "PromoteConfig", [click.Argument(["run"])]),
+    ("models", _models, "Settings", []),
+    ("explore", _explore, "ExploreConfig", [click.Argument(["run"], nargs=-1, required=True)]),
+    ("main", _main, "MainConfig", []),
 ):
-    _params = [*_arguments, *options_of(_settings)]
-    cli.add_command(click.Command(_name, callback=_callback, params=_params, help=_callback.__doc__))
+    cli.add_command(Command(_name, _settings(_kind), _act, *_arguments))
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:

@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from elbolab.config import Config, EvaluateConfig, Settings
 from elbolab.errors import UserError
-from elbolab.models import MODELS, LatentModel
+from elbolab.models import MODELS
+from elbolab.models.latent import LatentModel
 from elbolab.reproduction import Reproduction, Training
 
 LATENT_METRICS: dict[str, Literal["maximize", "minimize"]] = {

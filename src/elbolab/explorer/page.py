@@ -12,7 +12,7 @@ from elbolab.errors import UserError
 from elbolab.evaluators import Subject
 from elbolab.experiment import choose_device, load_run
 from elbolab.explorer.views import view
-from elbolab.models import LatentModel
+from elbolab.models.latent import LatentModel
 from elbolab.records import RunRecord
 from elbolab.report.entries import is_latent, public
 from elbolab.report.page import environment

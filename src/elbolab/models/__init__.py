@@ -1,20 +1,34 @@
-"""The models by name: a new one is a file here and a line in ``MODELS``."""
+"""The models by name: a new one is a file here, of that name, and a line in ``MODELS``."""
 
-from elbolab.models.cnn import CNN
-from elbolab.models.iwae import IWAE
-from elbolab.models.latent import LatentModel, Model
-from elbolab.models.latent_opt import LatentOpt
-from elbolab.models.ppca import PPCA
-from elbolab.models.semi_amortized import SemiAmortized
-from elbolab.models.vae import VAE
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-MODELS: dict[str, type[Model]] = {
-    "cnn": CNN,
-    "vae": VAE,
-    "iwae": IWAE,
-    "semi_amortized": SemiAmortized,
-    "latent_opt": LatentOpt,
-    "ppca": PPCA,
-}
+if TYPE_CHECKING:
+    from elbolab.models.latent import Model
 
-__all__ = ["MODELS", "LatentModel", "Model"]
+
+class _Models(Mapping[str, type["Model"]]):
+    """Classes of the files of these names, imported when they are asked for: torch takes two seconds, a list none."""
+
+    def __init__(self, **classes: str) -> None:
+        self._classes = classes
+
+    def __getitem__(self, name: str) -> type["Model"]:
+        return getattr(import_module(f"{__name__}.{name}"), self._classes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+
+MODELS = _Models(
+    cnn="CNN",
+    vae="VAE",
+    iwae="IWAE",
+    semi_amortized="SemiAmortized",
+    latent_opt="LatentOpt",
+    ppca="PPCA",
+)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from elbolab.intervals import mean_and_half_width
 from elbolab.mirror import DIED, PARENT, SURPLUS, TRIAL
 from elbolab.studies import run_study
 from elbolab.tracker import FAILURE
-from elbolab.trainer import train
+from elbolab.trainer import Step, training
 from elbolab.tuning import load_study
 
 TINY = '"epochs": 2, "train_size": 40, "val_size": 10, "test_size": 10'
@@ -161,12 +161,12 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def at(count: int) -> None:
         calls = itertools.count(1)
 
-        def interrupted(*arguments: Any) -> None:
+        def interrupted(*arguments: Any) -> Iterator[Step]:
             if next(calls) == count:
                 raise KeyboardInterrupt
-            train(*arguments)
+            yield from training(*arguments)
 
-        monkeypatch.setattr("elbolab.trials.train", interrupted)
+        monkeypatch.setattr("elbolab.trials.training", interrupted)
 
     return at
 

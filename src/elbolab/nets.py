@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from elbolab import distributed
+from elbolab.draws import draw
 from elbolab.errors import UserError
 
 Shape = tuple[int, int, int]
@@ -86,13 +86,18 @@ def conv_decoder(inputs: int, shape: Shape, activation: type[nn.Module] = nn.ReL
 
 
 class Dropout(nn.Dropout):
-    """Dropout of images (B, features) whose mask is drawn for the whole batch that they are a share of."""
+    """Dropout of images (B, features) whose mask is drawn as ``draw`` says."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or distributed.processes() == 1:
-            return super().forward(input)
-        kept = distributed.draw(lambda shape: input.new_empty(shape).bernoulli_(1 - self.p), tuple(input.shape), 0)
-        return input * kept.div_(1 - self.p)
+        if not self.training:
+            return input
+        device, dtype = input.device, input.dtype
+
+        def mask(shape: tuple[int, ...]) -> Tensor:
+            return torch.empty(shape, device=device, dtype=dtype).bernoulli_(1 - self.p)
+
+        kept = draw(mask, tuple(input.shape), 0, input)
+        return input * (kept / (1 - self.p))
 
 
 def lenet(shape: Shape, classes: int) -> nn.Sequential:

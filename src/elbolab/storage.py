@@ -104,6 +104,7 @@ class Job:
     target: int
     seed: int
     heartbeat: int
+    population: int = 1
 
 
 class SeededSampler(BaseSampler):

@@ -12,10 +12,11 @@ from elbolab.errors import UserError
 from elbolab.experiment import choose_device, load_for
 from elbolab.finalise import finalise
 from elbolab.mirror import RUN_OF_STUDY, Mirror, parent_of
+from elbolab.population import BESIDE_THE_FORWARD
 from elbolab.records import STUDY
 from elbolab.reproduction import Reproduction, reproduce
 from elbolab.storage import Job, open_study, queue_points
-from elbolab.tuning import load_study
+from elbolab.tuning import Study, load_study
 from elbolab.workers import work_locally, work_on_ray
 
 
@@ -34,7 +35,10 @@ def run_study(name: str, config: StudyConfig) -> str:
         return reproduce(name, definition, config.passes, config.only)
     points = len(definition.points)
     target = min(config.trials or points or definition.trials, points or sys.maxsize)
-    job = Job(name, definition, sqlite.absolute(config.storage), target, config.seed, config.heartbeat)
+    if config.population > 1:
+        _refuse_unequal(definition, config)
+    storage = sqlite.absolute(config.storage)
+    job = Job(name, definition, storage, target, config.seed, config.heartbeat, config.population)
     # A mistake in the study's data is told before a trial is spent on it.
     first = definition.config_of(definition.points[0] if points else {})
     load_for(first, choose_device(first.device))
@@ -49,6 +53,20 @@ def run_study(name: str, config: StudyConfig) -> str:
     except (OptunaError, SQLAlchemyError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"storage={config.storage!r} was lost ({reason}); the same command goes on with it") from error
+
+
+def _refuse_unequal(study: Study, config: StudyConfig) -> None:
+    """Raise UserError where the study's trials cannot be trained as one population."""
+    changing = {*study.search, *(name for values in study.configs for name in values)}
+    if unequal := sorted(changing - BESIDE_THE_FORWARD):
+        raise UserError(
+            f"population={config.population} needs trials of one architecture, but this study changes "
+            f"{', '.join(unequal)}; fix that in base, or leave population out"
+        )
+    if config.executor == "ray":
+        raise UserError(
+            f"population={config.population} is of one process, and Ray takes a trial a task; leave one out"
+        )
 
 
 def _carry_out(job: Job, config: StudyConfig) -> str:

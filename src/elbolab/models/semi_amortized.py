@@ -37,6 +37,10 @@ class SemiAmortized(EncoderModel):
         steps, rate, momentum = self.config.refine_steps, self.config.refine_lr, self.config.refine_momentum
         return f"refined: encoder, then {steps} gradient steps at rate {rate:g}, momentum {momentum:g}, decoder frozen"
 
+    @property
+    def stacks(self) -> bool:
+        return False  # a step takes a gradient of its own
+
     def posterior(self, batch: Batch) -> DiagonalGaussian:
         return self._refined(batch)
 

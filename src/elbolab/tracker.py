@@ -22,7 +22,6 @@ from elbolab.courier import Courier, reason, refused
 from elbolab.delivery import FAILURE, FILES, VALUES, Delivery
 from elbolab.errors import UserError, redacted
 from elbolab.records import KIND, address
-from elbolab.report.curves import draw_curves
 from elbolab.spool import Spool, peek, read_journal
 
 if TYPE_CHECKING:
@@ -109,6 +108,9 @@ class Tracker:
 
     def log_curves(self) -> None:
         """Log the figure of the metrics reported so far, training against validation."""
+        # A training need not wait for what draws before its first step.
+        from elbolab.report.curves import draw_curves
+
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "curves.png")
             draw_curves([record["metrics"] for record in self.spool.records if "metrics" in record], file)

@@ -13,8 +13,7 @@ from elbolab.config import Config
 from elbolab.data import Data, load_data
 from elbolab.errors import UserError
 from elbolab.models import MODELS
-from elbolab.models.latent import LatentModel, Model
-from elbolab.models.latent import DiagonalGaussian
+from elbolab.models.latent import DiagonalGaussian, LatentModel, Model
 from elbolab.models.latent_opt import RowAdam
 from elbolab.nets import ACTIVATIONS
 from elbolab.objectives import elbo

@@ -14,6 +14,8 @@ from invented_runs import GAUSSIAN, MEANS, POSTERIORS, Store, fill, served, sign
 from elbolab import records
 from elbolab.compare import CompareConfig, build, compare
 from elbolab.errors import UserError
+from elbolab.report.ablations import again
+from elbolab.report.entries import Entry, differences
 from elbolab.report.page import render
 
 
@@ -190,6 +192,15 @@ def test_two_runs_of_one_model_are_told_apart(store: Store, tmp_path: Path) -> N
     runs = [store.train("vae", pictures=False, seed=seed) for seed in (0, 1)]
     html = compare(CompareConfig(run=tuple(runs), out=tmp_path / "report")).read_text()
     assert all(f"vae {run[:8]}" in html and f'id="run-{run}"' in html for run in runs)
+
+
+def test_what_mlflow_run_logs_as_it_was_typed_is_no_parameter(store: Store) -> None:
+    fields = {"latent_init": "pca", "latent_dim": 4, "pictures": False}
+    one = records.get_run(store.train("latent_opt", **fields))
+    typed = {"latent-dim": 4, "resume": one.id, "new_run": "true"}
+    other = records.get_run(store.train("latent_opt", **fields, **typed, seed=1))
+    assert differences(other, one) == []
+    assert again(Entry("latent_opt", 2, (other,), ()), "zeros").count("--latent-dim 4") == 1
 
 
 def test_page_opens_in_a_browser(report: tuple[Path, dict[str, str], Store], browser: Any) -> None:

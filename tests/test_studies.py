@@ -230,6 +230,8 @@ def test_a_study_in_which_everything_fails_ends(store: Path):
     with pytest.raises(UserError, match="the last 10 trials failed"):
         carry_out(define(store, "hopeless", text), trials=50)
     assert len(trials_of("hopeless")) == 10
+    with pytest.raises(UserError, match="study 'hopeless' has no finished trial"):
+        carry_out("hopeless", finalise=1)
     # Whoever starts it again, having mended what was wrong, gets as many tries.
     with pytest.raises(UserError, match="the last 10 trials failed"):
         carry_out("hopeless", trials=50)
@@ -287,6 +289,7 @@ STUDY = Study(model="vae", base={{{TINY}}}, search=["beta"], metrics=["val/kl", 
     assert records.list_artifacts(parent, "figures") == ["figures/pareto_front.png"]
     with pytest.raises(UserError, match="finalise needs a study of one metric"):
         carry_out("front", finalise=1)
+    assert records.get_run(parent).status == "FINISHED"
 
 
 def test_log_px_is_measured_on_validation_images(store: Path):
@@ -320,6 +323,24 @@ def test_sync_brings_mlflow_up_to_date_and_doubles_nothing(search: str):
         assert after[0].data.metrics["objective/elbo"] == first.value
         assert after[0].data.params["lr"] == str(first.params["lr"])
     assert client.get_run(twin.info.run_id).info.lifecycle_stage == "deleted"
+
+
+def test_sync_leaves_a_study_that_was_interrupted_killed(search: str, interrupt: Callable[[int], None]):
+    interrupt(2)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(search)
+    parent = carry_out(search, sync=True)
+    assert records.get_run(parent).status == "KILLED"
+    assert set(children(parent)) == {0, 1}
+
+
+def test_a_study_that_has_not_begun_is_not_begun_by_its_end(search: str):
+    for values in ({"sync": True}, {"finalise": 1}):
+        with pytest.raises(UserError, match=r"study 'search' has not begun on sqlite:///.*; carry it out first"):
+            carry_out(search, **values)
+    assert mlflow.MlflowClient().search_runs(["0"]) == []
+    carry_out(search, trials=1)
+    assert len(trials_of(search)) == 1
 
 
 def test_no_two_trials_of_hyperband_are_equal(store: Path):

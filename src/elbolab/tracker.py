@@ -201,13 +201,16 @@ def nest_project_run(run_id: str, kind: str) -> None:
             track.set_tags({PARENT: run_id, KIND: kind})
 
 
-def send_unfinished() -> list[str]:
-    """Send what earlier processes could not; returns a line for each run, and raises UserError where some is left.
+def send_unfinished(run_id: str | None = None) -> list[str]:
+    """Send what earlier processes could not, of all runs or of one; returns a line for each, and raises UserError where
+    some is left.
 
     A run whose process is gone without a word ends as KILLED; it can be gone on with all the same.
     """
     lines, problems = [], []
     for folder in sorted(UNFINISHED.absolute().glob("*")):
+        if run_id not in (None, peek(folder).get("run_id")):
+            continue
         try:
             spool = Spool(folder)
         except UserError as error:

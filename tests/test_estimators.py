@@ -284,6 +284,20 @@ def test_a_perfect_reconstruction_keeps_every_class(digits: Data, monkeypatch: p
     assert [digit["label"] for digit in perfect.files["classes.json"]["ten"]["train"]] == list(range(10))
 
 
+def test_a_classifier_judges_what_the_model_saw(digits: Data, monkeypatch: pytest.MonkeyPatch):
+    def binary(_: CNN, x: Tensor) -> Tensor:
+        is_binary = ((x == 0) | (x == 1)).flatten(1).all(1)
+        return torch.nn.functional.one_hot(is_binary.long(), 2)
+
+    monkeypatch.setattr(CNN, "logits", binary)
+    model = trained("vae", digits, latent_dim=4, likelihood="bernoulli")
+    found = classes(Subject(model, digits, EvaluateConfig(images=10), ("judge", trained("cnn", digits))))
+    described = found.files["classes.json"]
+    assert np.array(described["splits"]["test"]["confusion"])[1].tolist() == [10, *[0] * 9]
+    for digit in (*described["ten"]["train"], *described["ten"]["val"]):
+        assert (digit["original"], digit["reconstruction"]) == (1, 0)
+
+
 def _pairs(subject: Subject, split: str) -> Any:
     return zip(subject.batches(split), subject.inferred(split), strict=True)
 

@@ -74,10 +74,10 @@ def _preservation(model: LatentModel, subject: Subject, run: str, cnn: CNN) -> F
 
 def _ten(model: LatentModel, subject: Subject, cnn: CNN, split: str) -> list[dict[str, int]]:
     """The fixed digits that training shows, one a class, with the posteriors that training has for them."""
-    batch = subject.data.splits[split].one_per_class()
-    seen = model.observe(batch, subject.generator())
+    generator = subject.generator()
+    batch = model.observe(subject.data.splits[split].one_per_class(), generator)
     with torch.no_grad():
-        reconstruction = _predict(cnn, model.reconstruct(model.posterior(seen)))
+        reconstruction = _predict(cnn, model.reconstruct(model.posterior(batch, generator)))
     columns = (batch.index, batch.y, _predict(cnn, batch.x), reconstruction)
     names = ("index", "label", "original", "reconstruction")
     return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]

@@ -155,8 +155,8 @@ class LatentModel(Model):
         """Parameters of p(x | z): (..., D) to (..., C, H, W)."""
 
     @abstractmethod
-    def posterior(self, batch: Batch) -> DiagonalGaussian:
-        """q(z | x) as it is trained, differentiable in its parameters."""
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
+        """q(z | x) as it is trained, differentiable in its parameters; a refinement draws from ``generator``."""
 
     @property
     def inference(self) -> str:
@@ -166,7 +166,7 @@ class LatentModel(Model):
     def infer(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         """q(z | x) of any images, seen in training or not."""
         with torch.no_grad():
-            return self.posterior(batch)
+            return self.posterior(batch, generator)
 
     def stored_posterior(self, batch: Batch) -> DiagonalGaussian | None:
         """The posteriors that training left for these very images; None where there is no such table."""
@@ -188,7 +188,7 @@ class LatentModel(Model):
         return self.likelihood.log_prob(x, self.decode(z)) + log_prior(z)
 
     def terms(self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None) -> Terms:
-        q = self.posterior(batch)
+        q = self.posterior(batch, generator)
         return self.terms_at(batch, q, q.sample(samples, generator))
 
     def terms_at(self, batch: Batch, q: DiagonalGaussian, z: Tensor) -> Terms:

@@ -37,14 +37,7 @@ class SemiAmortized(EncoderModel):
         steps, rate, momentum = self.config.refine_steps, self.config.refine_lr, self.config.refine_momentum
         return f"refined: encoder, then {steps} gradient steps at rate {rate:g}, momentum {momentum:g}, decoder frozen"
 
-    def posterior(self, batch: Batch) -> DiagonalGaussian:
-        return self._refined(batch)
-
-    def infer(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
-        with torch.no_grad():
-            return self._refined(batch, generator)
-
-    def _refined(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         rows = self.encoder(batch.x)
         step = torch.zeros_like(rows)
         for _ in range(self.config.refine_steps):

@@ -14,11 +14,10 @@ from elbolab.config import EvaluateConfig
 from elbolab.errors import UserError
 from elbolab.evaluators import Subject
 from elbolab.evaluators.likelihood import mean_log_px
-from elbolab.experiment import choose_device, evaluate_run, load_for, train_model
+from elbolab.experiment import choose_device, evaluate_run, load_run, train_model
 from elbolab.intervals import mean_and_half_width
 from elbolab.mirror import PARENT, TRIAL
 from elbolab.records import STUDY
-from elbolab.registry import load_model
 from elbolab.storage import Job
 from elbolab.tuning import Study, with_distortion
 from elbolab.versions import register
@@ -116,10 +115,9 @@ def _judge(job: Job, run_id: str) -> float:
     """What a trial would be judged by: a metric of the run's model, which is that of its best epoch."""
     study = job.study
     if study.metric == "val/log_px":
-        device = choose_device("auto")
-        model = load_model(run_id, device)
-        data = load_for(model.config, device).without_test()
-        return mean_log_px(Subject(model, data, EvaluateConfig(samples=study.samples, images=study.images)), "val")
+        model, data = load_run(run_id, choose_device("auto"))
+        config = EvaluateConfig(samples=study.samples, images=study.images)
+        return mean_log_px(Subject(model, data.without_test(), config), "val")
     epochs = records.history([run_id]).pivot(index="step", columns="key", values="value")
     bound = next((key for key in ("val/iw_bound", "val/elbo") if key in epochs), None)
     best = epochs[bound].argmax() if bound else epochs["val/loss"].argmin()

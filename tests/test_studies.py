@@ -1,6 +1,7 @@
 """Studies: definitions that mean something, exact numbers of trials, and an MLflow that says what Optuna says."""
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from typing import Any
 
 import mlflow
 import optuna
+import pandas as pd
 import pytest
+import torch
 from conftest import mlflow_run
 from mlflow.entities import Run
 from optuna.storages import RDBStorage
@@ -22,9 +25,11 @@ from sqlalchemy.pool import NullPool
 
 from elbolab import Reproduction, Study, load_model, records
 from elbolab.config import StudyConfig
+from elbolab.data import load_data
 from elbolab.errors import UserError
 from elbolab.intervals import mean_and_half_width
 from elbolab.mirror import DIED, PARENT, SURPLUS, TRIAL
+from elbolab.models.latent import LatentModel
 from elbolab.studies import run_study
 from elbolab.tracker import FAILURE
 from elbolab.trainer import train
@@ -92,6 +97,9 @@ def children(parent: str) -> dict[int, Run]:
         ({"search": [], "configs": [{"seed": 1}]}, "seed is given by seeds"),
         ({"search": [], "configs": [{"lr": 1e-3}], "seeds": [0, 0]}, "must each be listed once"),
         ({"metrics": ["val/kl", "val/distortion"], "pruner": "median"}, "needs one metric, not 2"),
+        ({"metrics": ["val/kl"]}, "metric 'val/kl' alone is one side of a trade"),
+        ({"metrics": ["val/distortion", "val/distortion"]}, "metric 'val/distortion' alone"),
+        ({"metrics": ["val/mse"]}, "metric 'val/mse' alone"),
     ],
 )
 def test_a_study_without_meaning_is_refused_when_it_is_made(values: dict[str, Any], message: str):
@@ -225,6 +233,25 @@ STUDY = Study(model="vae", base={{{TINY}}}, configs=[{{"lr": 1e30}}, {{"lr": 1e-
     assert len(trials_of("failing")) == 2
 
 
+def test_out_of_memory_costs_one_trial(search: str, monkeypatch: pytest.MonkeyPatch):
+    calls = itertools.count(1)
+
+    def exhausted(*arguments: Any) -> Any:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train(*arguments)
+
+    monkeypatch.setattr("elbolab.trials.train", exhausted)
+    parent = carry_out(search, trials=2)
+    first, *others = trials_of(search)
+    assert first.state == TrialState.FAIL
+    assert [trial.state.is_finished() for trial in others] == [True, True]
+    assert TrialState.FAIL not in {trial.state for trial in others}
+    run = children(parent)[first.number]
+    assert run.info.status == "FAILED"
+    assert run.data.tags["failure"] == "OutOfMemoryError: CUDA out of memory"
+
+
 def test_a_study_in_which_everything_fails_ends(store: Path):
     text = SEARCH.replace('"epochs": 2', '"epochs": 2, "sigma": 1e-30')
     with pytest.raises(UserError, match="the last 10 trials failed"):
@@ -301,6 +328,48 @@ STUDY = Study(model="ppca", base={{{TINY}, "epochs": 1}}, configs=[{{"latent_dim
     run = children(parent)[0]
     # The ELBO of an exact posterior is log p(x), up to the noise of its one sample.
     assert run.data.metrics["objective/log_px"] == pytest.approx(run.data.metrics["val/elbo"], abs=3)
+
+
+def test_a_trial_judged_by_log_px_is_pruned_by_its_model_s_own_bound(store: Path):
+    text = f"""
+from elbolab import Study
+STUDY = Study(model="iwae", base={{{TINY}}}, search=["iw_samples"], images=10, samples=10, trials=1)
+"""
+    parent = carry_out(define(store, "bound", text))
+    (trial,), run = trials_of("bound"), children(parent)[0]
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val/iw_bound")
+    assert trial.intermediate_values == {metric.step: metric.value for metric in history}
+
+
+@pytest.mark.scale
+def test_what_a_search_by_log_px_finds_is_judged_by_it_again_tested_and_registered(store: Path):
+    text = f"""
+from elbolab import Study
+STUDY = Study(
+    model="ppca", base={{{TINY}, "epochs": 1}}, search=["latent_dim"], narrow={{"latent_dim": (2, 8)}}, images=10,
+    trials=2,
+)
+"""
+    parent = carry_out(define(store, "judged", text))
+    assert carry_out("judged", finalise=2, seeds=2) == parent
+    rows = records.read(parent, "finalists.parquet", pd.read_parquet).to_dict("records")
+    assert Counter(row["trial"] for row in rows) == {0: 2, 1: 2}
+    val = load_data("mnist5k", Path(), train_size=40, val_size=10, test_size=10).val.batch(torch.arange(10))
+    for row in rows:
+        model = load_model(row["run"])
+        assert isinstance(model, LatentModel)
+        exact = model.exact_log_px(val.x)
+        assert exact is not None
+        assert row["val/log_px"] == pytest.approx(exact.mean().item(), rel=1e-5)
+    # A closed form is the same under every seed.
+    best = max(rows, key=lambda row: row["val/log_px"])["trial"]
+    final = json.loads(records.fetch(parent, "final.json").read_text())
+    assert final["trial"] == best
+    tested = {row["run"] for row in rows if "test/log_px" in records.get_run(row["run"]).metrics}
+    assert tested == {row["run"] for row in rows if row["trial"] == best}
+    (version,) = mlflow.MlflowClient().search_model_versions("name = 'judged'")
+    assert version.run_id == final["run"] in tested
+    assert load_model("models:/judged/1").config == load_model(final["run"]).config
 
 
 def test_sync_brings_mlflow_up_to_date_and_doubles_nothing(search: str):

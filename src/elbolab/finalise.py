@@ -17,6 +17,8 @@ from elbolab.evaluators.likelihood import mean_log_px
 from elbolab.experiment import choose_device, evaluate_run, load_run, train_model
 from elbolab.intervals import mean_and_half_width
 from elbolab.mirror import PARENT, TRIAL
+from elbolab.models import MODELS
+from elbolab.models.latent import LatentModel
 from elbolab.records import STUDY
 from elbolab.storage import Job
 from elbolab.tuning import Study, with_distortion
@@ -119,6 +121,7 @@ def _judge(job: Job, run_id: str) -> float:
         config = EvaluateConfig(samples=study.samples, images=study.images)
         return mean_log_px(Subject(model, data.without_test(), config), "val")
     epochs = records.history([run_id]).pivot(index="step", columns="key", values="value")
-    bound = next((key for key in ("val/iw_bound", "val/elbo") if key in epochs), None)
-    best = epochs[bound].argmax() if bound else epochs["val/loss"].argmin()
+    kind = MODELS[study.model]
+    latent = issubclass(kind, LatentModel)
+    best = epochs[f"val/{kind.score_metric}"].argmax() if latent else epochs["val/loss"].argmin()
     return with_distortion(epochs.iloc[int(best)].to_dict())[study.metric]

@@ -146,6 +146,9 @@ class LatentConfig(Config):
 class LatentModel(Model):
     """p(x, z) = p(x | z) N(z; 0, I) with a posterior q(z | x) that each subclass gets in its own way."""
 
+    score_metric = "elbo"
+    """Which of ``metrics`` is ``score``."""
+
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.likelihood: Likelihood = make_likelihood(config.likelihood, config.sigma)

@@ -473,13 +473,13 @@ def running(name: str, storage: str = "sqlite:///optuna.db") -> bool:
         return False
 
 
-def both_under_way(name: str) -> bool:
-    """Whether two trials of 60 epochs are running, and neither is about to end."""
+def all_under_way(count: int, name: str, storage: str = "sqlite:///optuna.db") -> bool:
+    """Whether ``count`` trials of 60 epochs are running, one for each of so many workers, and none is about to end."""
     try:
-        found = [trial for trial in trials_of(name) if trial.state == TrialState.RUNNING]
+        found = [trial for trial in trials_of(name, storage) if trial.state == TrialState.RUNNING]
     except (KeyError, optuna.exceptions.OptunaError):
         return False
-    return len(found) == 2 and all(0 < len(trial.intermediate_values) < 50 for trial in found)
+    return len(found) == count and all(0 < len(trial.intermediate_values) < 50 for trial in found)
 
 
 def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trials(store: Path):
@@ -507,7 +507,7 @@ def test_a_killed_worker_costs_its_trial_a_retry_and_nothing_else(store: Path):
     )
     # Four of these heartbeats are longer than a busy machine keeps a living worker from its next.
     process = begin(store, "killed", "--workers", "2", "--heartbeat", "3")
-    wait_for(lambda: both_under_way("killed"))
+    wait_for(lambda: all_under_way(2, "killed"))
     workers = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
     os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
     out, errors = process.communicate(timeout=200)

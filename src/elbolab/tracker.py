@@ -286,13 +286,15 @@ def _sending(spool: Spool) -> Iterator[Tracker]:
 
 
 def _code() -> dict[str, str]:
-    """The commit that this code stands at, and whether it has been changed since; nothing outside a git checkout."""
+    """The commit that this code stands at, and whether it has been changed since; nothing where no git keeps it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        # An environment may lie within the checkout of something else.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return {"git.commit": git("rev-parse", "HEAD"), "git.dirty": str(bool(git("status", "--porcelain"))).lower()}
     except (OSError, subprocess.CalledProcessError):
         return {}

@@ -280,7 +280,8 @@ def test_a_perfect_reconstruction_keeps_every_class(digits: Data, monkeypatch: p
         assert confusion.sum() == np.trace(confusion) == len(images)
         assert perfect.metrics[f"{split}/accuracy_original"] == perfect.metrics[f"{split}/accuracy_reconstruction"]
     assert np.array(blurred.files["classes.json"]["splits"]["test"]["confusion"]).sum() == len(digits.test)
-    assert perfect.tags == {"evaluation.cnn_run": "judge"}
+    accuracy = classes(Subject(cnn, digits, EvaluateConfig())).metrics["test/accuracy"]
+    assert perfect.tags == {"evaluation.cnn_run": "judge", "evaluation.cnn_test_accuracy": str(accuracy)}
     assert [digit["label"] for digit in perfect.files["classes.json"]["ten"]["train"]] == list(range(10))
 
 

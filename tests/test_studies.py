@@ -306,14 +306,15 @@ def test_a_study_by_mlflow_run_has_one_parent_however_often_it_is_called(search:
 def test_two_metrics_give_a_front(store: Path):
     text = f"""
 from elbolab import Study
-STUDY = Study(model="vae", base={{{TINY}}}, search=["beta"], metrics=["val/kl", "val/distortion"], trials=3)
+STUDY = Study(model="vae", base={{{TINY}}}, search=["beta", "lr"], metrics=["val/kl", "val/distortion"], trials=4)
 """
     parent = carry_out(define(store, "front", text))
     for number, run in children(parent).items():
         kl, distortion = trials_of("front")[number].values
         assert run.data.metrics["objective/kl"] == kl == run.data.metrics["val/kl"]
         assert kl + distortion == pytest.approx(-run.data.metrics["val/elbo"])
-    assert records.list_artifacts(parent, "figures") == ["figures/pareto_front.png"]
+    figures = {Path(path).name for path in records.list_artifacts(parent, "figures")}
+    assert figures == {"pareto_front.png", "importances_kl.png", "importances_distortion.png"}
     with pytest.raises(UserError, match="finalise needs a study of one metric"):
         carry_out("front", finalise=1)
     assert records.get_run(parent).status == "FINISHED"

@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import batch_of, linear_gaussian
@@ -17,7 +18,7 @@ from elbolab.data import Data, DataSpec
 from elbolab.evaluators import Subject
 from elbolab.evaluators import importance as module
 from elbolab.evaluators.classes import classes
-from elbolab.evaluators.importance import bound, importance_estimate, pareto_k
+from elbolab.evaluators.importance import Estimate, bound, importance_estimate, pareto_k
 from elbolab.evaluators.likelihood import likelihood
 from elbolab.models import MODELS
 from elbolab.models.cnn import CNN
@@ -255,6 +256,23 @@ def test_nothing_keeps_a_model_after_its_evaluation(digits: Data):
     del model
     gc.collect()
     assert watched() is None
+
+
+def test_the_weights_in_memory_are_bounded_whatever_the_number_of_samples(
+    digits: Data, monkeypatch: pytest.MonkeyPatch
+):
+    whole = likelihood(subject := Subject(trained("ppca", digits, latent_dim=4), digits, EvaluateConfig(samples=20)))
+    seen: list[int] = []
+
+    def estimate(model: Any, x: Tensor, q: DiagonalGaussian, samples: int, generator: torch.Generator) -> Estimate:
+        seen.append(len(x) * samples)
+        return module.estimate_log_px(model, x, q, samples, generator)
+
+    monkeypatch.setitem(likelihood.__globals__, "estimate_log_px", estimate)
+    monkeypatch.setitem(likelihood.__globals__, "WEIGHTS_AT_ONCE", 150)
+    parts = likelihood(subject)
+    assert max(seen) == 140
+    pd.testing.assert_frame_equal(parts.files["likelihood.parquet"], whole.files["likelihood.parquet"], rtol=1e-5)
 
 
 def test_the_constant_image_is_the_mean_training_image(digits: Data):

@@ -17,7 +17,7 @@ from elbolab.models.latent import DiagonalGaussian, LatentModel, Model
 from elbolab.models.latent_opt import RowAdam
 from elbolab.nets import ACTIVATIONS
 from elbolab.objectives import elbo
-from elbolab.trainer import Event, rate_factor, train
+from elbolab.trainer import Event, _snapshot, rate_factor, train
 
 SMALL: dict[str, Any] = {"dataset": "mnist5k", "batch_size": 16}
 # Each sample of the bound and each step of the refinement costs about as much as a step of a vae.
@@ -112,6 +112,27 @@ def test_equal_seeds_give_equal_weights_bit_for_bit(name: str, digits: Data, tmp
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     if list(model.parameters()):
         assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_equal_generators_give_equal_terms(name: str, digits: Data):
+    model = make(name, digits)
+    batch = next(digits.train.batches(12))
+    one, other = (model.terms(batch, 3, torch.Generator().manual_seed(5)).log_w for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_pictures_show_what_a_bernoulli_model_sees_and_draw_nothing_of_the_training(digits: Data):
+    model = make("vae", digits, likelihood="bernoulli")
+    assert isinstance(model, LatentModel)
+    before = torch.get_rng_state()
+    shown, again = (_snapshot(model, digits)["reconstructions_val"] for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(shown, again)
+    originals, reconstructions = shown
+    assert set(originals.unique().tolist()) == {0, 1}
+    q = model.posterior(digits.val.one_per_class().with_x(originals))
+    torch.testing.assert_close(reconstructions, model.reconstruct(q))
 
 
 @pytest.mark.parametrize("name", LATENT)

@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.uri import validate_path_is_safe
 
 from elbolab import histories
+from elbolab.config import ResumeConfig
 from elbolab.errors import UserError, redacted
 from elbolab.sqlite import PREFIX, first_use
 
@@ -63,10 +64,13 @@ def _record(found: Run) -> RunRecord:
     # A page may be read by others than who may write to its server.
     public = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
     url = f"{public}/#/experiments/{info.experiment_id}/runs/{info.run_id}" if public.startswith("http") else None
+    # `mlflow run -P` logs what was typed: `latent-dim` beside our `latent_dim`, and the flags that take up a run.
+    typed = {key for key in data.params if "-" in key} | ResumeConfig.model_fields.keys()
+    params = {key: value for key, value in data.params.items() if key not in typed}
     return RunRecord(
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
         max(0, (info.end_time or info.start_time) - info.start_time) / 1000,
-        dict(data.params), dict(data.tags), dict(data.metrics), url,
+        params, dict(data.tags), dict(data.metrics), url,
     )  # fmt: skip
 
 

@@ -203,13 +203,16 @@ def nest_project_run(run_id: str, kind: str) -> None:
             track.set_tags({PARENT: run_id, KIND: kind})
 
 
-def send_unfinished() -> list[str]:
-    """Send what earlier processes could not; returns a line for each run, and raises UserError where some is left.
+def send_unfinished(run_id: str | None = None) -> list[str]:
+    """Send what earlier processes could not, of all runs or of one; returns a line for each, and raises UserError where
+    some is left.
 
     A run whose process is gone without a word ends as KILLED; it can be gone on with all the same.
     """
     lines, problems = [], []
     for folder in sorted(UNFINISHED.absolute().glob("*")):
+        if run_id not in (None, peek(folder).get("run_id")):
+            continue
         try:
             spool = Spool(folder)
         except UserError as error:
@@ -285,13 +288,15 @@ def _sending(spool: Spool) -> Iterator[Tracker]:
 
 
 def _code() -> dict[str, str]:
-    """The commit that this code stands at, and whether it has been changed since; nothing outside a git checkout."""
+    """The commit that this code stands at, and whether it has been changed since; nothing where no git keeps it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        # An environment may lie within the checkout of something else.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return {"git.commit": git("rev-parse", "HEAD"), "git.dirty": str(bool(git("status", "--porcelain"))).lower()}
     except (OSError, subprocess.CalledProcessError):
         return {}

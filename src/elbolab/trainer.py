@@ -201,8 +201,10 @@ def _snapshot(model: Model, data: Data) -> dict[str, Tensor]:
     if not isinstance(model, LatentModel):
         return {}
     images = {}
+    # The same binarised digits at each epoch, by no draw of the training's.
+    generator = torch.Generator(model.device).manual_seed(SAMPLE_SEED)
     for split in (data.train, data.val):
-        batch = split.one_per_class()
+        batch = model.observe(split.one_per_class(), generator)
         with distributed.share(batch, model.owners) as own, torch.no_grad():
             reconstructions = model.reconstruct(model.posterior(own))
         reconstructions = distributed.assemble(reconstructions, model.owners(batch)).to(batch.x)

@@ -33,6 +33,7 @@ class IWAE(EncoderModel):
     """
 
     Config = IWAEConfig
+    score_metric = "iw_bound"
 
     @property
     def train_samples(self) -> int:

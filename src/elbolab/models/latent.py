@@ -156,6 +156,9 @@ class LatentConfig(Config):
 class LatentModel(Model):
     """p(x, z) = p(x | z) N(z; 0, I) with a posterior q(z | x) that each subclass gets in its own way."""
 
+    score_metric = "elbo"
+    """Which of ``metrics`` is ``score``."""
+
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.likelihood: Likelihood = make_likelihood(config.likelihood, config.sigma)
@@ -165,8 +168,8 @@ class LatentModel(Model):
         """Parameters of p(x | z): (..., D) to (..., C, H, W)."""
 
     @abstractmethod
-    def posterior(self, batch: Batch) -> DiagonalGaussian:
-        """q(z | x) as it is trained, differentiable in its parameters."""
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
+        """q(z | x) as it is trained, differentiable in its parameters; a refinement draws from ``generator``."""
 
     @property
     def inference(self) -> str:
@@ -176,7 +179,7 @@ class LatentModel(Model):
     def infer(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         """q(z | x) of any images, seen in training or not."""
         with torch.no_grad():
-            return self.posterior(batch)
+            return self.posterior(batch, generator)
 
     def stored_posterior(self, batch: Batch) -> DiagonalGaussian | None:
         """The posteriors that training left for these very images; None where there is no such table."""
@@ -198,7 +201,7 @@ class LatentModel(Model):
         return self.likelihood.log_prob(x, self.decode(z)) + log_prior(z)
 
     def terms(self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None) -> Terms:
-        q = self.posterior(batch)
+        q = self.posterior(batch, generator)
         return self.terms_at(batch, q, q.sample(samples, generator))
 
     def terms_at(self, batch: Batch, q: DiagonalGaussian, z: Tensor) -> Terms:

@@ -155,7 +155,7 @@ class LatentOpt(DeepLatentModel):
             ]
         return self._optimizers
 
-    def posterior(self, batch: Batch) -> DiagonalGaussian:
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         if batch.split not in ("train", "val"):
             raise ValueError(f"{batch.split} images have no row; infer() fits their posterior")
         if batch.digest != self.spec.digest:

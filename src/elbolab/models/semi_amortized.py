@@ -41,14 +41,7 @@ class SemiAmortized(EncoderModel):
     def stacks(self) -> bool:
         return False  # a step takes a gradient of its own
 
-    def posterior(self, batch: Batch) -> DiagonalGaussian:
-        return self._refined(batch)
-
-    def infer(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
-        with torch.no_grad():
-            return self._refined(batch, generator)
-
-    def _refined(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         rows = self.encoder(batch.x)
         step = torch.zeros_like(rows)
         for _ in range(self.config.refine_steps):

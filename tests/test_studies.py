@@ -239,9 +239,9 @@ def test_out_of_memory_costs_one_trial(search: str, monkeypatch: pytest.MonkeyPa
     def exhausted(*arguments: Any) -> Any:
         if next(calls) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return train(*arguments)
+        return training(*arguments)
 
-    monkeypatch.setattr("elbolab.trials.train", exhausted)
+    monkeypatch.setattr("elbolab.trials.training", exhausted)
     parent = carry_out(search, trials=2)
     first, *others = trials_of(search)
     assert first.state == TrialState.FAIL

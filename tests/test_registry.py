@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import free_port, wait_for_server
 
-from elbolab import MODELS, load_model
+from elbolab import MODELS, load_model, registry
 from elbolab.cli import cli
 from elbolab.config import EvaluateConfig, PromoteConfig
 from elbolab.data import Data
@@ -158,6 +158,20 @@ def test_the_champion_gives_way_only_to_a_better_one(trained: dict[str, str]):
     assert promote(trained["vae"], PromoteConfig(name="digits", force=True)) == "models:/digits/1"
     assert load_model("models:/digits@champion").config == load_model(trained["vae"]).config
     assert [version.aliases for version in list_versions()] == [["champion"], [], []]
+
+
+def test_requirements_name_no_build_that_an_index_lacks(
+    trained: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(registry, "version", lambda name: "2.11.0+cpu" if name == "torch" else "1.0")
+    checkpoint = mlflow.artifacts.download_artifacts(f"runs:/{trained['ppca']}/checkpoints/best.safetensors")
+    with mlflow.start_run() as run:
+        registry.log_model(run.info.run_id, Path(checkpoint), np.zeros((1, 28, 28, 1), np.uint8))
+    (model,) = mlflow.MlflowClient().get_run(run.info.run_id).outputs.model_outputs
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model.model_id}"))
+    lines = (folder / "requirements.txt").read_text().split()
+    assert "torch==2.11.0" in lines
+    assert not any("+" in line for line in lines)
 
 
 @pytest.mark.parametrize("alias", ["latest", "v2", "a b", ""])

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import mlflow
 import optuna
 import pytest
-from conftest import mlflow_run
+from conftest import REPOSITORY, mlflow_run
 from mlflow.entities import Run
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
@@ -102,7 +103,7 @@ def test_a_study_without_meaning_is_refused_when_it_is_made(values: dict[str, An
 
 
 def test_the_shipped_studies_are_sound():
-    files = sorted(Path(__file__).parent.parent.glob("studies/*.py"))
+    files = sorted(REPOSITORY.glob("studies/*.py"))
     found = dict(load_study(str(file)) for file in files)
     assert {name for name, study in found.items() if isinstance(study, Study)} == {
         "vae_latent_beta_lr",
@@ -115,7 +116,15 @@ def test_the_shipped_studies_are_sound():
     # Rate 10^(-i/7) for 3^i passes, from i = 0 to 7.
     stages = [burda.config(f"iwae50 i={stage}", 0, {}) for stage in range(8)]
     assert [config.epochs for config in stages] == [1, 4, 13, 40, 121, 364, 1093, 3280]
-    assert {"coursework", "cremer2018", "amortized_vs_latent"} <= found.keys()
+    assert {"cremer2018", "amortized_vs_latent"} <= found.keys()
+    coursework = found["coursework"]
+    assert isinstance(coursework, Reproduction)
+    # The figures that the README tells.
+    told = re.search(r"got (-[\d.]+) and (-[\d.]+) and concluded", (REPOSITORY / "README.md").read_text())
+    assert told is not None
+    assert [coursework.references[name]["test/log_px"] for name in ("vae", "latent_opt")] == [
+        *map(float, told.groups())
+    ]
 
 
 def test_a_study_has_as_many_trials_as_asked_for_in_all_and_mlflow_says_so(search: str):

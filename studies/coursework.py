@@ -18,6 +18,6 @@ STUDY = Reproduction(
         "vae": {"test/log_px": -224.5, "train/log_px": -209},
         "latent_opt": {"test/log_px": -384.4, "train/log_px": -415},
     },
-    source="a published coursework on latent optimisation of VAEs on MNIST, whose training objective weighs the KL term "
-    "some 24 times",
+    source="a published coursework on latent optimisation of VAEs on MNIST, whose training objective weighs the KL "
+    "term some 24 times",
 )

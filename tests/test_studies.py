@@ -24,6 +24,7 @@ from sqlalchemy.pool import NullPool
 from elbolab import Reproduction, Study, load_model, records
 from elbolab.config import StudyConfig
 from elbolab.errors import UserError
+from elbolab.experiment import protocol
 from elbolab.intervals import mean_and_half_width
 from elbolab.mirror import DIED, PARENT, SURPLUS, TRIAL
 from elbolab.studies import run_study
@@ -125,6 +126,18 @@ def test_the_shipped_studies_are_sound():
     assert [coursework.references[name]["test/log_px"] for name in ("vae", "latent_opt")] == [
         *map(float, told.groups())
     ]
+
+
+def test_what_a_study_asks_of_a_gpu_alone_is_part_of_its_protocol(monkeypatch: pytest.MonkeyPatch):
+    protocols = set()
+    for name in ("burda2016", "cremer2018"):
+        for there in (False, True):
+            monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+            _, study = load_study(str(REPOSITORY / "studies" / f"{name}.py"))
+            assert isinstance(study, Reproduction)
+            protocols.add((name, protocol(study.evaluation, study.evaluators)))
+    # Else what was evaluated on a CPU would count as done on a GPU.
+    assert len(protocols) == 4
 
 
 def test_a_study_has_as_many_trials_as_asked_for_in_all_and_mlflow_says_so(search: str):

@@ -177,9 +177,9 @@ def trust_files(table: pd.DataFrame, model: str, files: Path) -> dict[str, float
     bounds, random = [], np.random.default_rng(5)
     for split, posterior in table[["split", "posterior"]].drop_duplicates().values.tolist():
         part = table.query("split == @split and posterior == @posterior")
-        if posterior != "table":
-            k = part["pareto_k"].to_numpy()
-            metrics |= {f"{split}/pareto_k": float(np.median(k)), f"{split}/unreliable": float((k > 2 / 3).mean())}
+        k, tail = part["pareto_k"].to_numpy(), "_table" if posterior == "table" else ""
+        metrics |= {f"{split}/pareto_k{tail}": float(np.median(k))}
+        metrics |= {f"{split}/unreliable{tail}": float((k > 2 / 3).mean())}
         for place, samples in enumerate((1, 10, 100, 1000)):
             mean = part["log_px"].mean() - 8 + 8 * place / 3
             row = {"split": split, "posterior": posterior, "samples": samples, "log_px": mean}

@@ -19,6 +19,7 @@ from elbolab.evaluators import importance as module
 from elbolab.evaluators.classes import classes
 from elbolab.evaluators.importance import bound, importance_estimate, pareto_k
 from elbolab.evaluators.likelihood import likelihood
+from elbolab.intervals import k_threshold
 from elbolab.models import MODELS
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import DiagonalGaussian
@@ -227,6 +228,14 @@ def test_likelihood_tables_hold_every_chosen_image_once(digits: Data):
     assert found.metrics["test/log_px_se"] == pytest.approx(test.log_px.std() / math.sqrt(10))
     assert found.metrics["test/log_px_digit_3"] == pytest.approx(test[test.label == 3].log_px.mean())
     assert found.tags["evaluation.posterior"].startswith("fitted: 3 Adam steps")
+    rows = table[table.posterior == "table"]
+    # Twenty samples leave too short a tail for a k, so that none is trusted.
+    assert found.metrics["train/log_px_table"] == pytest.approx(rows.log_px.mean())
+    assert found.metrics["train/unreliable_table"] == (rows.pareto_k > k_threshold(20)).mean() == 1
+    more = likelihood(Subject(model, digits, EvaluateConfig(samples=100, images=10)))
+    rows = more.files["likelihood.parquet"].query("posterior == 'table'")
+    assert more.metrics["train/pareto_k_table"] == rows.pareto_k.median()
+    assert more.metrics["train/unreliable_table"] == (rows.pareto_k > k_threshold(100)).mean()
 
 
 def test_every_model_is_evaluated_on_the_same_images(digits: Data):

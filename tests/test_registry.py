@@ -174,6 +174,22 @@ def test_requirements_name_no_build_that_an_index_lacks(
     assert not any("+" in line for line in lines)
 
 
+def test_figures_that_are_missing_or_not_to_be_trusted_are_said_so(trained: dict[str, str]):
+    run = train_model("vae", MODELS["vae"].Config.parse({**TINY, "latent_dim": 30, "seed": 5}))
+    evaluate_run(run, EvaluateConfig(samples=50, images=1))
+    with pytest.raises(
+        UserError, match=rf"{run}' has no val/log_px_se, test/log_px_se, .*; `elbolab evaluate {run} --im"
+    ):
+        promote(run, PromoteConfig(name="doubtful"))
+    found = evaluate_run(run, EvaluateConfig(samples=50, images=20))
+    promote(run, PromoteConfig(name="doubtful"))
+    description = mlflow.MlflowClient().get_model_version("doubtful", "1").description or ""
+    for split in ("val", "test"):
+        said = f"{split}/log_px {found[f'{split}/log_px']:.4g} ± {found[f'{split}/log_px_se']:.2g}"
+        assert (f"{said}\u2020" in description) == (found[f"{split}/unreliable"] > 0.5)
+    assert "\u2020 unreliable by its Pareto k: a lower bound; samples 50" in description
+
+
 @pytest.mark.parametrize("alias", ["latest", "v2", "a b", ""])
 def test_an_alias_that_mlflow_refuses_is_refused_before_anything_is_registered(alias: str):
     with pytest.raises(UserError, match="alias="):

@@ -78,7 +78,7 @@ def test_pairs_are_compared_image_by_image(report: tuple[Path, dict[str, str], S
     row = pairs.loc[("latent_opt", "vae", "test")]
     assert row["mean"] == pytest.approx(gap.mean())
     assert (row["images"], row["above"], row["below"]) == (20, (gap > 0).mean(), (gap < 0).mean())
-    said = f"On the same 20 test images latent_opt is {abs(gap.mean()):.2f} nats below vae (95% interval "
+    said = f"On the same 20 test images latent_opt is {abs(gap.mean()):.2f}\u2020 nats below vae (95% interval "
     said += (
         f"{signed(row['low'])} to {signed(row['high'])}) and explains {100 * (gap > 0).mean():.1f} % of them better."
     )

@@ -121,7 +121,7 @@ def test_the_shipped_studies_are_sound():
     coursework = found["coursework"]
     assert isinstance(coursework, Reproduction)
     # The figures that the README tells.
-    told = re.search(r"got (-[\d.]+) and (-[\d.]+) and concluded", (REPOSITORY / "README.md").read_text())
+    told = re.search(r"got (-[\d.]+)\s+and (-[\d.]+)\s+and concluded", (REPOSITORY / "README.md").read_text())
     assert told is not None
     assert [coursework.references[name]["test/log_px"] for name in ("vae", "latent_opt")] == [
         *map(float, told.groups())
@@ -279,6 +279,19 @@ STUDY = Study(
     assert load_model("models:/listed/1").config.seed in (5, 6)
     versions = mlflow.MlflowClient().search_model_versions("name = 'listed'")
     assert len(versions) == 1
+
+
+def test_the_winner_is_told_with_what_is_not_to_be_trusted(store: Path, capsys: pytest.CaptureFixture[str]):
+    base = f"{{{TINY}, 'net': 'mlp', 'hidden': 16, 'latent_dim': 100}}"
+    text = f"from elbolab import Study\nSTUDY = Study(model='vae', base={base}, configs=[{{}}], metrics=['val/elbo'])\n"
+    carry_out(define(store, "doubtful", text))
+    parent = carry_out("doubtful", finalise=1, seeds=2)
+    tested = [run.metrics for run in records.find_runs("train")]
+    assert any(metrics["test/unreliable"] > 0.5 for metrics in tested)
+    mean, half = mean_and_half_width([metrics["test/log_px"] for metrics in tested])
+    said = f"test/log_px {mean:.4g} ± {half:.2g}\u2020 (95% interval of the mean over 2 seeds; \u2020 unreliable by"
+    assert said in capsys.readouterr().out
+    assert said in records.fetch(parent, "final.json").read_text().encode().decode("unicode_escape")
 
 
 @pytest.mark.scale

@@ -109,6 +109,11 @@ class Notes:
     sentences: Sequence[Finding]
     kind: str = "notes"
 
+    @property
+    def note(self) -> str:
+        """What stands under them: what the dagger means, where there is one."""
+        return UNRELIABLE if any(DAGGER in sentence.text for sentence in self.sentences) else ""
+
 
 @dataclass(frozen=True)
 class Missing:

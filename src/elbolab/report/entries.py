@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from elbolab import records
-from elbolab.intervals import k_threshold
+from elbolab.intervals import is_unreliable, k_threshold
 from elbolab.records import RunRecord
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -73,7 +73,7 @@ class Entry:
 
     def unreliable(self, split: str) -> bool:
         """Whether most images of a split have too high a Pareto k in any of the runs: false where there is no k."""
-        return any(run.metrics.get(f"{split}/unreliable", nan) > 0.5 for run in self.runs)
+        return any(is_unreliable(run.metrics, f"{split}/log_px") for run in self.runs)
 
     def images(self, split: str, column: str = "log_px", table: bool = False) -> dict[int, float]:
         """Return one value an image of a split, by index: of the declared posterior, or of the training table.

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 from conftest import batch_of, linear_gaussian
+from test_estimators import trained
 from torch import Tensor
 
 from elbolab.config import EvaluateConfig
 from elbolab.data import Data, DataSpec
 from elbolab.evaluators import Subject
-from elbolab.evaluators.ais import annealed_estimate, betas, bidirectional_bounds
+from elbolab.evaluators.ais import ACCEPTANCE, annealed_estimate, betas, bidirectional_bounds
 from elbolab.evaluators.gap import best_factorised, gap, standard_normal
 from elbolab.evaluators.importance import importance_estimate
 from elbolab.models.latent import DiagonalGaussian
@@ -39,6 +40,9 @@ def test_ais_from_the_prior_is_exact_within_its_error_in_fifty_dimensions(schedu
     found = annealed_estimate(model, x, prior, config, seeded())
     error = (found.log_px - model.exact_log_px(x)).mean()
     assert abs(error) < 3 * found.std_err.square().mean().sqrt() / math.sqrt(len(x))
+    assert found.acceptance is not None
+    # Far above it only before the first steps, which are small, have grown.
+    assert ((found.acceptance - ACCEPTANCE).abs() < 0.1).all()
     # Importance sampling from the same start misses by much more than it says.
     plain = importance_estimate(model, x, prior, 5000, seeded())
     assert (plain.log_px < model.exact_log_px(x) - 3).all()
@@ -123,6 +127,19 @@ def test_the_best_of_several_starts_is_never_worse_than_each():
         torch.testing.assert_close(best_factorised(model, x, starts, config, seeded()).mean, q.mean, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("start", ["prior", "q", "both"])
+def test_the_best_q_is_not_below_the_models_own_however_short_the_search(digits: Data, start: str):
+    model = trained("latent_opt", digits, latent_dim=4, fit_steps=50, net="mlp", hidden=8)
+    values = {"images": 10, "gap_images": 10, "ais_chains": 2, "ais_distributions": 2, "ais_leapfrog": 1}
+    config = EvaluateConfig.parse({**values, "local_steps": 1, "local_start": start})
+    found = gap(Subject(model, digits, config))
+    table = found.files["gap.parquet"]
+    assert (table.amortization_gap > -0.1).all()
+    if start == "prior":
+        # One step from there leads nowhere: the fitted row is the best, and judged by the same samples as itself.
+        assert (table[table.split == "test"].amortization_gap == 0).all()
+
+
 def test_gaps_add_up_and_vanish_for_the_exact_posterior(digits: Data):
     model = PPCA(PPCAConfig(dataset="mnist5k", latent_dim=4), digits.spec)
     model.prepare(digits)
@@ -140,6 +157,8 @@ def test_gaps_add_up_and_vanish_for_the_exact_posterior(digits: Data):
     # Two noisy means over four images each.
     assert found.metrics["simulated/log_px_lower"] < found.metrics["simulated/log_px_upper"] + 1
     assert found.metrics["test/inference_gap"] == pytest.approx(table[table.split == "test"].inference_gap.mean())
+    for split in ("train", "test"):
+        assert found.metrics[f"{split}/ais_acceptance"] == pytest.approx(ACCEPTANCE, abs=0.15)
 
 
 def test_no_gap_is_measured_unless_asked_for(digits: Data):

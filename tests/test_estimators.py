@@ -238,6 +238,30 @@ def test_likelihood_tables_hold_every_chosen_image_once(digits: Data):
     assert more.metrics["train/unreliable_table"] == (rows.pareto_k > k_threshold(100)).mean()
 
 
+def test_the_curve_is_the_mean_bound_at_every_number_of_samples(digits: Data):
+    model = trained("vae", digits, latent_dim=3, net="mlp", hidden=8)
+    found = likelihood(Subject(model, digits, EvaluateConfig(samples=5000, images=3)))
+    curve = found.files["curve.parquet"].set_index(["split", "posterior", "samples"])
+    assert len(curve) == 3 * 5
+    for split, images in digits.splits.items():
+        batch = images.batch(images.stratified(3, 0))
+        own = curve.loc[(split, "encoder")]
+        assert own.index.tolist() == [1, 10, 100, 1000, 5000]
+        # Groups of groups: by Jensen's inequality it rises without noise.
+        assert own.log_px.is_monotonic_increasing
+        assert own.log_px[1] == pytest.approx(found.metrics[f"{split}/posterior_elbo"])
+        assert own.log_px[5000] == pytest.approx(found.metrics[f"{split}/log_px"])
+        assert own.log_px_se[5000] == pytest.approx(found.metrics[f"{split}/log_px_se"])
+        generator = torch.Generator().manual_seed(0)
+        log_w = importance_estimate(model, batch.x, model.infer(batch), 5000, generator).log_w
+        assert log_w is not None
+        for samples in (10, 100, 1000):
+            groups = log_w.unflatten(0, (-1, samples)).exp().mean(1).log()
+            assert own.log_px[samples] == pytest.approx(groups.mean().item())
+    fewer = likelihood(Subject(model, digits, EvaluateConfig(samples=150, images=3))).files["curve.parquet"]
+    assert sorted(set(fewer.samples)) == [1, 10, 100]
+
+
 def test_every_model_is_evaluated_on_the_same_images(digits: Data):
     config = EvaluateConfig(samples=5, images=10)
     tables = [

@@ -27,7 +27,7 @@ PAGE = 1000
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as the server has it: last value of each metric, ``url`` of its page if any.
+    """A run as the server has it: last value of each metric that is a number, ``url`` of its page if any.
 
     ``start`` is in milliseconds since 1970, ``seconds`` what it took, none where the clock went back meanwhile.
     """
@@ -66,7 +66,7 @@ def _record(found: Run) -> RunRecord:
     return RunRecord(
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
         max(0, (info.end_time or info.start_time) - info.start_time) / 1000,
-        dict(data.params), dict(data.tags), dict(data.metrics), url,
+        dict(data.params), dict(data.tags), {key: value for key, value in data.metrics.items() if value == value}, url,
     )  # fmt: skip
 
 
@@ -148,6 +148,11 @@ def get_training(run_id: str) -> RunRecord:
     if run.status != "FINISHED":
         raise UserError(f"run {run.id} is {run.status}; name a training that is FINISHED")
     return run
+
+
+def evaluated_metrics(run_id: str) -> set[str]:
+    """Keys of what evaluations logged on a run."""
+    return {metric.key for metric in mlflow.MlflowClient().get_run(run_id).data.to_proto().metrics if metric.step == 0}
 
 
 def history(run_ids: list[str]) -> pd.DataFrame:

@@ -38,8 +38,7 @@ def likelihood(subject: Subject) -> Findings:
         metrics |= mean_metrics("train/log_px_table", stored.log_px)
         metrics |= _trust(subject, "train", stored.pareto_k, "_table")
     return Findings(
-        # A tail of equal weights has a k of -inf, which a tracking server does not keep.
-        {key: value for key, value in metrics.items() if math.isfinite(value)},
+        metrics,
         {"evaluation.posterior": model.inference},
         {
             "likelihood.parquet": table.drop(columns=list(CURVE), errors="ignore"),

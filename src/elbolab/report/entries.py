@@ -163,9 +163,13 @@ def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
     """Fetch what the evaluations and the shown run's training left, empty where nothing was left."""
     run = runs[0]
     have = set(records.list_artifacts(run.id, "evaluation"))
+    # An evaluation takes back no file of an earlier one, but every figure that it did not measure itself.
+    figure = {"gap.parquet": "simulated/bdmc_gap"}
+    figure |= {"classes.json": "test/class_preservation" if is_latent(run) else "test/accuracy"}
 
     def read(name: str, reader: Callable[[Path], T], nothing: T) -> T:
-        return records.read(run.id, f"evaluation/{name}", reader) if f"evaluation/{name}" in have else nothing
+        there = f"evaluation/{name}" in have and (name not in figure or figure[name] in run.metrics)
+        return records.read(run.id, f"evaluation/{name}", reader) if there else nothing
 
     return Entry(
         label,

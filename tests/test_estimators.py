@@ -86,13 +86,14 @@ def test_bounds_rise_to_log_px_with_the_number_of_samples(latent_dim: int, shape
     assert means[2] == pytest.approx(exact, abs=0.05)
 
 
-def test_a_known_defect_of_q_gives_the_known_gap():
-    model, x = linear_gaussian(5)
+@pytest.mark.parametrize(("latent_dim", "shape", "seed"), [(5, (1, 3, 4), 0), (2, (3, 4, 4), 1), (9, (1, 4, 4), 2)])
+def test_a_known_defect_of_q_gives_the_known_gap(latent_dim: int, shape: tuple[int, int, int], seed: int):
+    model, x = linear_gaussian(latent_dim, shape=shape, seed=seed)
     q = model.posterior(batch_of(x))
     shifted = DiagonalGaussian(q.mean + 0.2, q.log_var + math.log(1.5))
     # KL between two diagonal Gaussians.
     gap = 0.5 * (1.5 + 0.2**2 * (-q.log_var).exp() - 1 - math.log(1.5)).sum(-1)
-    estimate = importance_estimate(model, x, shifted, 50000, torch.Generator().manual_seed(0))
+    estimate = importance_estimate(model, x, shifted, 50000, torch.Generator().manual_seed(seed))
     torch.testing.assert_close(estimate.elbo.float(), model.exact_log_px(x) - gap, atol=0.05, rtol=0)
 
 
@@ -152,13 +153,16 @@ def test_pareto_k_is_the_shape_of_a_known_tail(k: float, seed: int):
     assert (pareto_k(k * uniform.log()) < 0.1).all()
 
 
+@pytest.mark.parametrize(("shape", "seed"), [((1, 8, 8), 0), ((1, 8, 8), 1), ((3, 5, 6), 2)])
 @pytest.mark.parametrize(("scale", "reliable"), [(0.5, False), (1.2, True)])
-def test_a_proposal_of_half_the_variance_is_told_from_one_that_covers_the_target(scale: float, reliable: bool):
+def test_a_proposal_of_half_the_variance_is_told_from_one_that_covers_the_target(
+    scale: float, reliable: bool, shape: tuple[int, int, int], seed: int
+):
     # Each dimension's weights have a tail of shape 1 - scale, which is 0.5; it takes many for 5,000 samples to fail.
-    model, x = linear_gaussian(50, shape=(1, 8, 8))
+    model, x = linear_gaussian(50, shape=shape, seed=seed)
     q = model.posterior(batch_of(x))
     scaled = DiagonalGaussian(q.mean, q.log_var + math.log(scale))
-    estimate = importance_estimate(model, x, scaled, 5000, torch.Generator().manual_seed(0))
+    estimate = importance_estimate(model, x, scaled, 5000, torch.Generator().manual_seed(seed))
     assert estimate.log_w is not None
     k = pareto_k(estimate.log_w)
     assert (k < 0.7).all() if reliable else (k > 0.7).all()
@@ -260,6 +264,22 @@ def test_the_curve_is_the_mean_bound_at_every_number_of_samples(digits: Data):
             assert own.log_px[samples] == pytest.approx(groups.mean().item())
     fewer = likelihood(Subject(model, digits, EvaluateConfig(samples=150, images=3))).files["curve.parquet"]
     assert sorted(set(fewer.samples)) == [1, 10, 100]
+
+
+@pytest.mark.parametrize(("latent_dim", "seed"), [(4, 0), (10, 1), (20, 2)])
+def test_sampling_from_a_somewhat_wrong_q_gives_the_exact_row_of_a_fitted_ppca(
+    digits: Data, latent_dim: int, seed: int
+):
+    model = trained("ppca", digits, latent_dim=latent_dim)
+    row = likelihood(Subject(model, digits, EvaluateConfig(images="all"))).metrics
+    for split, images in digits.splits.items():
+        batch = images.batch(torch.arange(len(images)))
+        q = model.posterior(batch)
+        wrong = DiagonalGaussian(q.mean + 0.2 * (0.5 * q.log_var).exp(), q.log_var + 0.2)
+        found = importance_estimate(model, batch.x, wrong, 2000, torch.Generator().manual_seed(seed))
+        error = found.std_err.square().sum().sqrt() / len(images)
+        assert abs(found.log_px.mean() - row[f"{split}/log_px"]) < 3 * error < 0.1
+        assert found.elbo.mean() < row[f"{split}/log_px"] - 0.1
 
 
 def test_every_model_is_evaluated_on_the_same_images(digits: Data):

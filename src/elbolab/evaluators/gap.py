@@ -23,9 +23,9 @@ def gap(subject: Subject) -> Findings:
     """log p(x) - L[q] split into log p(x) - L[q*] and L[q*] - L[q], image by image (Cremer et al. 2018, eqs. 5 to 7).
 
     log p(x) is the larger of AIS and importance sampling (or exact), lower bounds in expectation of which the larger is
-    a little too high where both are close; q is the model's own, q* the best factorised Gaussian that local optimisation
-    finds, or q where that is better; in nats. Bidirectional Monte Carlo on images that the model makes says how tight
-    AIS is.
+    a little too high where both are close; q is the model's own, q* the best factorised Gaussian that local
+    optimisation finds, or q where that is better; in nats. Bidirectional Monte Carlo on images that the model makes
+    says how tight AIS is.
     """
     model, config = subject.model, subject.config
     if not isinstance(model, LatentModel) or not config.gap_images:
@@ -68,8 +68,8 @@ def best_factorised(
     generator: torch.Generator | None = None,
     known: Sequence[DiagonalGaussian] = (),
 ) -> DiagonalGaussian:
-    """q*, the factorised Gaussian of highest ELBO for each image (B, C, H, W): of a search from each start, and of those
-    that are ``known``, the best.
+    """q*, the factorised Gaussian of highest ELBO for each image (B, C, H, W): the best of a search from each start and
+    of those that are ``known``.
     """
     found = [
         fit_posterior(model, x, start, config.local_steps, config.local_lr, config.local_samples, generator)

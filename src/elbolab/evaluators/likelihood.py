@@ -33,7 +33,7 @@ def likelihood(subject: Subject) -> Findings:
         }
         metrics |= {f"{split}/log_px_digit_{label}": part.log_px.mean() for label, part in rows.groupby("label")}
         if rows.ess.notna().all():
-            metrics |= {f"{split}/ess": rows.ess.median()} | _trust(subject, split, rows.pareto_k)
+            metrics |= {f"{split}/ess": rows.ess.median()} | _trust(subject, str(split), rows.pareto_k)
     if len(stored := table[table.posterior == "table"]):
         metrics |= mean_metrics("train/log_px_table", stored.log_px)
         metrics |= _trust(subject, "train", stored.pareto_k, "_table")

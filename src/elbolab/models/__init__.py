@@ -15,7 +15,8 @@ class _Models(Mapping[str, type["Model"]]):
         self._classes = classes
 
     def __getitem__(self, name: str) -> type["Model"]:
-        return getattr(import_module(f"{__name__}.{name}"), self._classes[name])
+        kind = self._classes[name]
+        return getattr(import_module(f"{__name__}.{name}"), kind)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._classes)

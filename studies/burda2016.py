@@ -4,9 +4,8 @@ from math import hypot
 
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 
-from elbolab import EvaluateConfig, Reproduction, Training
+from elbolab import Chart, EvaluateConfig, Line, Reproduction, Training
 from elbolab.evaluators import Findings, Subject
 from elbolab.evaluators.importance import importance_estimate
 from elbolab.evaluators.subject import IMAGES_AT_ONCE
@@ -45,17 +44,18 @@ def nll_5000(subject: Subject) -> Findings:
     return Findings({"test/nll_5000": change - mean, "test/nll_5000_se": hypot(change_se, mean_error)})
 
 
-def distance(table: pd.DataFrame, axes: Axes) -> None:
+def distance(table: pd.DataFrame) -> Chart:
     """Test negative log-likelihood less the paper's, at the end of each stage."""
-    own = table[table.metric == "test/nll_5000"]
+    own, lines = table[table.metric == "test/nll_5000"], []
     for name, (reported, _) in REPORTED.items():
         if len(rows := own[own.training.str.startswith(f"{name} ")]):
-            axes.errorbar(rows.epochs, rows.value - reported, rows.std_err, fmt="o-", capsize=3, label=name)
-    axes.axhline(0, color="grey", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_xlabel("passes over the training images, at the end of each stage")
-    axes.set_ylabel("test -L_5000 less the paper's, nats")
-    axes.legend(frameon=False)
+            lines.append(Line(name=name, x=rows.epochs, y=rows.value - reported, error=rows.std_err, level=0))
+    return Chart(
+        x="passes over the training images, at the end of each stage",
+        y="test -L_5000 less the paper's, nats",
+        lines=lines,
+        dotted="the paper's",
+    )
 
 
 STUDY = Reproduction(

@@ -208,7 +208,7 @@ def evaluate_run(
 ) -> dict[str, float]:
     """Evaluate a finished training by every evaluator, and ``more``, and log what they find; returns the metrics.
 
-    It takes the place of an earlier evaluation: what only that one measured becomes NaN, since no metric can be deleted.
+    It takes the place of an earlier one: what only that one measured becomes NaN, since no metric can be deleted.
     """
     records.get_training(run_id)
     started = time.perf_counter()

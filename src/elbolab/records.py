@@ -59,15 +59,20 @@ _ARTIFACT_URIS: dict[str, str | None] = {}
 def _record(found: Run) -> RunRecord:
     info, data = found.info, found.data
     _ARTIFACT_URIS[info.run_id] = info.artifact_uri
-    server = urlsplit(mlflow.get_tracking_uri())
-    # A page may be read by others than who may write to its server.
-    public = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
-    url = f"{public}/#/experiments/{info.experiment_id}/runs/{info.run_id}" if public.startswith("http") else None
     return RunRecord(
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
         max(0, (info.end_time or info.start_time) - info.start_time) / 1000,
-        dict(data.params), dict(data.tags), {key: value for key, value in data.metrics.items() if value == value}, url,
+        dict(data.params), dict(data.tags), {key: value for key, value in data.metrics.items() if value == value},
+        page_of(info.experiment_id, info.run_id),
     )  # fmt: skip
+
+
+def page_of(experiment: str, run_id: str) -> str | None:
+    """The address of a run's page, where the tracking server has one."""
+    server = urlsplit(mlflow.get_tracking_uri())
+    # A page may be read by others than who may write to its server.
+    public = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    return f"{public}/#/experiments/{experiment}/runs/{run_id}" if public.startswith("http") else None
 
 
 def address() -> str:

@@ -283,13 +283,17 @@ def _sending(spool: Spool) -> Iterator[Tracker]:
 
 
 def _code() -> dict[str, str]:
-    """The commit that this code stands at, and whether it has been changed since; nothing outside a git checkout."""
+    """The commit that this code stands at, and whether it has been changed since; nothing outside a git checkout.
+
+    A study writes into the documentation, which changes no code.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"git.commit": git("rev-parse", "HEAD"), "git.dirty": str(bool(git("status", "--porcelain"))).lower()}
+        changes = git("status", "--porcelain", ".")
+        return {"git.commit": git("rev-parse", "HEAD"), "git.dirty": str(bool(changes)).lower()}
     except (OSError, subprocess.CalledProcessError):
         return {}

@@ -2,9 +2,8 @@
 
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 
-from elbolab import DiagonalGaussian, EvaluateConfig, Reproduction, Training
+from elbolab import Chart, DiagonalGaussian, EvaluateConfig, Line, Reproduction, Training
 from elbolab.evaluators import Findings, Subject
 from elbolab.evaluators.importance import importance_estimate
 from elbolab.evaluators.subject import mean_metrics
@@ -36,20 +35,22 @@ def by_fit_steps(subject: Subject) -> Findings:
     return Findings(metrics)
 
 
-def against_steps(table: pd.DataFrame, axes: Axes) -> None:
-    """Mean over seeds by steps; dotted, what the model's own inference gives with the same decoder."""
+def against_steps(table: pd.DataFrame) -> Chart:
+    """Mean over seeds by steps, beside what the model's own inference gives."""
     means = table.groupby(["training", "metric"], sort=False).value.mean()
-    for place, training in enumerate(table.training.unique()):
+    lines = []
+    for training in table.training.unique():
         values = [means[training, f"test/log_px_fit_{steps}"] for steps in STEPS]
-        axes.plot(STEPS, values, "o-", color=f"C{place}", markersize=4, label=training)
-        if not training.startswith("latent_opt"):
-            axes.axhline(means[training, "test/log_px_fit_own"], color=f"C{place}", linestyle=":", linewidth=1.2)
-    axes.set_xscale("log")
-    # One step from nothing is far below everything else.
-    axes.set_ylim(bottom=float(means[means.index.get_level_values("metric") == "test/log_px_fit_30"].min()) - 15)
-    axes.set_xlabel("steps of fitting each image's own posterior, decoder frozen")
-    axes.set_ylabel("test log p(x), nats")
-    axes.legend(frameon=False, fontsize=8)
+        own = None if training.startswith("latent_opt") else means[training, "test/log_px_fit_own"]
+        lines.append(Line(name=training, x=STEPS, y=values, level=own))
+    return Chart(
+        x="steps of fitting each image's own posterior, decoder frozen",
+        y="test log p(x), nats",
+        lines=lines,
+        dotted="what the model's own inference gives with the same decoder",
+        # One step from nothing is far below everything else.
+        bottom=min(line.y[STEPS.index(30)] for line in lines) - 15,
+    )
 
 
 STUDY = Reproduction(

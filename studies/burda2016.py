@@ -4,9 +4,8 @@ from math import hypot
 
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 
-from elbolab import Reproduction, Training
+from elbolab import Chart, EvaluateConfig, Line, Reproduction, Training
 from elbolab.evaluators import Findings, Subject
 from elbolab.evaluators.importance import importance_estimate
 from elbolab.evaluators.subject import IMAGES_AT_ONCE
@@ -21,17 +20,17 @@ MODELS = {
     "iwae50": ("iwae", {"iw_samples": 50}),
 }
 PASSES = [sum(3**j for j in range(i + 1)) for i in range(8)]
-# So many images take a CPU minutes; for the others L_100 stands, and what it lacks is taken from these.
-IMAGES = 10_000 if torch.cuda.is_available() else 1000
 
 
 def nll_5000(subject: Subject) -> Findings:
     """-L_5000 of the test images, nats (Burda et al. 2016, section 5).
 
-    The mean of -L_100 over all, and of L_100 - L_5000 over the first ``IMAGES``.
+    The mean of -L_100 over all, and of L_100 - L_5000 over as many as are evaluated, in whole batches: for the others
+    L_100 stands, and what it lacks is taken from these.
     """
     assert isinstance(subject.model, LatentModel)
     model, test, generator = subject.model, subject.data.test, subject.generator()
+    most = len(test) if subject.config.images == "all" else subject.config.images
     everyone, changes = [], []
     # Stratified, so that the first images are as the others.
     for rows in test.stratified(len(test), subject.config.seed).split(IMAGES_AT_ONCE):
@@ -39,23 +38,24 @@ def nll_5000(subject: Subject) -> Findings:
         q = model.infer(batch, generator)
         bound = importance_estimate(model, batch.x, q, 100, generator).log_px
         everyone += bound.tolist()
-        if len(changes) < IMAGES:
+        if len(changes) < most:
             changes += (bound - importance_estimate(model, batch.x, q, 5000, generator).log_px).tolist()
     (change, change_se), (mean, mean_error) = mean_se(changes), mean_se(everyone)
     return Findings({"test/nll_5000": change - mean, "test/nll_5000_se": hypot(change_se, mean_error)})
 
 
-def distance(table: pd.DataFrame, axes: Axes) -> None:
+def distance(table: pd.DataFrame) -> Chart:
     """Test negative log-likelihood less the paper's, at the end of each stage."""
-    own = table[table.metric == "test/nll_5000"]
+    own, lines = table[table.metric == "test/nll_5000"], []
     for name, (reported, _) in REPORTED.items():
         if len(rows := own[own.training.str.startswith(f"{name} ")]):
-            axes.errorbar(rows.epochs, rows.value - reported, rows.std_err, fmt="o-", capsize=3, label=name)
-    axes.axhline(0, color="grey", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_xlabel("passes over the training images, at the end of each stage")
-    axes.set_ylabel("test -L_5000 less the paper's, nats")
-    axes.legend(frameon=False)
+            lines.append(Line(name=name, x=rows.epochs, y=rows.value - reported, error=rows.std_err, level=0))
+    return Chart(
+        x="passes over the training images, at the end of each stage",
+        y="test -L_5000 less the paper's, nats",
+        lines=lines,
+        dotted="the paper's",
+    )
 
 
 STUDY = Reproduction(
@@ -79,6 +79,8 @@ STUDY = Reproduction(
         for name, (model, fields) in MODELS.items()
         for stage, passes in enumerate(PASSES)
     },
+    # So many images take a CPU hours.
+    evaluation=EvaluateConfig(images=10_000 if torch.cuda.is_available() else 1000),
     metrics=("test/nll_5000", "test/active_units"),
     references={
         f"{name} i={stage}": dict(zip(("test/nll_5000", "test/active_units"), values, strict=True))

@@ -20,6 +20,7 @@ from elbolab.evaluators import importance as module
 from elbolab.evaluators.classes import classes
 from elbolab.evaluators.importance import Estimate, bound, importance_estimate, pareto_k
 from elbolab.evaluators.likelihood import likelihood
+from elbolab.intervals import k_threshold
 from elbolab.models import MODELS
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import DiagonalGaussian
@@ -86,13 +87,14 @@ def test_bounds_rise_to_log_px_with_the_number_of_samples(latent_dim: int, shape
     assert means[2] == pytest.approx(exact, abs=0.05)
 
 
-def test_a_known_defect_of_q_gives_the_known_gap():
-    model, x = linear_gaussian(5)
+@pytest.mark.parametrize(("latent_dim", "shape", "seed"), [(5, (1, 3, 4), 0), (2, (3, 4, 4), 1), (9, (1, 4, 4), 2)])
+def test_a_known_defect_of_q_gives_the_known_gap(latent_dim: int, shape: tuple[int, int, int], seed: int):
+    model, x = linear_gaussian(latent_dim, shape=shape, seed=seed)
     q = model.posterior(batch_of(x))
     shifted = DiagonalGaussian(q.mean + 0.2, q.log_var + math.log(1.5))
     # KL between two diagonal Gaussians.
     gap = 0.5 * (1.5 + 0.2**2 * (-q.log_var).exp() - 1 - math.log(1.5)).sum(-1)
-    estimate = importance_estimate(model, x, shifted, 50000, torch.Generator().manual_seed(0))
+    estimate = importance_estimate(model, x, shifted, 50000, torch.Generator().manual_seed(seed))
     torch.testing.assert_close(estimate.elbo.float(), model.exact_log_px(x) - gap, atol=0.05, rtol=0)
 
 
@@ -152,13 +154,16 @@ def test_pareto_k_is_the_shape_of_a_known_tail(k: float, seed: int):
     assert (pareto_k(k * uniform.log()) < 0.1).all()
 
 
+@pytest.mark.parametrize(("shape", "seed"), [((1, 8, 8), 0), ((1, 8, 8), 1), ((3, 5, 6), 2)])
 @pytest.mark.parametrize(("scale", "reliable"), [(0.5, False), (1.2, True)])
-def test_a_proposal_of_half_the_variance_is_told_from_one_that_covers_the_target(scale: float, reliable: bool):
+def test_a_proposal_of_half_the_variance_is_told_from_one_that_covers_the_target(
+    scale: float, reliable: bool, shape: tuple[int, int, int], seed: int
+):
     # Each dimension's weights have a tail of shape 1 - scale, which is 0.5; it takes many for 5,000 samples to fail.
-    model, x = linear_gaussian(50, shape=(1, 8, 8))
+    model, x = linear_gaussian(50, shape=shape, seed=seed)
     q = model.posterior(batch_of(x))
     scaled = DiagonalGaussian(q.mean, q.log_var + math.log(scale))
-    estimate = importance_estimate(model, x, scaled, 5000, torch.Generator().manual_seed(0))
+    estimate = importance_estimate(model, x, scaled, 5000, torch.Generator().manual_seed(seed))
     assert estimate.log_w is not None
     k = pareto_k(estimate.log_w)
     assert (k < 0.7).all() if reliable else (k > 0.7).all()
@@ -228,6 +233,54 @@ def test_likelihood_tables_hold_every_chosen_image_once(digits: Data):
     assert found.metrics["test/log_px_se"] == pytest.approx(test.log_px.std() / math.sqrt(10))
     assert found.metrics["test/log_px_digit_3"] == pytest.approx(test[test.label == 3].log_px.mean())
     assert found.tags["evaluation.posterior"].startswith("fitted: 3 Adam steps")
+    rows = table[table.posterior == "table"]
+    # Twenty samples leave too short a tail for a k, so that none is trusted.
+    assert found.metrics["train/log_px_table"] == pytest.approx(rows.log_px.mean())
+    assert found.metrics["train/unreliable_table"] == (rows.pareto_k > k_threshold(20)).mean() == 1
+    more = likelihood(Subject(model, digits, EvaluateConfig(samples=100, images=10)))
+    rows = more.files["likelihood.parquet"].query("posterior == 'table'")
+    assert more.metrics["train/pareto_k_table"] == rows.pareto_k.median()
+    assert more.metrics["train/unreliable_table"] == (rows.pareto_k > k_threshold(100)).mean()
+
+
+def test_the_curve_is_the_mean_bound_at_every_number_of_samples(digits: Data):
+    model = trained("vae", digits, latent_dim=3, net="mlp", hidden=8)
+    found = likelihood(Subject(model, digits, EvaluateConfig(samples=5000, images=3)))
+    curve = found.files["curve.parquet"].set_index(["split", "posterior", "samples"])
+    assert len(curve) == 3 * 5
+    for split, images in digits.splits.items():
+        batch = images.batch(images.stratified(3, 0))
+        own = curve.loc[(split, "encoder")]
+        assert own.index.tolist() == [1, 10, 100, 1000, 5000]
+        # Groups of groups: by Jensen's inequality it rises without noise.
+        assert own.log_px.is_monotonic_increasing
+        assert own.log_px[1] == pytest.approx(found.metrics[f"{split}/posterior_elbo"])
+        assert own.log_px[5000] == pytest.approx(found.metrics[f"{split}/log_px"])
+        assert own.log_px_se[5000] == pytest.approx(found.metrics[f"{split}/log_px_se"])
+        generator = torch.Generator().manual_seed(0)
+        log_w = importance_estimate(model, batch.x, model.infer(batch), 5000, generator).log_w
+        assert log_w is not None
+        for samples in (10, 100, 1000):
+            groups = log_w.unflatten(0, (-1, samples)).exp().mean(1).log()
+            assert own.log_px[samples] == pytest.approx(groups.mean().item())
+    fewer = likelihood(Subject(model, digits, EvaluateConfig(samples=150, images=3))).files["curve.parquet"]
+    assert sorted(set(fewer.samples)) == [1, 10, 100]
+
+
+@pytest.mark.parametrize(("latent_dim", "seed"), [(4, 0), (10, 1), (20, 2)])
+def test_sampling_from_a_somewhat_wrong_q_gives_the_exact_row_of_a_fitted_ppca(
+    digits: Data, latent_dim: int, seed: int
+):
+    model = trained("ppca", digits, latent_dim=latent_dim)
+    row = likelihood(Subject(model, digits, EvaluateConfig(images="all"))).metrics
+    for split, images in digits.splits.items():
+        batch = images.batch(torch.arange(len(images)))
+        q = model.posterior(batch)
+        wrong = DiagonalGaussian(q.mean + 0.2 * (0.5 * q.log_var).exp(), q.log_var + 0.2)
+        found = importance_estimate(model, batch.x, wrong, 2000, torch.Generator().manual_seed(seed))
+        error = found.std_err.square().sum().sqrt() / len(images)
+        assert abs(found.log_px.mean() - row[f"{split}/log_px"]) < 3 * error < 0.1
+        assert found.elbo.mean() < row[f"{split}/log_px"] - 0.1
 
 
 def test_every_model_is_evaluated_on_the_same_images(digits: Data):

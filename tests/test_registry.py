@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import free_port, wait_for_server
 
-from elbolab import MODELS, load_model
+from elbolab import MODELS, load_model, registry
 from elbolab.cli import cli
 from elbolab.config import EvaluateConfig, PromoteConfig
 from elbolab.data import Data
@@ -158,6 +158,35 @@ def test_the_champion_gives_way_only_to_a_better_one(trained: dict[str, str]):
     assert promote(trained["vae"], PromoteConfig(name="digits", force=True)) == "models:/digits/1"
     assert load_model("models:/digits@champion").config == load_model(trained["vae"]).config
     assert [version.aliases for version in list_versions()] == [["champion"], [], []]
+
+
+def test_requirements_name_no_build_that_an_index_lacks(
+    trained: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(registry, "version", lambda name: "2.11.0+cpu" if name == "torch" else "1.0")
+    checkpoint = mlflow.artifacts.download_artifacts(f"runs:/{trained['ppca']}/checkpoints/best.safetensors")
+    with mlflow.start_run() as run:
+        registry.log_model(run.info.run_id, Path(checkpoint), np.zeros((1, 28, 28, 1), np.uint8))
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{registry.model_of(run.info.run_id)}"))
+    lines = (folder / "requirements.txt").read_text().split()
+    assert "torch==2.11.0" in lines
+    assert not any("+" in line for line in lines)
+
+
+def test_figures_that_are_missing_or_not_to_be_trusted_are_said_so(trained: dict[str, str]):
+    run = train_model("vae", MODELS["vae"].Config.parse({**TINY, "latent_dim": 30, "seed": 5}))
+    evaluate_run(run, EvaluateConfig(samples=50, images=1))
+    with pytest.raises(
+        UserError, match=rf"{run}' has no val/log_px_se, test/log_px_se, .*; `elbolab evaluate {run} --im"
+    ):
+        promote(run, PromoteConfig(name="doubtful"))
+    found = evaluate_run(run, EvaluateConfig(samples=50, images=20))
+    promote(run, PromoteConfig(name="doubtful"))
+    description = mlflow.MlflowClient().get_model_version("doubtful", "1").description or ""
+    for split in ("val", "test"):
+        said = f"{split}/log_px {found[f'{split}/log_px']:.4g} ± {found[f'{split}/log_px_se']:.2g}"
+        assert (f"{said}\u2020" in description) == (found[f"{split}/unreliable"] > 0.5)
+    assert "\u2020 unreliable by its Pareto k: a lower bound; samples 50" in description
 
 
 @pytest.mark.parametrize("alias", ["latest", "v2", "a b", ""])

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import complaints
-from invented_runs import GAUSSIAN, MEANS, POSTERIORS, Store, fill, served, signed
+from invented_runs import GAUSSIAN, MEANS, POSTERIORS, Store, fill, reproduce, served, signed
 
 from elbolab import records
 from elbolab.compare import CompareConfig, build, compare
@@ -41,6 +41,7 @@ def report(server: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory)
     server.setenv("MLFLOW_EXPERIMENT_NAME", "full")
     store = Store(folder, "full")
     ids = fill(store)
+    ids["reproduced"] = reproduce(store, ids)
     return compare(CompareConfig(out=folder / "report")).parent, ids, store
 
 
@@ -88,7 +89,7 @@ def test_pairs_are_compared_image_by_image(report: tuple[Path, dict[str, str], S
     row = pairs.loc[("latent_opt", "vae", "test")]
     assert row["mean"] == pytest.approx(gap.mean())
     assert (row["images"], row["above"], row["below"]) == (20, (gap > 0).mean(), (gap < 0).mean())
-    said = f"On the same 20 test images latent_opt is {abs(gap.mean()):.2f} nats below vae (95% interval "
+    said = f"On the same 20 test images latent_opt is {abs(gap.mean()):.2f}\u2020 nats below vae (95% interval "
     said += (
         f"{signed(row['low'])} to {signed(row['high'])}) and explains {100 * (gap > 0).mean():.1f} % of them better."
     )
@@ -199,6 +200,41 @@ def test_runs_link_to_their_server(store: Store) -> None:
     assert numbers
     assert all(f'<a class="value" {href}>' in text for text in numbers if text != "\u2013")
     assert f"[`{run.id[:8]}`](https://server/#/runs/1?a=1&b=2)" in page["report.md"]
+
+
+def test_every_number_leads_to_the_page_of_a_run(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed, lr, shift in ((1, 0.001, 1), (0, 0.01, -4)):
+        run = store.train("vae", sigma=0.4, seed=seed, lr=lr, pictures=False)
+        store.evaluate(run, "vae", shift=shift)
+    ids = fill(store)
+    reproduced = reproduce(store, ids)
+    monkeypatch.setattr(records, "page_of", lambda experiment, run: f"https://server/{experiment}/{run}")
+    html = compare(CompareConfig(out=tmp_path / "report")).read_text()
+    where = f"https://server/{store.experiment}"
+    plain, heads = set(), set()
+    for head, row in rows_with_heads(html):
+        heads |= {*head}
+        for name, cell in zip(head, row, strict=True):
+            if (
+                'class="n"' in cell
+                and re.search(r"\d", re.sub("<[^>]*>", "", cell))
+                and f'"value" href="{where}/' not in cell
+            ):
+                plain.add(name)
+    # Numbers of runs all lead to one; what somebody reported is of none.
+    assert plain == {"Reported"}
+    assert {"Seeds", "Parameter", "Reported"} <= heads
+    for run in (ids["vae"], reproduced):
+        assert f'<a class="id" href="{where}/{run}">{run[:8]}</a>' in html
+    assert f"[`{reproduced[:8]}`]({where}/{reproduced})" in (tmp_path / "report" / "report.md").read_text()
+
+
+def rows_with_heads(page: str) -> Iterator[tuple[list[str], list[str]]]:
+    """Every row of a page's tables that sort, as cells with their tags, and the words of its table's head."""
+    for head, body in re.findall(r'<table class="sortable">\s*<thead>(.*?)</thead>(.*?)</table>', page, re.DOTALL):
+        names = [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<th[^>]*>(.*?)</th>", head, re.DOTALL)]
+        for row in re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL):
+            yield names, re.findall(r"<td.*?</td>", row, re.DOTALL)
 
 
 def test_two_runs_of_one_model_are_told_apart(store: Store, tmp_path: Path) -> None:

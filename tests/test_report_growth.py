@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import complaints
-from invented_runs import Store, fill, served, signed
+from invented_runs import Store, fill, reproduce, served, signed
 from scipy.stats import t as student_t
 
 from elbolab.compare import CompareConfig, by_dataset, colours, compare, named_runs
@@ -50,6 +50,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wide]:
             ids[f"seed {seed}"] = store.train("vae", sigma=0.4, seed=seed, lr=lr, pictures=False)
             store.evaluate(ids[f"seed {seed}"], "vae", shift=shift)
         ids |= fill(store)
+        reproduce(store, ids)
         odd = {model: store.train(model, digest="d2", data=ODD, sigma=0.4, pictures=False) for model in ("vae", "ppca")}
         for model, run in odd.items():
             store.evaluate(run, model, shift=5, trust=False)
@@ -176,7 +177,7 @@ def test_what_no_evaluation_left_is_not_shown(wide: Wide) -> None:
     sections = re.findall(r'<section id="(data\d-\w+)">', page)
     assert {"data1-trust", "data1-quality"} <= {*sections}
     assert not {"data2-trust", "data2-quality"} & {*sections}
-    assert "\u2020" not in page[page.index('id="data2-summary"') : page.index('id="runs"')]
+    assert "\u2020" not in page[page.index('id="data2-summary"') : page.index('id="reproductions"')]
     titles = re.findall(r"<h3>(\d \w+)", page)
     assert [title for title in titles if "Ablations" in title] == ["7 Ablations"]
     summary = pd.read_csv(wide.folder / "summary.csv").query("dataset != 'toy'")
@@ -309,6 +310,11 @@ def test_wide_page_opens_in_a_browser(wide: Wide, browser: Any) -> None:
         with browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme) as view:
             problems = complaints(view)
             view.goto((wide.folder / "index.html").as_uri())
+            figure = view.locator("#reproductions svg")
+            assert figure.get_attribute("aria-label") == (
+                "test log p(x), nats, by passes, counted: vae from -70.00 at 1 to -52.50 at 5, dotted -86.76"
+            )
+            assert figure.bounding_box()["width"] > 300
             assert view.eval_on_selector_all(
                 "img", "images => images.every(image => image.naturalWidth > 0 && image.alt)"
             )

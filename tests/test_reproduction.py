@@ -1,32 +1,38 @@
 """Reproductions: listed trainings, done once, beside published numbers, in MLflow and in the documentation."""
 
 import json
+import re
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from conftest import Command
 
-from elbolab import Reproduction, Training, records
+from elbolab import Reproduction, Training, records, tracker
 from elbolab.compare import compare
 from elbolab.config import CompareConfig, EvaluateConfig, StudyConfig
 from elbolab.errors import UserError
 from elbolab.experiment import evaluate_run
 from elbolab.intervals import mean_and_half_width
-from elbolab.report.numbers import MINUS
+from elbolab.report.numbers import DAGGER, MINUS, UNRELIABLE
 from elbolab.studies import run_study
 from elbolab.tuning import load_study
 
 TEXT = """
-from elbolab import Reproduction, Training
+from elbolab import Chart, Line, Reproduction, Training
 from elbolab.evaluators import Findings
 
 def twice(subject):
     return Findings({"test/batches_2": 2.0 * len(list(subject.batches("test")))})
 
-def draw(table, axes):
-    own = table[table.metric == "test/log_px"]
-    axes.errorbar(own.epochs, own.value, own.std_err, fmt="o")
+def draw(table):
+    own = table[(table.metric == "test/log_px") & (table.training == "short")]
+    if own.empty:
+        return None
+    line = Line(name="short", x=own.seed + 1, y=own.value, error=own.std_err, level=-86.76)
+    return Chart(x="seed", y="test log p(x), nats", lines=[line], dotted="somebody's")
 
 STUDY = Reproduction(
     question="Does the exact model win?",
@@ -71,8 +77,14 @@ def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store
     assert records.list_artifacts(second, "figures") == ["figures/question.png"]
     page = (store / "docs" / "results.md").read_text()
     assert page.startswith("# Results\n\n<!-- study question -->\n`elbolab study question`: seeds 0, 1, commit ")
-    assert page.endswith("![Does the exact model win?](question.png)\n<!-- end question -->\n\nmore\n")
-    assert f"| short | 1 | {mean:.2f} ± {half:.2f} | -86.76 | 2.00 ± 0 |" in page
+    seeds = sorted(trained, key=lambda run: run.params["seed"])
+    start, end = (run.metrics["test/log_px"] for run in seeds if run.params["model"] == "vae")
+    alt = f"test log p(x), nats, by seed: short from {start:.2f} at 1 to {end:.2f} at 2, dotted -86.76"
+    assert page.endswith(f"![{alt}](question.png)\n<!-- end question -->\n\nmore\n")
+    # Twenty samples leave no k, so that the estimate is marked; what is exact is not.
+    assert f"| short | 1 | {mean:.2f} ± {half:.2f}{DAGGER} | -86.76 | 2.00 ± 0 |" in page
+    assert re.search(r"\| exact \| 2 \| -[\d.]+ ± 0 \|", page)
+    assert f"\n\n{UNRELIABLE}\n\n![" in page
     assert "Reported: Somebody 2016, table 1." in page
     assert (store / "docs" / "question.png").stat().st_size > 5000
     out = compare(CompareConfig(out=store / "report"))
@@ -80,7 +92,13 @@ def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store
     assert "<h2>Reproductions</h2>" in html
     assert html.count("Does the exact model win? elbolab study question: seeds 0, 1") == 2
     assert f"| short | 1 | `{rows['short']['runs'][0][:8]}`" in text
-    assert f"{mean:.2f} ± {half:.2f} | -86.76 |".replace("-", MINUS) in text
+    assert f"{mean:.2f} ± {half:.2f}{DAGGER} | -86.76 |".replace("-", MINUS) in text
+    section = html[html.index("<h2>Reproductions</h2>") : html.index("<h2>Runs</h2>")]
+    assert "\u2020 Unreliable: " in section
+    (drawn,) = re.findall(r'<svg role="img" aria-label="([^"]*)"', section)
+    assert drawn == alt
+    assert "<img" not in section
+    assert "Bars: one standard error. Dotted: somebody&#39;s." in section
     assert "Reported: Somebody 2016, table 1." in (store / "report" / "tables.tex").read_text()
     parents = {mlflow.get_run(run.id).data.tags["mlflow.parentRunId"] for run in trained}
     assert parents == {first}
@@ -97,6 +115,56 @@ def test_fewer_passes_are_another_training(study: str, store: Path):
     with pytest.raises(UserError, match=r"only=gan names no training; there are: exact, short"):
         run_study(study, StudyConfig(only=("gan",)))
     assert len(records.find_runs("train")) == 2
+
+
+def test_a_part_of_a_study_leaves_the_table_of_the_whole(study: str, store: Path):
+    page, picture = store / "docs" / "results.md", store / "docs" / "question.png"
+
+    def after(**limits: Any) -> str:
+        run_study(study, StudyConfig.parse(limits))
+        return page.read_text()
+
+    # What is there is as much at first, and is replaced by more.
+    one = after(only=("short",))
+    assert "`elbolab study question --only short`" in one
+    whole = after()
+    assert "`elbolab study question`" in whole
+    picture.write_bytes(b"of the whole")
+    for limits in ({"passes": 1}, {"only": ("exact",)}, {"only": ("short",)}):
+        assert after(**limits) == whole
+    assert picture.read_bytes() == b"of the whole"
+    for mean in re.findall("(-[0-9.]+) ±", whole):
+        page.write_text(page.read_text().replace(mean, "-1.00"))
+    assert after() == whole
+    assert picture.read_bytes() != b"of the whole"
+
+
+def test_runs_of_changed_code_are_said_so(study: str, store: Path):
+    run_study(study, StudyConfig(only=("exact",)))
+    for run in records.find_runs("train"):
+        dirty = str(run.params["seed"] == "1").lower()
+        for key, value in {"git.commit": "0123456789", "git.dirty": dirty}.items():
+            mlflow.MlflowClient().set_tag(run.id, key, value)
+    run_study(study, StudyConfig(only=("exact",)))
+    assert "commit 0123456, 0123456 with changes, " in (store / "docs" / "results.md").read_text()
+
+
+def test_code_is_changed_by_what_changes_in_the_package(store: Path, monkeypatch: pytest.MonkeyPatch):
+    package = store / "src" / "elbolab"
+    package.mkdir(parents=True)
+    (package / "tracker.py").write_text("")
+    (store / "results.md").write_text("")
+    git = ["git", "-C", str(store), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(tracker, "__file__", str(package / "tracker.py"))
+    dirty = []
+    for changed in (store / "results.md", package / "tracker.py"):
+        changed.write_text("changed")
+        with tracker.run("study", "any", {}, {}) as track:
+            pass
+        dirty.append(records.get_run(track.id).tags["git.dirty"])
+    assert dirty == ["false", "true"]
 
 
 def test_trainings_that_fewer_passes_make_equal_are_one(study: str, store: Path):
@@ -143,7 +211,7 @@ def test_a_run_that_was_evaluated_otherwise_is_evaluated_again(study: str):
     before = json.loads(records.fetch(parent, "reproduction.json").read_text())
     (run, *_) = before["rows"][0]["runs"]
     evaluate_run(run, EvaluateConfig(images=5))
-    assert "test/batches_2" in records.get_run(run).metrics
+    assert "test/batches_2" not in records.get_run(run).metrics
     again = run_study(study, StudyConfig(only=("exact",)))
     after = json.loads(records.fetch(again, "reproduction.json").read_text())
     assert after["rows"] == before["rows"]

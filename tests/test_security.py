@@ -348,7 +348,9 @@ def evil(trained: tuple[Path, str]) -> str:
     found = dict.fromkeys(("name", "question", "source", "command", "error"), EVIL)
     found |= {"metrics": [EVIL], "rows": [row], "evaluation": {EVIL: EVIL}, "seconds": 1.0}
     found |= {key: [EVIL] for key in ("seeds", "commits", "devices")}
-    client.log_dict(study, found, FOUND)
+    line = {"name": EVIL, "x": [1, 2], "y": [1, 2], "level": 1}
+    chart = {"x": EVIL, "y": EVIL, "dotted": EVIL, "lines": [line]}
+    client.log_dict(study, {**found, "chart": chart}, FOUND)
     client.set_terminated(study)
     return run
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import optuna
 import pandas as pd
 import pytest
 import torch
-from conftest import mlflow_run
+from conftest import REPOSITORY, mlflow_run
 from mlflow.entities import Run
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
@@ -27,6 +28,7 @@ from elbolab import Reproduction, Study, load_model, records
 from elbolab.config import StudyConfig
 from elbolab.data import load_data
 from elbolab.errors import UserError
+from elbolab.experiment import protocol
 from elbolab.intervals import mean_and_half_width
 from elbolab.mirror import DIED, PARENT, SURPLUS, TRIAL
 from elbolab.models.latent import LatentModel
@@ -110,7 +112,7 @@ def test_a_study_without_meaning_is_refused_when_it_is_made(values: dict[str, An
 
 
 def test_the_shipped_studies_are_sound():
-    files = sorted(Path(__file__).parent.parent.glob("studies/*.py"))
+    files = sorted(REPOSITORY.glob("studies/*.py"))
     found = dict(load_study(str(file)) for file in files)
     assert {name for name, study in found.items() if isinstance(study, Study)} == {
         "vae_latent_beta_lr",
@@ -123,7 +125,27 @@ def test_the_shipped_studies_are_sound():
     # Rate 10^(-i/7) for 3^i passes, from i = 0 to 7.
     stages = [burda.config(f"iwae50 i={stage}", 0, {}) for stage in range(8)]
     assert [config.epochs for config in stages] == [1, 4, 13, 40, 121, 364, 1093, 3280]
-    assert {"coursework", "cremer2018", "amortized_vs_latent"} <= found.keys()
+    assert {"cremer2018", "amortized_vs_latent"} <= found.keys()
+    coursework = found["coursework"]
+    assert isinstance(coursework, Reproduction)
+    # The figures that the README tells.
+    told = re.search(r"got (-[\d.]+)\s+and (-[\d.]+)\s+and concluded", (REPOSITORY / "README.md").read_text())
+    assert told is not None
+    assert [coursework.references[name]["test/log_px"] for name in ("vae", "latent_opt")] == [
+        *map(float, told.groups())
+    ]
+
+
+def test_what_a_study_asks_of_a_gpu_alone_is_part_of_its_protocol(monkeypatch: pytest.MonkeyPatch):
+    protocols = set()
+    for name in ("burda2016", "cremer2018"):
+        for there in (False, True):
+            monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+            _, study = load_study(str(REPOSITORY / "studies" / f"{name}.py"))
+            assert isinstance(study, Reproduction)
+            protocols.add((name, protocol(study.evaluation, study.evaluators)))
+    # Else what was evaluated on a CPU would count as done on a GPU.
+    assert len(protocols) == 4
 
 
 def test_a_study_has_as_many_trials_as_asked_for_in_all_and_mlflow_says_so(search: str):
@@ -286,6 +308,19 @@ STUDY = Study(
     assert load_model("models:/listed/1").config.seed in (5, 6)
     versions = mlflow.MlflowClient().search_model_versions("name = 'listed'")
     assert len(versions) == 1
+
+
+def test_the_winner_is_told_with_what_is_not_to_be_trusted(store: Path, capsys: pytest.CaptureFixture[str]):
+    base = f"{{{TINY}, 'net': 'mlp', 'hidden': 16, 'latent_dim': 100}}"
+    text = f"from elbolab import Study\nSTUDY = Study(model='vae', base={base}, configs=[{{}}], metrics=['val/elbo'])\n"
+    carry_out(define(store, "doubtful", text))
+    parent = carry_out("doubtful", finalise=1, seeds=2)
+    tested = [run.metrics for run in records.find_runs("train")]
+    assert any(metrics["test/unreliable"] > 0.5 for metrics in tested)
+    mean, half = mean_and_half_width([metrics["test/log_px"] for metrics in tested])
+    said = f"test/log_px {mean:.4g} ± {half:.2g}\u2020 (95% interval of the mean over 2 seeds; \u2020 unreliable by"
+    assert said in capsys.readouterr().out
+    assert said in records.fetch(parent, "final.json").read_text().encode().decode("unicode_escape")
 
 
 @pytest.mark.scale

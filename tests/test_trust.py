@@ -123,6 +123,26 @@ def test_the_dagger_is_explained_where_it_stands_and_nowhere_else(report: Report
         assert (r"\textdagger{}" in inside) == ("downward bias" in under)
 
 
+def test_sentences_mark_what_they_cannot_trust(report: Report):
+    page = (report.folder / "index.html").read_text()
+    lists = re.findall(r'<ul class="notes">(.*?)</ul>\s*(<p class="note">)?', page, re.DOTALL)
+    sentences = [item for body, _ in lists for item in re.findall(r"<li>(.*?)</li>", body, re.DOTALL)]
+    compared = [text for text in sentences if re.search(r"On the same|lie on average|highest mean", text)]
+    assert len(compared) > 6
+    for text in compared:
+        # latent_opt's and ppca's own figures are trusted, the vae's are not.
+        means = re.findall(r"highest mean for class (\d) .* lowest for class (\d)", text)
+        if means and "vae" in text:
+            k = np.linspace(*PARETO_K["vae"], 20)
+            doubtful = [np.median([k[int(digit)], k[int(digit) + 10]]) > 2 / 3 for digit in means[0]]
+            assert text.count(DAGGER) == sum(doubtful)
+        else:
+            assert text.count(DAGGER) == ("vae" in text)
+    assert all((DAGGER in body) == bool(explained) for body, explained in lists)
+    markdown = (report.folder / "report.md").read_text()
+    assert markdown.count(DAGGER) == page.count(DAGGER) - len(re.findall(r'<div class="value">\S*\u2020', page))
+
+
 def test_gaps_add_up(report: Report):
     table = report.csv("gap").set_index(["model", "split", "posterior"])
     assert len(table) == 5

@@ -14,15 +14,19 @@ if TYPE_CHECKING:
     from elbolab.models.latent import DiagonalGaussian as DiagonalGaussian
     from elbolab.records import history as history
     from elbolab.registry import load_model as load_model
+    from elbolab.report.charts import Chart as Chart
+    from elbolab.report.charts import Line as Line
     from elbolab.reproduction import Reproduction as Reproduction
     from elbolab.reproduction import Training as Training
     from elbolab.tuning import Study as Study
 
 _HOMES = {
     "MODELS": "elbolab.models",
+    "Chart": "elbolab.report.charts",
     "CompareConfig": "elbolab.config",
     "DiagonalGaussian": "elbolab.models.latent",
     "EvaluateConfig": "elbolab.config",
+    "Line": "elbolab.report.charts",
     "Reproduction": "elbolab.reproduction",
     "Study": "elbolab.tuning",
     "Training": "elbolab.reproduction",

@@ -1,6 +1,7 @@
 """The jobs of the suite: train a model, evaluate a run, do the whole experiment."""
 
 import json
+import math
 import os
 import shlex
 import time
@@ -211,23 +212,29 @@ def protocol(config: EvaluateConfig, more: Sequence[Callable[[Subject], Findings
 def evaluate_run(
     run_id: str, config: EvaluateConfig, more: Sequence[Callable[[Subject], Findings]] = ()
 ) -> dict[str, float]:
-    """Evaluate a finished training by every evaluator, and ``more``, and log what they find; returns the metrics."""
+    """Evaluate a finished training by every evaluator, and ``more``, and log what they find; returns the metrics.
+
+    It takes the place of an earlier one: what only that one measured becomes NaN, since no metric can be deleted.
+    """
     records.get_training(run_id)
     started = time.perf_counter()
     device = choose_device("auto")
     model, data = load_run(run_id, device)
     subject = Subject(model, data, config, _classifier(config.classifier, data, device))
     found = reduce(or_, (evaluator(subject) for evaluator in [*EVALUATORS.values(), *more]), Findings())
+    # A tail of equal weights has a k of -inf, which a tracking server does not keep.
+    metrics = {key: value for key, value in found.metrics.items() if math.isfinite(value)}
+    outdated = records.evaluated_metrics(run_id) - metrics.keys()
     settings = {f"evaluation.{key}": str(getattr(config, key)) for key in ("samples", "images", "seed")}
     settings[PROTOCOL] = protocol(config, more)
     settings["evaluation.seconds"] = f"{time.perf_counter() - started:.1f}"
     with tracker.attached(run_id) as track:
         for name, value in found.files.items():
             track.log_value(value, f"evaluation/{name}")
-        track.log_metrics(found.metrics)
+        track.log_metrics(metrics | dict.fromkeys(outdated, math.nan))
         # Last, since these tags say that an evaluation is there.
         track.set_tags(settings | found.tags, last=True)
-    return found.metrics
+    return metrics
 
 
 def run_all(given: Given) -> Path:

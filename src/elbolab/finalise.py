@@ -15,11 +15,12 @@ from elbolab.errors import UserError
 from elbolab.evaluators import Subject
 from elbolab.evaluators.likelihood import mean_log_px
 from elbolab.experiment import choose_device, evaluate_run, load_run, train_model
-from elbolab.intervals import mean_and_half_width
+from elbolab.intervals import is_unreliable, mean_and_half_width
 from elbolab.mirror import PARENT, TRIAL
 from elbolab.models import MODELS
 from elbolab.models.latent import LatentModel
 from elbolab.records import STUDY
+from elbolab.report.numbers import BRIEFLY, dagger
 from elbolab.storage import Job
 from elbolab.tuning import Study, with_distortion
 from elbolab.versions import register
@@ -58,8 +59,9 @@ def finalise(job: Job, trials: Sequence[FrozenTrial], parent: str, seeds: int) -
     # The test split is read here, after every choice but the one among seeds, which the validation split makes too.
     tested = [_test(row["run"]) for row in won]
     chosen = choose(won, key=lambda row: row[metric])
-    summary = [_interval(metric, won)]
-    summary += [_interval(key, tested) for key in ("test/log_px", "test/accuracy") if key in tested[0]]
+    summary = [_interval(metric, [{**test, **row} for test, row in zip(tested, won, strict=True)])]
+    keys = ("test/log_px", "test/accuracy")
+    summary += [_interval(key, tested) for key in keys if all(key in test for test in tested)]
     uri = register(chosen["run"], job.name)
     with tracker.attached(parent) as track:
         track.log_value(pd.DataFrame(finalists), "finalists.parquet")
@@ -80,9 +82,11 @@ def _ranked(definition: Study, study: optuna.Study) -> list[FrozenTrial]:
     return [trial for _, trial in ranked]
 
 
-def _interval(name: str, rows: Sequence[Mapping[str, float]]) -> str:
+def _interval(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     mean, half = mean_and_half_width([row[name] for row in rows])
-    return f"{name} {mean:.4g} ± {half:.2g} (95% interval of the mean over {len(rows)} seeds)"
+    doubtful = any(is_unreliable(row, name) for row in rows)
+    text = dagger(f"{name} {mean:.4g} ± {half:.2g}", doubtful)
+    return f"{text} (95% interval of the mean over {len(rows)} seeds{f'; {BRIEFLY}' if doubtful else ''})"
 
 
 def _test(run_id: str) -> dict[str, float]:

@@ -35,6 +35,13 @@ def k_threshold(samples: int) -> float:
     return min(1 - 1 / log10(samples), 0.7) if samples > 1 else -inf
 
 
+def is_unreliable(metrics: Mapping[str, float], key: str) -> bool:
+    """Whether most images of the mean ``key`` of log p(x), among a run's ``metrics``, have too high a Pareto k."""
+    split, _, name = key.partition("/")
+    share = {"log_px": "unreliable", "log_px_table": "unreliable_table"}.get(name, "")
+    return metrics.get(f"{split}/{share}", 0.0) > 0.5
+
+
 def mean_se(values: Iterable[float]) -> tuple[float, float]:
     """Mean and standard error of the mean over images; NaN where there are too few."""
     array = np.array(list(values))

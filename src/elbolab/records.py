@@ -28,7 +28,7 @@ PAGE = 1000
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as the server has it: last value of each metric, ``url`` of its page if any.
+    """A run as the server has it: last value of each metric that is a number, ``url`` of its page if any.
 
     ``start`` is in milliseconds since 1970, ``seconds`` what it took, none where the clock went back meanwhile.
     """
@@ -60,18 +60,23 @@ _ARTIFACT_URIS: dict[str, str | None] = {}
 def _record(found: Run) -> RunRecord:
     info, data = found.info, found.data
     _ARTIFACT_URIS[info.run_id] = info.artifact_uri
-    server = urlsplit(mlflow.get_tracking_uri())
-    # A page may be read by others than who may write to its server.
-    public = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
-    url = f"{public}/#/experiments/{info.experiment_id}/runs/{info.run_id}" if public.startswith("http") else None
     # `mlflow run -P` logs what was typed: `latent-dim` beside our `latent_dim`, and the flags that take up a run.
     typed = {key for key in data.params if "-" in key} | ResumeConfig.model_fields.keys()
     params = {key: value for key, value in data.params.items() if key not in typed}
     return RunRecord(
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
         max(0, (info.end_time or info.start_time) - info.start_time) / 1000,
-        params, dict(data.tags), dict(data.metrics), url,
+        params, dict(data.tags), {key: value for key, value in data.metrics.items() if value == value},
+        page_of(info.experiment_id, info.run_id),
     )  # fmt: skip
+
+
+def page_of(experiment: str, run_id: str) -> str | None:
+    """The address of a run's page, where the tracking server has one."""
+    server = urlsplit(mlflow.get_tracking_uri())
+    # A page may be read by others than who may write to its server.
+    public = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    return f"{public}/#/experiments/{experiment}/runs/{run_id}" if public.startswith("http") else None
 
 
 def address() -> str:
@@ -152,6 +157,11 @@ def get_training(run_id: str) -> RunRecord:
     if run.status != "FINISHED":
         raise UserError(f"run {run.id} is {run.status}; name a training that is FINISHED")
     return run
+
+
+def evaluated_metrics(run_id: str) -> set[str]:
+    """Keys of what evaluations logged on a run."""
+    return {metric.key for metric in mlflow.MlflowClient().get_run(run_id).data.to_proto().metrics if metric.step == 0}
 
 
 def history(run_ids: list[str]) -> pd.DataFrame:

@@ -40,10 +40,15 @@ def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
         # MLflow would decode a percent sign in a plain path.
         artifacts={"checkpoint": checkpoint.absolute().as_uri()},
         code_paths=[str(Path(elbolab.__file__).parent)],
-        pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
+        pip_requirements=_pinned(),
         signature=ModelSignature(Schema([images]), params=ParamSchema(declared)),
         input_example=(example, params),
     )
+
+
+def _pinned() -> list[str]:
+    # A build's own label, as in torch 2.11.0+cpu, is on no package index.
+    return [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
 def load_model(source: str, device: str = "cpu") -> Model:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
-from matplotlib.axes import Axes
 from pydantic import Field, model_validator
 
 from elbolab import records, tracker
@@ -17,9 +16,12 @@ from elbolab.config import Config, EvaluateConfig, Settings
 from elbolab.errors import UserError
 from elbolab.evaluators import Findings, Subject
 from elbolab.experiment import PROTOCOL, evaluate_run, protocol, train_model
+from elbolab.intervals import is_unreliable
 from elbolab.models import MODELS
 from elbolab.records import STUDY, RunRecord
-from elbolab.report.reproduced import FOUND, REPRODUCTION, draw, insert, markdown, summarise
+from elbolab.report.charts import Chart
+from elbolab.report.figures import save_chart
+from elbolab.report.reproduced import FOUND, REPRODUCTION, insert, markdown, summarise
 
 TRAINING = "elbolab.training"
 RESULTS = Path("docs", "results.md")
@@ -57,8 +59,9 @@ class Reproduction(Settings):
     """Where that stands."""
     evaluators: tuple[Callable[[Subject], Findings], ...] = ()
     """Evaluators of this question alone, beside those of every run."""
-    figure: Callable[[pd.DataFrame, Axes], None] | None = None
-    """Draws the runs, a row a training, seed and metric: training, seed, run, epochs, metric, value, std_err."""
+    figure: Callable[[pd.DataFrame], Chart | None] | None = None
+    """What is drawn of the runs, if anything; a row a training, seed and metric: training, seed, run, epochs, metric,
+    value, std_err, unreliable."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -134,27 +137,32 @@ def reproduce(name: str, study: Reproduction, passes: int | None = None, only: S
             "source": study.source,
             "command": shlex.join(["elbolab", "study", name, *limits]),
             "evaluation": study.evaluation.changes(),
-            "commits": sorted({run.tags.get("git.commit", "unknown")[:7] for _, _, run in runs}),
+            "commits": sorted({_commit(run) for _, _, run in runs}),
             "devices": sorted({run.tags.get("device", "unknown") for _, _, run in runs}),
             "seconds": sum(run.seconds + float(run.tags["evaluation.seconds"]) for _, _, run in runs),
         }
-        track.log_value(found, FOUND)
-        _publish(study, found, table, track)
+        chart = None if study.figure is None else study.figure(table)
+        track.log_value(found | {"chart": chart and chart.model_dump(mode="json")}, FOUND)
+        _publish(found, chart, table, track)
         return track.id
 
 
-def _publish(study: Reproduction, found: dict[str, Any], table: pd.DataFrame, track: tracker.Tracker) -> None:
+def _publish(found: dict[str, Any], chart: Chart | None, table: pd.DataFrame, track: tracker.Tracker) -> None:
     """The runs as a CSV, the figure, and both in the documentation where it has a place for them."""
     with tempfile.TemporaryDirectory() as folder:
         rows, picture = Path(folder, "runs.csv"), Path(folder, f"{found['name']}.png")
         table.to_csv(rows, index=False)
         track.log_artifact(rows)
-        if study.figure is not None:
-            draw(study.figure, table, picture)
+        if chart is not None:
+            save_chart(chart, picture)
             track.log_artifact(picture, "figures")
-        drawn = picture.name if picture.exists() else None
-        if RESULTS.is_file() and insert(RESULTS, found["name"], markdown(found, drawn)) and drawn:
+        if RESULTS.is_file() and insert(RESULTS, found["name"], markdown(found, chart)) and chart is not None:
             shutil.copy(picture, RESULTS.parent)
+
+
+def _commit(run: RunRecord) -> str:
+    changed = " with changes" if run.tags.get("git.dirty") == "true" else ""
+    return f"{run.tags.get('git.commit', 'unknown')[:7]}{changed}"
 
 
 def _trained(name: str, study: Reproduction, label: str, config: Config) -> str:
@@ -194,6 +202,7 @@ def _table(study: Reproduction, runs: list[tuple[str, int, RunRecord]]) -> pd.Da
             "metric": metric,
             "value": value,
             "std_err": run.metrics.get(f"{metric}_se"),
+            "unreliable": is_unreliable(run.metrics, metric),
         }
         for label, seed, run in runs
         for metric, value in run.metrics.items()

@@ -288,7 +288,10 @@ def _sending(spool: Spool) -> Iterator[Tracker]:
 
 
 def _code() -> dict[str, str]:
-    """The commit that this code stands at, and whether it has been changed since; nothing where no git keeps it."""
+    """The commit that this code stands at, and whether it has been changed since; nothing where no git keeps it.
+
+    A study writes into the documentation, which changes no code.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -297,6 +300,7 @@ def _code() -> dict[str, str]:
     try:
         # An environment may lie within the checkout of something else.
         git("ls-files", "--error-unmatch", Path(__file__).name)
-        return {"git.commit": git("rev-parse", "HEAD"), "git.dirty": str(bool(git("status", "--porcelain"))).lower()}
+        changes = git("status", "--porcelain", ".")
+        return {"git.commit": git("rev-parse", "HEAD"), "git.dirty": str(bool(changes)).lower()}
     except (OSError, subprocess.CalledProcessError):
         return {}

@@ -12,8 +12,10 @@ from mlflow.exceptions import MlflowException
 from elbolab import records
 from elbolab.config import PromoteConfig
 from elbolab.errors import UserError
-from elbolab.intervals import binomial_se
+from elbolab.intervals import binomial_se, is_unreliable
 from elbolab.records import RunRecord
+from elbolab.report.entries import is_latent
+from elbolab.report.numbers import BRIEFLY, DAGGER, dagger
 
 # Of a run; two figures compare only if these are equal.
 PROTOCOL = ("data.digest", "observation_model", "evaluation.samples", "evaluation.images", "evaluation.seed")
@@ -31,14 +33,17 @@ class Card:
     def __str__(self) -> str:
         tags = self.tags
         protocol = ", ".join(f"{key} {tags[f'evaluation.{key}']}" for key in ("samples", "images", "seed"))
+        figures = f"{self.say('val')}, {self.say('test')}"
+        doubt = f"{BRIEFLY}; " if DAGGER in figures else ""
         return (
-            f"{tags['model']} on {tags['data.name']}, {tags['observation_model']}. {self.say('val')}, "
-            f"{self.say('test')} (± one standard error; {protocol}). Run {self.run}."
+            f"{tags['model']} on {tags['data.name']}, {tags['observation_model']}. {figures} "
+            f"(± one standard error; {doubt}{protocol}). Run {self.run}."
         )
 
     def say(self, split: str) -> str:
         value, error = self.figures[split]
-        return f"{split}/{self.tags['metric']} {value:.4g} ± {error:.2g}"
+        text = f"{split}/{self.tags['metric']} {value:.4g} ± {error:.2g}"
+        return dagger(text, self.tags.get(f"{split}/unreliable") == "true")
 
 
 def card_of(version: ModelVersion) -> Card | None:
@@ -96,8 +101,14 @@ def list_versions() -> list[ModelVersion]:
 def _card(run: RunRecord) -> Card:
     if "evaluation.samples" not in run.tags:
         raise UserError(f"run {run.id!r} has not been evaluated; `elbolab evaluate {run.id}` does it")
-    if "test/log_px" in run.metrics:
+    if is_latent(run):
         metric = "log_px"
+        keys = [f"{split}/log_px{end}" for split in SPLITS for end in ("", "_se")]
+        if lacking := [key for key in keys if key not in run.metrics]:
+            raise UserError(
+                f"run {run.id!r} has no {', '.join(lacking)}, since log p(x) was not finite or of one image only; "
+                f"`elbolab evaluate {run.id} --images 1000` looks at more"
+            )
         figures = {split: (run.metrics[f"{split}/log_px"], run.metrics[f"{split}/log_px_se"]) for split in SPLITS}
     else:
         metric = "accuracy"
@@ -109,6 +120,7 @@ def _card(run: RunRecord) -> Card:
     }
     for split, (value, error) in figures.items():
         tags |= {f"{split}/{metric}": repr(value), f"{split}/{metric}_se": repr(error)}
+        tags |= {f"{split}/unreliable": str(is_unreliable(run.metrics, f"{split}/{metric}")).lower()}
     return Card(run.id, tags, figures)
 
 

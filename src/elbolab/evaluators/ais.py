@@ -1,6 +1,7 @@
 """log p(x) by annealed importance sampling with Hamiltonian Monte Carlo, and its bounds from both sides."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -50,11 +51,11 @@ def _forward(
 ) -> tuple[Estimate, Tensor]:
     temperatures, pilots = betas(config), max(1, config.ais_chains // CHAINS_A_PILOT)
     z = start.sample(pilots, generator)
-    _, found = anneal(model, x, start, z, temperatures, config.ais_leapfrog, generator)
+    _, found, _ = anneal(model, x, start, z, temperatures, config.ais_leapfrog, generator)
     step_sizes = found[:, torch.arange(config.ais_chains, device=x.device) % pilots]
     z = start.sample(config.ais_chains, generator)
-    log_w, _ = anneal(model, x, start, z, temperatures, config.ais_leapfrog, generator, step_sizes)
-    return summarise(log_w), step_sizes
+    log_w, _, acceptance = anneal(model, x, start, z, temperatures, config.ais_leapfrog, generator, step_sizes)
+    return replace(summarise(log_w), acceptance=acceptance.mean(0)), step_sizes
 
 
 def bidirectional_bounds(
@@ -72,7 +73,7 @@ def bidirectional_bounds(
     """
     lower, step_sizes = _forward(model, x, start, config, generator)
     ends, temperatures = z.expand(config.ais_chains, *z.shape), betas(config).flip(0)
-    back, _ = anneal(model, x, start, ends, temperatures, config.ais_leapfrog, generator, step_sizes.flip(0))
+    back, *_ = anneal(model, x, start, ends, temperatures, config.ais_leapfrog, generator, step_sizes.flip(0))
     return lower.log_px, -summarise(back).log_px
 
 
@@ -85,13 +86,13 @@ def anneal(
     leapfrog: int,
     generator: torch.Generator | None = None,
     step_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log weights (S, B), double, of chains that begin at z (S, B, D) and pass through ``temperatures`` in their order.
 
     log w = sum_t (beta_t - beta_(t-1)) (log p(x, z_(t-1)) - log start(z_(t-1))) (Neal 2001, eq. 11). With them the step
-    size of each move and chain, (T - 1, S, B). Without ``step_sizes`` each chain's follows its own acceptance towards
-    65 % (Neal 2011, section 5.4.4): a move that heeds its past leaves no distribution as it is, and these weights are
-    not unbiased.
+    size of each move and chain, (T - 1, S, B), and the mean acceptance of each chain's moves, (S, B). Without
+    ``step_sizes`` each chain's follows its own acceptance towards 65 % (Neal 2011, section 5.4.4): a move that heeds
+    its past leaves no distribution as it is, and these weights are not unbiased.
     """
 
     def log_joint(at: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,6 +102,7 @@ def anneal(
         return start.log_prob(at), (start.mean - at) * (-start.log_var).exp()
 
     log_w = torch.zeros(z.shape[:2], dtype=torch.float64, device=z.device)
+    acceptances = torch.zeros_like(log_w)
     adaptive = step_sizes is None
     if step_sizes is None:
         step_sizes = torch.full((len(temperatures) - 2, *z.shape[:2]), FIRST_STEP_SIZE, device=z.device)
@@ -122,6 +124,7 @@ def anneal(
         new_energy = _mix(beta, new[0], new[2]) - 0.5 * velocity.square().sum(-1)
         # A trajectory that diverged has an energy that is no number, and is refused.
         acceptance = (new_energy - energy).exp().clamp(max=1).nan_to_num(0.0)
+        acceptances += acceptance
         accepted = torch.rand(acceptance.shape, generator=generator, device=z.device) < acceptance
         z = torch.where(accepted[..., None], new_z, z)
         here = tuple(
@@ -130,7 +133,7 @@ def anneal(
         )
         if adaptive and place + 1 < len(step_sizes):
             step_sizes[place + 1] = step_sizes[place] * (ADAPTATION * (acceptance - ACCEPTANCE)).exp()
-    return log_w, step_sizes
+    return log_w, step_sizes, acceptances / len(step_sizes)
 
 
 def _mix(beta: float, joint: Tensor, start: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ def gap(subject: Subject) -> Findings:
     """log p(x) - L[q] split into log p(x) - L[q*] and L[q*] - L[q], image by image (Cremer et al. 2018, eqs. 5 to 7).
 
     log p(x) is the larger of AIS and importance sampling (or exact), lower bounds in expectation of which the larger is
-    a little too high where both are close; q* is the best factorised Gaussian that local optimisation finds, q the
-    model's own; in nats. Bidirectional Monte Carlo on images that the model makes says how
-    tight AIS is.
+    a little too high where both are close; q is the model's own, q* the best factorised Gaussian that local
+    optimisation finds, or q where that is better; in nats. Bidirectional Monte Carlo on images that the model makes
+    says how tight AIS is.
     """
     model, config = subject.model, subject.config
     if not isinstance(model, LatentModel) or not config.gap_images:
@@ -39,6 +39,7 @@ def gap(subject: Subject) -> Findings:
     table = pd.concat(parts, ignore_index=True)
     metrics: dict[str, float] = {}
     for split in ("train", "test"):
+        metrics[f"{split}/ais_acceptance"] = table[table.split == split].ais_acceptance.mean()
         for stored, suffix in ((False, ""), (True, "_table")):
             rows = table[(table.split == split) & ((table.posterior == "table") == stored)]
             for column in ("log_px_ais", "elbo_best", *GAPS) if len(rows) else ():
@@ -65,12 +66,16 @@ def best_factorised(
     starts: Sequence[DiagonalGaussian],
     config: EvaluateConfig,
     generator: torch.Generator | None = None,
+    known: Sequence[DiagonalGaussian] = (),
 ) -> DiagonalGaussian:
-    """q*, the factorised Gaussian of highest ELBO for each image (B, C, H, W): the best of a search from each start."""
+    """q*, the factorised Gaussian of highest ELBO for each image (B, C, H, W): the best of a search from each start and
+    of those that are ``known``.
+    """
     found = [
         fit_posterior(model, x, start, config.local_steps, config.local_lr, config.local_samples, generator)
         for start in starts
     ]
+    found += known
     return choose(found, torch.stack([log_weights(model, x, q, config.samples, generator).mean(0) for q in found]))
 
 
@@ -106,17 +111,25 @@ def _rows(
     config, x = subject.config, batch.x
     q = next(iter(posteriors.values()))
     prior = standard_normal(q.mean)
-    from_q = list(posteriors.values()) if config.local_start in ("q", "both") else []
+    own = list(posteriors.values())
+    from_q = own if config.local_start in ("q", "both") else []
     from_prior = [prior] if config.local_start in ("prior", "both") else []
-    best = best_factorised(model, x, from_q + from_prior, config, generator)
-    # New samples judge it: the best of two noisy values is above its expectation.
-    elbo_best = log_weights(model, x, best, config.samples, generator).mean(0)
+    # A search may end below the q that there is.
+    best = best_factorised(model, x, from_q + from_prior, config, generator, known=own)
     ais = annealed_estimate(model, x, q if config.ais_start == "q" else prior, config, generator)
-    estimates = {name: estimate_log_px(model, x, each, config.samples, generator) for name, each in posteriors.items()}
+    # New samples judge q*, since the best of noisy values is above its expectation, and q the same, whose noise then
+    # is no part of the difference.
+    fresh = generator.get_state()
+    elbo_best = log_weights(model, x, best, config.samples, generator).mean(0)
+    estimates = {}
+    for name, each in posteriors.items():
+        generator.set_state(fresh)
+        estimates[name] = estimate_log_px(model, x, each, config.samples, generator)
     sampled = torch.stack([estimate.log_px.double() for estimate in estimates.values()]).amax(0)
     # A closed form is not to be beaten by the noise of an estimate.
     exact = model.exact_log_px(x) is not None
     log_px = sampled if exact else torch.maximum(ais.log_px, sampled)
+    assert ais.acceptance is not None
     frames = []
     for name, estimate in estimates.items():
         elbo = estimate.elbo.double()
@@ -125,6 +138,7 @@ def _rows(
             "label": batch.y,
             "log_px_ais": ais.log_px,
             "log_px_ais_std_err": ais.std_err,
+            "ais_acceptance": ais.acceptance,
             "log_px_is": estimate.log_px,
             "log_px": log_px,
             "elbo_best": elbo_best,

@@ -19,7 +19,8 @@ DECODES_AT_ONCE = {"cpu": 500, "cuda": 20_000}
 class Estimate:
     """Per image, (B,): log p(x), its standard error, effective sample size, and the mean log weight (the ELBO of q).
 
-    ``log_w`` (S, B), in double precision, are the log weights that they come from; a closed form has none.
+    ``log_w`` (S, B), in double precision, are the log weights that they come from; a closed form has none. Annealed
+    chains have a mean ``acceptance`` of their moves too.
     """
 
     log_px: Tensor
@@ -27,6 +28,7 @@ class Estimate:
     ess: Tensor
     elbo: Tensor
     log_w: Tensor | None = None
+    acceptance: Tensor | None = None
 
 
 @torch.no_grad()

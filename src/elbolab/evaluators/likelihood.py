@@ -35,16 +35,12 @@ def likelihood(subject: Subject) -> Findings:
         }
         metrics |= {f"{split}/log_px_digit_{label}": part.log_px.mean() for label, part in rows.groupby("label")}
         if rows.ess.notna().all():
-            metrics |= {
-                f"{split}/ess": rows.ess.median(),
-                f"{split}/pareto_k": rows.pareto_k.median(),
-                f"{split}/unreliable": (rows.pareto_k > k_threshold(subject.config.samples)).mean(),
-            }
+            metrics |= {f"{split}/ess": rows.ess.median()} | _trust(subject, str(split), rows.pareto_k)
     if len(stored := table[table.posterior == "table"]):
         metrics |= mean_metrics("train/log_px_table", stored.log_px)
+        metrics |= _trust(subject, "train", stored.pareto_k, "_table")
     return Findings(
-        # A tail of equal weights has a k of -inf, which a tracking server does not keep.
-        {key: value for key, value in metrics.items() if math.isfinite(value)},
+        metrics,
         {"evaluation.posterior": model.inference},
         {
             "likelihood.parquet": table.drop(columns=list(CURVE), errors="ignore"),
@@ -52,6 +48,11 @@ def likelihood(subject: Subject) -> Findings:
             "examples.npz": _examples(model, subject),
         },
     )
+
+
+def _trust(subject: Subject, split: str, k: pd.Series, suffix: str = "") -> dict[str, float]:
+    above = k > k_threshold(subject.config.samples)
+    return {f"{split}/pareto_k{suffix}": k.median(), f"{split}/unreliable{suffix}": above.mean()}
 
 
 def mean_log_px(subject: Subject, split: str) -> float:

@@ -36,6 +36,11 @@ class Table:
     left: int = 2
     kind: str = "table"
 
+    def owner(self, row: Sequence[Cell]) -> str:
+        """The run that a row's numbers are of, the first of several; empty where the row names none."""
+        cells = (one for cell in row[: self.left] for one in (cell if isinstance(cell, tuple) else (cell,)))
+        return next((cell.run for cell in cells if isinstance(cell, Ref) and cell.run), "")
+
     @property
     def note(self) -> str:
         """What stands under the table: what the dagger means, where there is one."""
@@ -108,6 +113,11 @@ class Notes:
 
     sentences: Sequence[Finding]
     kind: str = "notes"
+
+    @property
+    def note(self) -> str:
+        """What stands under them: what the dagger means, where there is one."""
+        return UNRELIABLE if any(DAGGER in sentence.text for sentence in self.sentences) else ""
 
 
 @dataclass(frozen=True)

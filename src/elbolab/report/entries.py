@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from elbolab import records
-from elbolab.intervals import k_threshold
+from elbolab.intervals import is_unreliable, k_threshold
 from elbolab.records import RunRecord
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -73,7 +73,7 @@ class Entry:
 
     def unreliable(self, split: str) -> bool:
         """Whether most images of a split have too high a Pareto k in any of the runs: false where there is no k."""
-        return any(run.metrics.get(f"{split}/unreliable", nan) > 0.5 for run in self.runs)
+        return any(is_unreliable(run.metrics, f"{split}/log_px") for run in self.runs)
 
     def images(self, split: str, column: str = "log_px", table: bool = False) -> dict[int, float]:
         """Return one value an image of a split, by index: of the declared posterior, or of the training table.
@@ -163,9 +163,13 @@ def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
     """Fetch what the evaluations and the shown run's training left, empty where nothing was left."""
     run = runs[0]
     have = set(records.list_artifacts(run.id, "evaluation"))
+    # An evaluation takes back no file of an earlier one, but every figure that it did not measure itself.
+    figure = {"gap.parquet": "simulated/bdmc_gap"}
+    figure |= {"classes.json": "test/class_preservation" if is_latent(run) else "test/accuracy"}
 
     def read(name: str, reader: Callable[[Path], T], nothing: T) -> T:
-        return records.read(run.id, f"evaluation/{name}", reader) if f"evaluation/{name}" in have else nothing
+        there = f"evaluation/{name}" in have and (name not in figure or figure[name] in run.metrics)
+        return records.read(run.id, f"evaluation/{name}", reader) if there else nothing
 
     return Entry(
         label,

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from PIL import Image
 
 from elbolab.errors import UserError
+from elbolab.report.charts import Chart
 
 INK = "#010203"
 NARROW, WIDE = (3.7, 2.6), (4.9, 2.5)
 FLOOR_SLOT, SPARE_SLOTS = 4, range(5, 12)
+CHART_SLOTS = (1, 2, 3, 0, *SPARE_SLOTS)
 MARKERS = "osD^vPX*<>ph"
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "elbolab",
     "svg.fonttype": "none",
+    # Names come from a server, and a dollar sign in one is no formula.
+    "text.parse_math": False,
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -46,7 +51,10 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Series:
-    """One line or row of points: its name, colour slot, positions, values and, where known, standard errors."""
+    """One line or row of points: its name, colour slot, positions, values and, where known, standard errors.
+
+    ``level`` is a value to compare a line with.
+    """
 
     name: str
     slot: int
@@ -54,6 +62,7 @@ class Series:
     y: Sequence[float]
     error: Sequence[float] | None = None
     dashed: bool = False
+    level: float | None = None
 
 
 def colour(slot: int) -> str:
@@ -84,16 +93,51 @@ def by_samples(name: str, title: str, unit: str, series: Sequence[Series]) -> st
     """Draw values by a number of samples on a logarithmic axis, one line a series, with bars of one standard error."""
 
     def paint(axes: Axes) -> None:
-        for line in series:
-            tint, marker = colour(line.slot), MARKERS[line.slot]
-            axes.errorbar(line.x, line.y, line.error, color=tint, marker=marker, ms=3.6, elinewidth=1.1)
-        axes.set_xscale("log")
-        axes.set_xlabel("samples")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _logarithmic(axes, "samples", series)
 
     spans = [f"{s.name} from {s.y[0]:.2f} at {s.x[0]:g} to {s.y[-1]:.2f} at {s.x[-1]:g}" for s in series]
     return _svg(name, f"{title} ({unit})", f"{title} ({unit}) by number of samples: " + "; ".join(spans), WIDE, paint)
+
+
+def chart(name: str, shown: Chart) -> str:
+    """Draw a reproduction's figure as inline SVG; its lines have the colours of ``slots``."""
+    title = shown.y[:1].upper() + shown.y[1:]
+    return _svg(name, title, shown.alt, WIDE, lambda axes: _paint_chart(axes, shown))
+
+
+def slots(shown: Chart) -> dict[str, int]:
+    """The colour slot of each line of a reproduction's figure, by name."""
+    return dict(zip((line.name for line in shown.lines), cycle(CHART_SLOTS), strict=False))
+
+
+def save_chart(shown: Chart, path: Path) -> None:
+    """Draw a reproduction's figure as a PNG that stands alone, with a legend."""
+    whole = Figure(figsize=(7, 4), layout="constrained")
+    axes = whole.subplots()
+    _paint_chart(axes, shown, lambda slot: f"C{CHART_SLOTS.index(slot) % 10}")
+    axes.set_ylabel(shown.y)
+    axes.legend(frameon=False, fontsize=8)
+    whole.savefig(path, dpi=120)
+
+
+def _paint_chart(axes: Axes, shown: Chart, tint: Callable[[int], str] = colour) -> None:
+    slot = slots(shown)
+    lines = [Series(one.name, slot[one.name], one.x, one.y, one.error or None, level=one.level) for one in shown.lines]
+    _logarithmic(axes, shown.x, lines, tint)
+    if shown.bottom is not None:
+        axes.set_ylim(bottom=shown.bottom)
+
+
+def _logarithmic(axes: Axes, label: str, series: Sequence[Series], tint: Callable[[int], str] = colour) -> None:
+    for line in series:
+        own, marker = tint(line.slot), MARKERS[line.slot]
+        axes.errorbar(line.x, line.y, line.error, color=own, marker=marker, ms=3.6, elinewidth=1.1, label=line.name)
+        if line.level is not None:
+            axes.axhline(line.level, color=own, ls=":", lw=1.2)
+    axes.set_xscale("log")
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def by_class(name: str, title: str, unit: str, series: Sequence[Series]) -> str:

@@ -5,9 +5,9 @@ from math import hypot, isnan
 
 import numpy as np
 
-from elbolab.intervals import Paired, paired
+from elbolab.intervals import Paired, is_unreliable, paired
 from elbolab.report.entries import SPLITS, Curves, Entry, Finding, Row
-from elbolab.report.numbers import between, kept, number, percent
+from elbolab.report.numbers import between, dagger, kept, number, percent
 
 
 def find(entries: Sequence[Entry], tables: dict[str, list[Row]], curves: Curves) -> dict[str, list[Finding]]:
@@ -15,7 +15,7 @@ def find(entries: Sequence[Entry], tables: dict[str, list[Row]], curves: Curves)
     latent = [entry for entry in entries if entry.latent]
     found = {
         "summary": [protocol_finding([entry for entry in latent if entry.evaluated])],
-        "pairs": [pair_finding(row) for row in tables["pairs"] if row["other"] == latent[0].label],
+        "pairs": [pair_finding(row, latent) for row in tables["pairs"] if row["other"] == latent[0].label],
         "classifier": [confusion_finding(entry) for entry in entries if not entry.latent],
         "curves": [best_finding(entry, curves.get((entry.run.id, "val/elbo"), {})) for entry in latent],
         "classes": [finding for entry in latent for finding in (kept_finding(entry), *ten_findings(entry))],
@@ -25,23 +25,25 @@ def find(entries: Sequence[Entry], tables: dict[str, list[Row]], curves: Curves)
     return {topic: [finding for finding in group if finding] for topic, group in found.items()}
 
 
-def apart(subject: str, gap: float, error: float, other: str) -> str:
+def apart(subject: str, gap: float, error: float, other: str, doubtful: bool) -> str:
     """Write that a subject is some nats above or below another, and whether that is within two standard errors."""
     unclear = "" if abs(gap) > 2 * error else ", within two standard errors"
-    return f"{subject} {abs(gap):.2f} ± {error:.2f} nats {'above' if gap > 0 else 'below'} {other}{unclear}."
+    nats = dagger(f"{abs(gap):.2f} ± {error:.2f}", doubtful)
+    return f"{subject} {nats} nats {'above' if gap > 0 else 'below'} {other}{unclear}."
 
 
-def apart_on_same(subject: str, gap: Paired, other: str) -> str:
+def apart_on_same(subject: str, gap: Paired, other: str, doubtful: bool) -> str:
     """Write the same of a mean difference image by image, with its 95% interval."""
-    interval = f"(95% interval {between(gap.low, gap.high)})"
-    return f"{subject} {abs(gap.mean):.2f} nats {'above' if gap.mean > 0 else 'below'} {other} {interval}"
+    interval, nats = f"(95% interval {between(gap.low, gap.high)})", dagger(f"{abs(gap.mean):.2f}", doubtful)
+    return f"{subject} {nats} nats {'above' if gap.mean > 0 else 'below'} {other} {interval}"
 
 
-def pair_finding(row: Row) -> Finding:
+def pair_finding(row: Row, entries: Sequence[Entry]) -> Finding:
     """Say how far apart two runs are on the images that both were evaluated on, and which explains more of them."""
     gap = Paired(**{name: row[name] for name in Paired.__dataclass_fields__})
     images = f"{gap.images} {SPLITS[row['split']]} images"
-    text = apart_on_same(f"On the same {images} {row['model']} is", gap, row["other"])
+    doubtful = any(one.unreliable(row["split"]) for one in entries if one.label in (row["model"], row["other"]))
+    text = apart_on_same(f"On the same {images} {row['model']} is", gap, row["other"], doubtful)
     text += f" and explains {percent(gap.above)} of them better."
     return Finding(text, (row["run"], row["other_run"]))
 
@@ -60,7 +62,8 @@ def train_test_finding(entry: Entry) -> Finding | None:
     """Say how much higher a run's log p(x) is on training images than on test images."""
     gap = entry.metric("train/log_px") - entry.metric("test/log_px")
     error = hypot(entry.metric("train/log_px_se"), entry.metric("test/log_px_se"))
-    text = apart(f"{entry.label}: training images lie on average", gap, error, "test images")
+    doubtful = entry.unreliable("train") or entry.unreliable("test")
+    text = apart(f"{entry.label}: training images lie on average", gap, error, "test images", doubtful)
     return None if isnan(gap + error) else Finding(text, (entry.run.id,))
 
 
@@ -70,18 +73,20 @@ def table_finding(entry: Entry) -> Finding | None:
     if gap is None:
         return None
     subject = f"{entry.label}: on the same {gap.images} training images log p(x) from the training table's own rows is"
-    text = apart_on_same(subject, gap, "that from rows fitted by the protocol")
+    doubtful = entry.unreliable("train") or is_unreliable(entry.run.metrics, "train/log_px_table")
+    text = apart_on_same(subject, gap, "that from rows fitted by the protocol", doubtful)
     return Finding(f"{text}.", (entry.run.id,))
 
 
 def extremes_finding(entry: Entry, digits: Sequence[Row]) -> Finding | None:
     """Name the classes with the highest and the lowest mean log p(x) on test images."""
-    means = {row["log_px"]: row["digit"] for row in digits if (row["run"], row["split"]) == (entry.run.id, "test")}
+    means = {row["log_px"]: row for row in digits if (row["run"], row["split"]) == (entry.run.id, "test")}
     if len(means) < 2:
         return None
-    high, low = max(means), min(means)
-    text = f"{entry.label}: highest mean for class {means[high]} ({number(high)} nats), lowest for class {means[low]}"
-    return Finding(f"{text} ({number(low)}).", (entry.run.id,))
+    high, low = means[max(means)], means[min(means)]
+    highest, lowest = (dagger(number(row["log_px"]), row.get("unreliable")) for row in (high, low))
+    text = f"highest mean for class {high['digit']} ({highest} nats), lowest for class {low['digit']} ({lowest})"
+    return Finding(f"{entry.label}: {text}.", (entry.run.id,))
 
 
 def kept_finding(entry: Entry) -> Finding | None:

@@ -13,6 +13,8 @@ UNRELIABLE = (
     "downward bias, which the standard error, taken from the same samples, does not show."
 )
 
+BRIEFLY = f"{DAGGER} unreliable by its Pareto k: a lower bound"
+
 
 def number(value: float | None, digits: int = 2) -> str:
     """Write a number with a true minus sign; a dash where there is none."""

@@ -42,7 +42,7 @@ def render(comparisons: Sequence[Comparison], reproductions: Sequence[Reproduced
     datasets = [dataset(one, f"data{place}-" * several) for place, one in enumerate(comparisons, start=1)]
     runs = [card for comparison in comparisons for card in run_cards(comparison)]
     overview = overview_blocks(comparisons) if several else []
-    reproduced = [block for each in reproductions for block in reproduction_blocks(*each)]
+    reproduced = [block for place, each in enumerate(reproductions) for block in reproduction_blocks(each, place)]
     context = {
         "title": " and ".join(each["name"] for each in datasets),
         "observed": next((one for one in comparisons if one.latents), comparisons[0]).tag("observation_model"),
@@ -50,7 +50,8 @@ def render(comparisons: Sequence[Comparison], reproductions: Sequence[Reproduced
         "datasets": datasets,
         "closing": [Section("reproductions", "Reproductions", reproduced)] if reproduced else [],
         "runs": runs,
-        "address": {run["run"]: run["url"] or f"#run-{run['run']}" for run in runs},
+        "address": {run: page for each in reproductions for run, page in each.pages.items()}
+        | {run["run"]: run["url"] or f"#run-{run['run']}" for run in runs},
     }
     templates = {"index.html": "report/index.html.j2", "report.md": "report/report.md.j2"}
     pages = {name: env.get_template(file).render(context).strip() + "\n" for name, file in templates.items()}

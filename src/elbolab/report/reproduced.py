@@ -2,40 +2,52 @@
 
 import json
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from elbolab import records
 from elbolab.intervals import mean_and_half_width
-from elbolab.report.blocks import Cell, Picture, Pictures, Table, short
-from elbolab.report.figures import png_file
-from elbolab.report.numbers import DASH, MINUS
+from elbolab.report import figures
+from elbolab.report.blocks import Cell, Figures, Ref, Table, short
+from elbolab.report.charts import Chart
+from elbolab.report.numbers import DAGGER, DASH, MINUS, UNRELIABLE, dagger
 
 REPRODUCTION, FOUND = "elbolab.reproduction", "reproduction.json"
 OVER_SEEDS, OVER_IMAGES = "95% interval over seeds", "one standard error over images"
+# A training in a row of the table as Markdown, and its epochs.
+ROW = re.compile(r"^\| ([^|]+) \| (\d+) \|", re.MULTILINE)
 
-Reproduced = tuple[dict[str, Any], Path | None]
-"""What a reproduction found, and its figure if it has one."""
+
+@dataclass(frozen=True)
+class Reproduced:
+    """What a reproduction found, its figure if it has one, and where its runs have pages, these by id."""
+
+    found: dict[str, Any]
+    chart: Chart | None
+    pages: dict[str, str]
 
 
 def newest_reproductions() -> list[Reproduced]:
     """The newest finished reproduction of each name, by name."""
     newest = {run.params["study"]: run for run in records.newest_of_each("study", {REPRODUCTION: "true"}, "study")}
-    found = []
-    for name, run in sorted(newest.items()):
-        drawn = f"figures/{name}.png"
-        figure = records.fetch(run.id, drawn) if drawn in records.list_artifacts(run.id, "figures") else None
-        found.append((records.read(run.id, FOUND, lambda file: json.loads(file.read_bytes())), figure))
-    return found
+    return [
+        records.read(run.id, FOUND, lambda file, run=run: _reproduced(json.loads(file.read_bytes()), run.experiment))
+        for _, run in sorted(newest.items())
+    ]
 
 
-def reproduction_blocks(found: dict[str, Any], figure: Path | None) -> list[Any]:
-    """Return the table of a reproduction beside the numbers of its source, and its figure."""
+def _reproduced(found: dict[str, Any], experiment: str) -> Reproduced:
+    chart = Chart.parse(found["chart"]) if found.get("chart") else None
+    pages = {run: records.page_of(experiment, run) for row in found["rows"] for run in row["runs"]}
+    return Reproduced(found, chart, {run: page for run, page in pages.items() if page})
+
+
+def reproduction_blocks(reproduced: Reproduced, place: int) -> list[Any]:
+    """Return the table of a reproduction beside the numbers of its source, and its figure; ``place`` is its own."""
+    found = reproduced.found
     source = f" Reported: {found['source']}." if found["source"] else ""
     shown = columns(found)
     head = ["Training", "Epochs", "Runs", *(metric if kind == "measured" else "Reported" for metric, kind in shown)]
@@ -44,16 +56,22 @@ def reproduction_blocks(found: dict[str, Any], figure: Path | None) -> list[Any]
             row["training"],
             str(row["epochs"]),
             tuple(short(run) for run in row["runs"]),
-            *(cell(row, *column).replace("-", MINUS) for column in shown),
+            *(_shown(row, *column) for column in shown),
         ]
         for row in found["rows"]
     ]
     caption = f"{found['question']} {found['command']}: {facts(found)}.{source}"
     blocks: list[Any] = [Table(f"reproduction {found['name']}", caption, head, rows, left=3)]
-    if figure is not None:
-        src, width, height = png_file(figure)
-        blocks.append(Pictures("", [Picture(src, found["question"], width // 2, height // 2)]))
+    if (chart := reproduced.chart) is not None:
+        names = [Ref(name, slot=slot) for name, slot in figures.slots(chart).items()]
+        blocks.append(Figures(chart.caption, names, [figures.chart(f"reproduction{place}", chart)], wide=True))
     return blocks
+
+
+def _shown(row: dict[str, Any], metric: str, kind: str) -> Cell:
+    text = cell(row, metric, kind).replace("-", MINUS)
+    # What somebody reported is of none of these runs.
+    return Ref(text) if kind == "reference" else text
 
 
 def summarise(table: pd.DataFrame, metrics: tuple[str, ...], references: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -73,7 +91,8 @@ def summarise(table: pd.DataFrame, metrics: tuple[str, ...], references: dict[st
                 mean, error = (
                     mean_and_half_width(values.value.tolist()) if many else (values.value.item(), values.std_err.item())
                 )
-                row["figures"][metric] = {"mean": mean, "error": error, "reference": None}
+                unreliable = bool(values.unreliable.any())
+                row["figures"][metric] = {"mean": mean, "error": error, "unreliable": unreliable, "reference": None}
         for metric, value in references.get(str(training), {}).items():
             row["figures"].setdefault(metric, {"mean": None, "error": None})["reference"] = value
         rows.append(row)
@@ -105,7 +124,7 @@ def cell(row: dict[str, Any], metric: str, kind: str) -> str:
     spread = "" if error is None or error != error else f" ± {error:.2g}" if error < 0.1 else f" ± {error:.2f}"
     # A count is written as one.
     mean = f"{figure['mean']:.0f}" if not spread and figure["mean"].is_integer() else f"{figure['mean']:.2f}"
-    return f"{mean}{spread}"
+    return dagger(f"{mean}{spread}", figure.get("unreliable"))
 
 
 def facts(found: dict[str, Any]) -> str:
@@ -119,29 +138,30 @@ def facts(found: dict[str, Any]) -> str:
     )
 
 
-def markdown(found: dict[str, Any], figure: str | None) -> str:
-    """The table as Markdown, with the command and what made it; ``figure`` is the file of its picture."""
+def markdown(found: dict[str, Any], chart: Chart | None) -> str:
+    """The table as Markdown, with the command and what made it, and the figure, NAME.png beside the page."""
     shown = columns(found)
     head = ["training", "epochs", *(f"`{metric}`" if kind == "measured" else "reported" for metric, kind in shown)]
     body = [[row["training"], str(row["epochs"]), *(cell(row, *column) for column in shown)] for row in found["rows"]]
     lines = [f"| {' | '.join(line)} |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
     source = f" Reported: {found['source']}." if found["source"] else ""
-    picture = ["", f"![{found['question']}]({figure})"] if figure else []
-    return "\n".join([f"`{found['command']}`: {facts(found)}.{source}", "", *lines, *picture])
+    note = ["", UNRELIABLE] if any(DAGGER in line for line in lines) else []
+    picture = ["", f"![{chart.alt}]({found['name']}.png)"] if chart else []
+    return "\n".join([f"`{found['command']}`: {facts(found)}.{source}", "", *lines, *note, *picture])
 
 
 def insert(page: Path, name: str, text: str) -> bool:
-    """Put ``text`` between the page's comments `study NAME` and `end NAME`; whether it has them."""
+    """Put ``text`` between the page's comments `study NAME` and `end NAME`; whether it did.
+
+    It does not where the page has none, or where the table between them has another training, or more epochs of one: a
+    part of a study does not take the place of the whole.
+    """
     before = page.read_text(encoding="utf-8")
-    place = re.compile(rf"(<!-- study {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL)
-    after, count = place.subn(lambda match: f"{match[1]}{text}\n{match[2]}", before)
-    if after != before:
-        page.write_text(after, encoding="utf-8")
-    return bool(count)
-
-
-def draw(figure: Callable[[pd.DataFrame, Axes], None], table: pd.DataFrame, path: Path) -> None:
-    """Draw a reproduction's own figure of its runs to ``path``."""
-    whole = Figure(figsize=(7, 4), layout="constrained")
-    figure(table, whole.subplots())
-    whole.savefig(path, dpi=120)
+    place = re.compile(rf"(<!-- study {re.escape(name)} -->\n)(.*?)(<!-- end {re.escape(name)} -->)", re.DOTALL)
+    if (there := place.search(before)) is None:
+        return False
+    epochs = {training: int(count) for training, count in ROW.findall(text)}
+    if any(epochs.get(training, 0) < int(count) for training, count in ROW.findall(there[2])):
+        return False
+    page.write_text(f"{before[: there.start()]}{there[1]}{text}\n{there[3]}{before[there.end() :]}", encoding="utf-8")
+    return True

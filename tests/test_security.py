@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -397,10 +398,11 @@ def guarded(store: Path) -> Iterator[tuple[str, str]]:
             command, cwd=folder, env={**os.environ, **keys}, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            wait_for_server(f"http://127.0.0.1:{port}")
+            wait_for_server(f"http://127.0.0.1:{port}", process)
             yield f"127.0.0.1:{port}", password
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(timeout=30)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -135,7 +136,35 @@ def test_a_damaged_state_is_noticed_and_the_one_before_it_used(
     assert newest.name in said
     assert "going on from the one before it" in said
     assert ("checksum differs" in said) == (damage == "altered")
-    older.unlink()
+    for damaged in (older, newest):
+        damaged.write_bytes(content)
+    for path in set((tmp_path / "one").glob("state-*.safetensors")) - {older, newest}:
+        path.unlink()
+    assert fit(tmp_path / "one") == expected
+    said = capsys.readouterr().err.splitlines()
+    assert ["going on from the one before it" in line for line in said] == [True, False]
+    assert f"{older.name} " in said[1]
+    assert said[1].endswith("; going on from the start")
+
+
+def test_the_state_of_a_training_of_another_config_is_refused(digits: Data, tmp_path: Path):
+    kind = MODELS["vae"]
+    config = kind.Config.parse(TINY)
+    model = kind(config, digits.spec)
+    states.States(tmp_path, model, model.optimizers()).save(states.Position())
+    other = kind(config.model_copy(update={"lr": 0.5}), digits.spec)
+    with pytest.raises(UserError, match=f"{tmp_path} holds the state of a training of another config"):
+        train(other, digits, lambda _: None, tmp_path)
+
+
+def test_what_was_begun_on_a_cpu_goes_on_on_a_gpu(digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A CPU keeps no random numbers of a GPU, which then has those that the seed gave it."""
+    model = MODELS["vae"](MODELS["vae"].Config.parse(TINY), digits.spec)
+    kept = states.States(tmp_path, model, model.optimizers())
+    kept.save(states.Position(epoch=2, step=3))
+    monkeypatch.setattr(type(model), "device", SimpleNamespace(type="cuda"))
+    at = kept.restore()
+    assert (at.epoch, at.step) == (2, 3)
 
 
 def stopped(store: Path, number: signal.Signals, epochs: int) -> str:
@@ -218,16 +247,31 @@ def test_a_crash_is_failed_with_its_reason_and_goes_on(store: Path, monkeypatch:
     assert "failure" not in records.get_run(failed.info.run_id).tags
 
 
-def test_a_loss_that_is_not_finite_stops_at_its_step_and_leaves_the_last_good_state(store: Path):
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_leaves_the_last_good_state(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(states, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(states, "TIMES_ITS_COST", 0)
     config = MODELS["vae"].Config.parse({**TINY, "epochs": 3, "lr": 1e12})
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d of epoch 1, because of .*log p\(x\|z\)"):
+    with pytest.raises(UserError) as error:
         train_model("vae", config)
+    found = re.match(r"the loss is (?:nan|inf) at step (\d) of epoch 1, because of .*log p\(x\|z\)", str(error.value))
+    assert found, error.value
     (run,) = mlflow.MlflowClient().search_runs(["0"])
     assert run.info.status == "FAILED"
     assert "at step" in run.data.tags["failure"]
-    for path in store.glob("unfinished/*/state-*.safetensors"):
-        tensors, _ = checkpoint.read(path)
-        assert all(value.isfinite().all() for value in tensors.values())
+    kept = [checkpoint.read(path) for path in sorted(store.glob("unfinished/*/state-*.safetensors"))]
+    assert kept[-1][1]["step"] == int(found[1]) - 1
+    assert all(value.isfinite().all() for tensors, _ in kept for value in tensors.values())
+
+
+def test_what_the_last_step_spoils_is_no_finished_training(digits: Data, tmp_path: Path):
+    """The loss of the only step is finite, and that of the weights which it leaves is not."""
+    config = MODELS["vae"].Config.parse({**TINY, "batch_size": 64, "epochs": 1, "lr": 1e30})
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match=r"^val/\w+ is (nan|inf|-inf) at the end of epoch 1; lower lr$"):
+        train(MODELS["vae"](config, digits.spec), digits, lambda _: None, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def signal_twice() -> None:

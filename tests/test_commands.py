@@ -1,6 +1,7 @@
 """The product as its users run it: real processes, real `mlflow run`, a real store."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -76,6 +77,7 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
         (["ppca", "--latent-dim", "784"], "latent_dim=784 must be less than 784"),
         (["latent_opt", "--latent-init", "ones"], "latent_init='ones': should be zeros, normal, pca or encoder:RUN"),
         (["latent_opt", "--latent-init", "encoder:nothing"], "'nothing' has no trained model on"),
+        (["vae", "--new-run"], "new_run=True needs resume, the run whose parameters it takes; add --resume RUN"),
         (["vea"], "No such command 'vea'"),
         (["evaluate", "nothing"], "run 'nothing' is not on"),
         (["compare", "--run", "nothing"], "run 'nothing' is not on"),
@@ -90,6 +92,24 @@ def test_a_mistake_is_one_line_and_leaves_no_run(command: Command, arguments: li
     assert len(lines) == 1, done.stderr
     assert message in lines[0]
     assert [run for run in runs() if run.info.status in ("RUNNING", "FINISHED")] == []
+
+
+# Where a report should be written, or a temporary file.
+FULL = """
+import errno, os, sys
+from elbolab import cli, compare
+def full(config):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "report/index.html")
+compare.compare = full
+sys.argv[1:] = ["compare"]
+cli.main()
+"""
+
+
+def test_a_full_disk_is_one_line(store: Path):
+    done = subprocess.run([sys.executable, "-c", FULL], cwd=store, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"elbolab: .*No space left on device: 'report/index.html'; free some space\n", done.stderr)
 
 
 def test_a_training_that_diverges_is_failed_with_its_reason(command: Command, store: Path):

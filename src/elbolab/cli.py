@@ -1,5 +1,6 @@
 """The command line: a training command for every model, the others beside them, and how each of them ends."""
 
+import errno
 import gc
 import os
 import signal
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
         Config,
         EvaluateConfig,
         ExploreConfig,
-        MainConfig,
+        Given,
         PromoteConfig,
         ResumeConfig,
         Settings,
@@ -35,6 +36,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Command(click.Command):
@@ -45,7 +47,11 @@ class Command(click.Command):
     """
 
     def __init__(
-        self, name: str, kinds: Callable[[], list[type["Settings"]]], act: Callable[..., None], *arguments: click.Argument
+        self,
+        name: str,
+        kinds: Callable[[], list[type["Settings"]]],
+        act: Callable[..., None],
+        *arguments: click.Argument,
     ) -> None:
         super().__init__(name, callback=self._call, params=[*arguments], help=act.__doc__)
         self._kinds = kinds
@@ -160,7 +166,7 @@ def _explore(config: "ExploreConfig", run: tuple[str, ...]) -> None:
     click.echo(explore(split_ids(run), config))
 
 
-def _main(given: "MainConfig") -> None:
+def _main(given: "Given") -> None:
     """Train cnn, vae, latent_opt and ppca, evaluate every run, and write the report."""
     from elbolab.experiment import run_all
 
@@ -227,6 +233,10 @@ def main() -> None:
             click.echo(f"elbolab: {error}", err=True)
         sys.exit(2)
     except Exception as error:
+        # Wherever it was: in the working folder, the one for temporary files, the cache.
+        if isinstance(error, OSError) and error.errno in FULL:
+            click.echo(f"elbolab: {error}; free some space", err=True)
+            sys.exit(2)
         from mlflow.exceptions import MlflowException
 
         # A server that does not answer, or not to this user, is nobody's bug; an address may hold a password.

@@ -2,27 +2,30 @@
 
 import math
 import os
+import secrets
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 from elbolab.data import Batch, Data, DataSpec, load_data
 from elbolab.models.ppca import PPCA, PPCAConfig
+from elbolab.records import prepare_store
 
 REPOSITORY = Path(__file__).parent.parent
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -33,8 +36,10 @@ torch.set_num_threads(1)
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 
 # The same cases at every `make test`, others and more of them at every `make fuzz`.
-settings.register_profile("test", max_examples=500, derandomize=True, database=None, deadline=None)
-settings.register_profile("fuzz", max_examples=10_000, database=None, deadline=None, print_blob=True)
+# On a busy machine anything may be slow.
+ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("test", max_examples=500, derandomize=True, database=None, **ANY_SPEED)
+settings.register_profile("fuzz", max_examples=10_000, database=None, print_blob=True, **ANY_SPEED)
 settings.load_profile("test")
 
 
@@ -70,8 +75,8 @@ def batch_of(x: Tensor) -> Batch:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder as working folder, with a sqlite store in it as tracking server."""
+def unused_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder as working folder, where a sqlite store that is still to be made is the tracking server."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
         monkeypatch.delenv(name)
@@ -79,6 +84,27 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     yield tmp_path
     mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite store in which nothing is yet; to make its tables takes seconds."""
+    folder = tmp_path_factory.mktemp("tables")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    prepare_store()
+    mlflow.set_tracking_uri(before)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(unused_store: Path, tables: Path) -> Path:
+    """A folder as working folder, with a sqlite store in it as tracking server."""
+    with closing(sqlite3.connect(tables)) as source, closing(sqlite3.connect(unused_store / "mlflow.db")) as copy:
+        source.backup(copy)
+        copy.execute("UPDATE experiments SET artifact_location = ?", (f"{unused_store}/mlruns/0",))
+        copy.commit()
+    return unused_store
 
 
 @pytest.fixture
@@ -167,17 +193,22 @@ def complaints(page: Any) -> list[str]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens to."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port of this machine that nobody listens to, below those that connections get by themselves."""
+    while True:
+        port = 10_000 + secrets.randbelow(22_000)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
-def wait_for_server(address: str) -> None:
-    """Return once the MLflow server at ``address`` answers."""
-    for _ in range(120):
+def wait_for_server(address: str, process: subprocess.Popen[bytes]) -> None:
+    """Return once the MLflow server at ``address``, which ``process`` is, answers."""
+    until = time.monotonic() + 180
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise ChildProcessError(f"the server at {address} ended with {process.returncode}")
         try:
-            urllib.request.urlopen(f"{address}/health", timeout=2)
+            urllib.request.urlopen(f"{address}/health", timeout=10)
             return
         except OSError:
             time.sleep(0.5)
@@ -200,12 +231,13 @@ def mlflow_server(store: Path, runs: str, port: int) -> Iterator[str]:
     )
     before = mlflow.get_tracking_uri()
     try:
-        wait_for_server(address)
+        wait_for_server(address, process)
         mlflow.set_tracking_uri(address)
         yield address
     finally:
         mlflow.set_tracking_uri(before)
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=30)
 
 

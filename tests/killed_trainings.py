@@ -22,6 +22,8 @@ import torch
 from elbolab import checkpoint, records, states, tracker
 from elbolab.experiment import resume, train_model
 from elbolab.models import MODELS
+from elbolab.spool import spools
+from elbolab.tracker import UNFINISHED
 
 FIELDS: dict[str, dict[str, Any]] = {
     "vae": {"likelihood": "bernoulli", "latent_dim": 8},
@@ -110,9 +112,9 @@ def newest_outcome() -> dict[str, Any]:
 
 
 def main() -> None:
-    folder, model, times, when, seed, epochs = sys.argv[1:]
-    os.chdir(folder)
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    place, model, times, when, seed, epochs = sys.argv[1:]
+    os.chdir(place)
+    mlflow.set_tracking_uri(f"sqlite:///{place}/mlflow.db")
     # A state at each step, so that every kill finds another.
     states.LEAST_SECONDS = states.TIMES_ITS_COST = 0
     moments = random.Random(int(seed))
@@ -130,19 +132,28 @@ def main() -> None:
         own = random.Random(moments.random())
         return killed(lambda: (die_while_writing(own), work()), None)
 
-    kills, began = 0, time.monotonic()
+    kills = resumed = with_state = 0
+    began = time.monotonic()
     killed(fresh, None)
     seconds = time.monotonic() - began
     expected, found = newest_outcome(), []
     while kills < int(times):
-        before, work = set(Path("unfinished").glob("*")), fresh
+        before, work, folder = set(spools(UNFINISHED)), fresh, None
         while not attempt(work):
             kills += 1
-            for left in set(Path("unfinished").glob("*")) - before:
+            if folder is not None and not folder.exists():
+                # It had come to its end, and only its process had not.
+                break
+            for left in set(spools(UNFINISHED)) - before:
                 if any(tracker.begun(left)):
-                    work = partial(resume, left.name)
+                    work, folder = partial(resume, left.name), left
+            resumed += folder is not None
+            with_state += folder is not None and any(folder.glob(states.PATTERN))
         found.append(newest_outcome())
-    print(json.dumps({"expected": expected, "found": found, "kills": kills, "seconds": seconds}))
+    # What was killed before it had said anything leaves a folder with nothing in it.
+    killed(tracker.send_unfinished, None)
+    counts = {"kills": kills, "resumed": resumed, "with_state": with_state}
+    print(json.dumps({"expected": expected, "found": found, **counts, "seconds": seconds}))
 
 
 if __name__ == "__main__":

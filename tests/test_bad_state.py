@@ -1,6 +1,7 @@
 """Folders that cannot be written, odd names of folders, databases that are none, a clock that goes backwards."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from elbolab.cli import cli
 from elbolab.compare import compare
 from elbolab.config import CompareConfig, ExploreConfig, MainConfig
 from elbolab.errors import UserError
+from elbolab.spool import Spool
 from elbolab.sqlite import first_use
 
 TINY = ["--train-size", "40", "--val-size", "10", "--test-size", "10"]
@@ -27,14 +29,18 @@ def use(url: str) -> None:
 
 
 def as_nobody(folder: Path, url: str) -> str:
-    """What a user who may not write to ``folder`` is told there by a command's settings and by the store."""
+    """What a user who may not write to ``folder`` is told there by a command's settings, the store and a training."""
     reading, writing = os.pipe()
     if not (child := os.fork()):
         told = []
         # Permission bits do not bind root.
         if os.getuid() == 0:
             os.setuid(65534)
-        for action in (lambda: CompareConfig.parse({"out": str(folder / "new")}), lambda: use(url)):
+        for action in (
+            lambda: CompareConfig.parse({"out": str(folder / "new")}),
+            lambda: use(url),
+            lambda: Spool(folder / "unfinished" / "run"),
+        ):
             try:
                 action()
             except Exception as error:
@@ -53,10 +59,13 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path, mode: int):
         if parent.owner() == tmp_path.owner() and parent.is_relative_to(tempfile.gettempdir()):
             parent.chmod(parent.stat().st_mode | 0o055)
     tmp_path.chmod(mode)
-    out, store = as_nobody(tmp_path, f"sqlite:///{tmp_path}/mlflow.db").splitlines()
+    out, store, training = as_nobody(tmp_path, f"sqlite:///{tmp_path}/mlflow.db").splitlines()
     assert out.startswith(f"out='{tmp_path}/new': should be where files can be written, but {tmp_path} is no folder")
     assert store == (
         f"the database {tmp_path}/mlflow.db cannot be written; name one in a folder that exists and can be"
+    )
+    assert re.fullmatch(
+        rf"{tmp_path}/unfinished/run cannot be written: .*Permission denied.*; work in a folder that can be", training
     )
 
 

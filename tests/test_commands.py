@@ -1,7 +1,7 @@
 """The product as its users run it: real processes, real `mlflow run`, a real store."""
 
 import json
-import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from conftest import Command, mlflow_run, wait_for_server
+from conftest import Command, free_port, mlflow_run, mlflow_server
 from mlflow.entities import Run
 
 from elbolab import load_model, records
@@ -77,6 +77,7 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
         (["ppca", "--latent-dim", "784"], "latent_dim=784 must be less than 784"),
         (["latent_opt", "--latent-init", "ones"], "latent_init='ones': should be zeros, normal, pca or encoder:RUN"),
         (["latent_opt", "--latent-init", "encoder:nothing"], "'nothing' has no trained model on"),
+        (["vae", "--new-run"], "new_run=True needs resume, the run whose parameters it takes; add --resume RUN"),
         (["vea"], "No such command 'vea'"),
         (["evaluate", "nothing"], "run 'nothing' is not on"),
         (["compare", "--run", "nothing"], "run 'nothing' is not on"),
@@ -91,6 +92,24 @@ def test_a_mistake_is_one_line_and_leaves_no_run(command: Command, arguments: li
     assert len(lines) == 1, done.stderr
     assert message in lines[0]
     assert [run for run in runs() if run.info.status in ("RUNNING", "FINISHED")] == []
+
+
+# Where a report should be written, or a temporary file.
+FULL = """
+import errno, os, sys
+from elbolab import cli, compare
+def full(config):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "report/index.html")
+compare.compare = full
+sys.argv[1:] = ["compare"]
+cli.main()
+"""
+
+
+def test_a_full_disk_is_one_line(store: Path):
+    done = subprocess.run([sys.executable, "-c", FULL], cwd=store, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"elbolab: .*No space left on device: 'report/index.html'; free some space\n", done.stderr)
 
 
 def test_a_training_that_diverges_is_failed_with_its_reason(command: Command, store: Path):
@@ -126,11 +145,11 @@ def test_an_interrupted_training_is_killed(store: Path, number: signal.Signals, 
     assert list(store.glob("unfinished/*/state-*.safetensors"))
 
 
-def test_four_first_uses_of_a_store_at_the_same_time(store: Path):
+def test_four_first_uses_of_a_store_at_the_same_time(unused_store: Path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "elbolab", "ppca", "--latent-dim", "2", *TINY, "--seed", str(seed)],
-            cwd=store,
+            cwd=unused_store,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -203,19 +222,7 @@ def test_the_whole_experiment_by_mlflow_run(store: Path):
 
 
 def test_the_same_command_logs_to_a_server(store: Path, command: Command):
-    server = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "server", "--port", "5987", "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{store}/server.db", "--artifacts-destination", str(store / "kept")),
-        ],
-        cwd=store,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        address = "http://127.0.0.1:5987"
-        wait_for_server(address)
+    with mlflow_server(store, f"sqlite:///{store}/server.db", free_port()) as address:
         there = {"MLFLOW_TRACKING_URI": address, "MLFLOW_EXPERIMENT_NAME": "digits"}
         done = command("ppca", "--latent-dim", "2", *TINY, **there)
         assert done.returncode == 0, done.stderr
@@ -228,6 +235,3 @@ def test_the_same_command_logs_to_a_server(store: Path, command: Command):
         experiment = client.get_experiment_by_name("digits")
         assert experiment is not None
         assert {run.info.status for run in client.search_runs([experiment.experiment_id])} == {"FINISHED"}
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)

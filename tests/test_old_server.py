@@ -33,7 +33,7 @@ def old_server(store: Path) -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        wait_for_server(address)
+        wait_for_server(address, process)
         yield address
     finally:
         os.killpg(process.pid, signal.SIGTERM)

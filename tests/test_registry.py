@@ -259,7 +259,7 @@ def test_a_version_loads_and_serves_where_there_is_no_elbolab(
         [*command, "--env-manager", "local"], cwd=tmp_path, env=environment, start_new_session=True
     )
     try:
-        wait_for_server(address)
+        wait_for_server(address, server)
         _ask_the_server(address, digits, expected)
     finally:
         os.killpg(server.pid, signal.SIGTERM)

@@ -9,15 +9,17 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, Command, mlflow_run
 from killed_trainings import digest, outcome
 
-from elbolab import checkpoint, records, states, tracker
+from elbolab import checkpoint, distributed, experiment, records, states, tracker
 from elbolab.data import Data
 from elbolab.errors import UserError
 from elbolab.experiment import resume, train_model
@@ -49,6 +51,9 @@ def killed_trainings(store: Path, model: str, times: int, when: str, epochs: int
 def test_killed_trainings_end_like_one_that_was_not(store: Path, model: str, times: int, when: str, epochs: int):
     done = killed_trainings(store, model, times, when, epochs)
     assert done["kills"] == times
+    # Those that were gone on with, and those in which a state had been written before.
+    assert done["resumed"] >= times // 2
+    assert done["with_state"] >= times // 2
     assert done["expected"]["status"] == "FINISHED"
     steps = list(range(1, epochs + 1))
     assert all([step for step, _ in values] == steps for values in done["expected"]["history"].values())
@@ -137,12 +142,44 @@ def test_a_damaged_state_is_noticed_and_the_one_before_it_used(
     assert newest.name in said
     assert "going on from the one before it" in said
     assert ("checksum differs" in said) == (damage == "altered")
-    older.unlink()
+    for damaged in (older, newest):
+        damaged.write_bytes(content)
+    for path in set((tmp_path / "one").glob("state-*.safetensors")) - {older, newest}:
+        path.unlink()
+    assert fit(tmp_path / "one") == expected
+    said = capsys.readouterr().err.splitlines()
+    assert ["going on from the one before it" in line for line in said] == [True, False]
+    assert f"{older.name} " in said[1]
+    assert said[1].endswith("; going on from the start")
 
 
-def stopped(store: Path, number: signal.Signals, epochs: int) -> str:
-    """What a training said that got a signal in its second epoch."""
-    command = [sys.executable, "-m", "elbolab", "vae", *AS_OPTIONS, "--epochs", str(epochs)]
+def test_the_state_of_a_training_of_another_config_is_refused(digits: Data, tmp_path: Path):
+    kind = MODELS["vae"]
+    config = kind.Config.parse(TINY)
+    model = kind(config, digits.spec)
+    states.States(tmp_path, model, model.optimizers()).save(states.Position())
+    other = kind(config.model_copy(update={"lr": 0.5}), digits.spec)
+    with pytest.raises(UserError, match=f"{tmp_path} holds the state of a training of another config"):
+        train(other, digits, lambda _: None, tmp_path)
+
+
+def test_what_was_begun_on_a_cpu_goes_on_on_a_gpu(digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A CPU keeps no random numbers of a GPU, which then has those that the seed gave it."""
+    model = MODELS["vae"](MODELS["vae"].Config.parse(TINY), digits.spec)
+    kept = states.States(tmp_path, model, model.optimizers())
+    kept.save(states.Position(epoch=2, step=3))
+    monkeypatch.setattr(type(model), "device", SimpleNamespace(type="cuda"))
+    at = kept.restore()
+    assert (at.epoch, at.step) == (2, 3)
+
+
+# So many that a training of which an epoch is told has not ended before a signal gets to it.
+LONG = 200
+
+
+def stopped(store: Path, number: signal.Signals) -> str:
+    """What a long training said that got a signal in its second epoch."""
+    command = [sys.executable, "-m", "elbolab", "vae", *AS_OPTIONS, "--epochs", str(LONG)]
     with subprocess.Popen(command, cwd=store, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -155,7 +192,7 @@ def stopped(store: Path, number: signal.Signals, epochs: int) -> str:
 
 
 def test_an_interrupted_run_goes_on_with_its_own_parameters_or_not_at_all(command: Command, store: Path):
-    said = stopped(store, signal.SIGTERM, 40)
+    said = stopped(store, signal.SIGTERM)
     found = re.search(r"`elbolab resume (\w+)` goes on with it", said)
     assert found, said
     run_id = found[1]
@@ -182,24 +219,63 @@ def test_an_interrupted_run_goes_on_with_its_own_parameters_or_not_at_all(comman
     assert done.stdout.strip() == run_id
     assert records.get_run(run_id).status == "FINISHED"
     steps = [metric.step for metric in mlflow.MlflowClient().get_metric_history(run_id, "val/elbo")]
-    assert steps == list(range(1, 41))
+    assert steps == list(range(1, LONG + 1))
     assert not (store / "unfinished").exists()
 
 
 def test_a_run_whose_process_is_gone_is_closed_by_sync_and_goes_on_all_the_same(store: Path, command: Command):
-    stopped(store, signal.SIGKILL, 40)
+    stopped(store, signal.SIGKILL)
     (run,) = mlflow.MlflowClient().search_runs(["0"])
     assert run.info.status == "RUNNING"
     assert command("sync").returncode == 0
     assert records.get_run(run.info.run_id).status == "KILLED"
     assert resume(run.info.run_id) == run.info.run_id
     assert records.get_run(run.info.run_id).status == "FINISHED"
-    assert outcome(run.info.run_id)["history"]["val/elbo"][-1][0] == 40
+    assert outcome(run.info.run_id)["history"]["val/elbo"][-1][0] == LONG
+
+
+def break_down(*arguments: Any) -> None:
+    raise RuntimeError("the roof came down")
+
+
+def test_data_that_changed_since_the_run_began_are_refused(store: Path, monkeypatch: pytest.MonkeyPatch):
+    images, labels = np.zeros((60, 8, 8), np.uint8), np.arange(60) % 3
+    np.savez(store / "own.npz", images=images, labels=labels)
+    config = MODELS["vae"].Config.parse({"dataset": f"npz:{store}/own.npz", "latent_dim": 4, "epochs": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker.Tracker, "report", break_down)
+        with pytest.raises(RuntimeError, match="the roof"):
+            train_model("vae", config)
+    (run,) = mlflow.MlflowClient().search_runs(["0"])
+    images[-1, -1, -1] = 1
+    np.savez(store / "own.npz", images=images, labels=labels)
+    experiment._load.cache_clear()
+    with pytest.raises(UserError, match=rf"own.npz has the digest \w+ now and had {run.data.tags['data.digest']} when"):
+        resume(run.info.run_id)
+    images[-1, -1, -1] = 0
+    np.savez(store / "own.npz", images=images, labels=labels)
+    experiment._load.cache_clear()
+    assert resume(run.info.run_id) == run.info.run_id
+
+
+def test_a_training_of_several_processes_is_not_gone_on_with(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "processes", lambda: 2)
+        patch.setattr(tracker.Tracker, "report", break_down)
+        with pytest.raises(RuntimeError, match="the roof"):
+            train_model("vae", MODELS["vae"].Config.parse({**TINY, "epochs": 1}))
+    assert "goes on with it" not in capsys.readouterr().err
+    (run,) = mlflow.MlflowClient().search_runs(["0"])
+    with pytest.raises(UserError, match=f"run {run.info.run_id} was trained by 2 processes, .* by --new-run$"):
+        resume(run.info.run_id)
+    assert records.get_run(resume(run.info.run_id, new_run=True)).status == "FINISHED"
 
 
 @pytest.mark.scale
 def test_a_run_goes_on_by_mlflow_run(store: Path):
-    stopped(store, signal.SIGTERM, 40)
+    stopped(store, signal.SIGTERM)
     (run,) = mlflow.MlflowClient().search_runs(["0"])
     # A training is gone on with in the folder in which it was begun, and a project's commands work in its own.
     for name in ("MLproject", "conda.yaml"):
@@ -219,12 +295,12 @@ def test_a_crash_is_failed_with_its_reason_and_goes_on(store: Path, monkeypatch:
     monkeypatch.setattr(states, "TIMES_ITS_COST", 0)
     report = tracker.Tracker.report
 
-    def break_down(self: tracker.Tracker, event: Event) -> None:
+    def in_the_second(self: tracker.Tracker, event: Event) -> None:
         if event.epoch == 2:
-            raise RuntimeError("the roof came down")
+            break_down()
         report(self, event)
 
-    monkeypatch.setattr(tracker.Tracker, "report", break_down)
+    monkeypatch.setattr(tracker.Tracker, "report", in_the_second)
     with pytest.raises(RuntimeError, match="the roof"):
         train_model("vae", config)
     monkeypatch.setattr(tracker.Tracker, "report", report)
@@ -235,16 +311,31 @@ def test_a_crash_is_failed_with_its_reason_and_goes_on(store: Path, monkeypatch:
     assert "failure" not in records.get_run(failed.info.run_id).tags
 
 
-def test_a_loss_that_is_not_finite_stops_at_its_step_and_leaves_the_last_good_state(store: Path):
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_leaves_the_last_good_state(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(states, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(states, "TIMES_ITS_COST", 0)
     config = MODELS["vae"].Config.parse({**TINY, "epochs": 3, "lr": 1e12})
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d of epoch 1, because of .*log p\(x\|z\)"):
+    with pytest.raises(UserError) as error:
         train_model("vae", config)
+    found = re.match(r"the loss is (?:nan|inf) at step (\d) of epoch 1, because of .*log p\(x\|z\)", str(error.value))
+    assert found, error.value
     (run,) = mlflow.MlflowClient().search_runs(["0"])
     assert run.info.status == "FAILED"
     assert "at step" in run.data.tags["failure"]
-    for path in store.glob("unfinished/*/state-*.safetensors"):
-        tensors, _ = checkpoint.read(path)
-        assert all(value.isfinite().all() for value in tensors.values())
+    kept = [checkpoint.read(path) for path in sorted(store.glob("unfinished/*/state-*.safetensors"))]
+    assert kept[-1][1]["step"] == int(found[1]) - 1
+    assert all(value.isfinite().all() for tensors, _ in kept for value in tensors.values())
+
+
+def test_what_the_last_step_spoils_is_no_finished_training(digits: Data, tmp_path: Path):
+    """The loss of the only step is finite, and that of the weights which it leaves is not."""
+    config = MODELS["vae"].Config.parse({**TINY, "batch_size": 64, "epochs": 1, "lr": 1e30})
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match=r"^val/\w+ is (nan|inf|-inf) at the end of epoch 1; lower lr$"):
+        train(MODELS["vae"](config, digits.spec), digits, lambda _: None, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def signal_twice() -> None:

@@ -11,7 +11,7 @@ import pytest
 from conftest import Postgres, free_port, mlflow_server
 from mlflow.entities import Run
 from optuna.trial import TrialState
-from test_studies import SEARCH, all_under_way, begin, carry_out, children, define, needed, running, trials_of, wait_for
+from test_studies import SEARCH, all_under_way, begin, carry_out, children, define, needed, trials_of, wait_for
 
 from elbolab.mirror import DIED, TRIAL
 
@@ -30,7 +30,7 @@ def test_three_workers_on_postgresql_and_a_server_one_killed(store: Path, postgr
         store, "shared", SEARCH.replace('"epochs": 2', '"epochs": 60').replace("trials=4", "trials=6, pruner='none'")
     )
     there = {"MLFLOW_TRACKING_URI": server, "MLFLOW_EXPERIMENT_NAME": "shared"}
-    workers = [begin(store, "shared", "--storage", storage, "--heartbeat", "3", **there) for _ in range(3)]
+    workers = [begin(store, "shared", "--storage", storage, **there) for _ in range(3)]
     wait_for(lambda: all_under_way(3, "shared", storage), seconds=240)
     workers[0].send_signal(signal.SIGKILL)
     ends = [worker.communicate(timeout=300) for worker in workers]
@@ -60,7 +60,7 @@ def test_a_study_outlives_its_tracking_server(store: Path):
     }
     with mlflow_server(store, runs, port):
         process = begin(store, "outage", **there)
-        wait_for(lambda: sum(trial.state == TrialState.COMPLETE for trial in _trials("outage")) == 1)
+        wait_for(lambda: sum(trial.state == TrialState.COMPLETE for trial in _trials("outage")) >= 1)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
@@ -80,14 +80,14 @@ def test_ray_spreads_trials_and_a_node_that_dies_costs_a_retry(store: Path):
     pytest.importorskip("ray", reason="ray is not installed: pip install 'elbolab[ray]'")
     from ray.cluster_utils import Cluster
 
-    text = SEARCH.replace('"epochs": 2', '"epochs": 30').replace("trials=4", "trials=4, pruner='none'")
+    text = SEARCH.replace('"epochs": 2', '"epochs": 60').replace("trials=4", "trials=4, pruner='none'")
     define(store, "spread", text)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         second = cluster.add_node(num_cpus=1)
         process = begin(store, "spread", "--executor", "ray", "--address", str(cluster.address), "--heartbeat", "3")
-        wait_for(lambda: sum(trial.state == TrialState.RUNNING for trial in _trials("spread")) == 2)
-        wait_for(lambda: running("spread"))
+        # Each node has room for one.
+        wait_for(lambda: all_under_way(2, "spread"))
         cluster.remove_node(second, allow_graceful=False)
         out, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors

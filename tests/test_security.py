@@ -12,6 +12,8 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +39,7 @@ from elbolab.experiment import evaluate_run, train_model
 from elbolab.explorer.page import explore
 from elbolab.models import MODELS
 from elbolab.report.reproduced import FOUND, REPRODUCTION
+from elbolab.versions import register
 
 TINY: dict[str, Any] = {"train_size": 20, "val_size": 10, "test_size": 10, "epochs": 1, "latent_dim": 2}
 HEADER = "elbolab"
@@ -133,6 +136,18 @@ def test_pickles_and_code_beside_the_weights_are_not_touched(
         marker = planted(model_folder / name)
     model = load_model(trained[1])
     assert model.config.params() == MODELS["vae"].Config.parse(TINY).params()
+    assert not marker.exists()
+
+
+def test_a_registered_model_executes_nothing_either(
+    trained: tuple[Path, str], model_folder: Path, planted: Callable[[Path], Path]
+):
+    uri = register(trained[1], "planted")
+    marker = planted(model_folder / "python_model.pkl")
+    assert load_model(uri).config.params() == MODELS["vae"].Config.parse(TINY).params()
+    planted(model_folder / "artifacts" / "best.safetensors")
+    with pytest.raises(UserError, match=r"best\.safetensors is not a checkpoint of elbolab"):
+        load_model(uri)
     assert not marker.exists()
 
 
@@ -332,7 +347,7 @@ EVIL = '<script>hacked=1</script><img src=x onerror="hacked=1">"</title></style>
 EVIL_TOO = EVIL.replace('"', "'")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def evil(trained: tuple[Path, str]) -> str:
     """The run with names, tags and parameters that try to become markup, and a reproduction that does too."""
     client, run = mlflow.MlflowClient(), trained[1]
@@ -353,6 +368,38 @@ def evil(trained: tuple[Path, str]) -> str:
     client.log_dict(study, {**found, "chart": chart}, FOUND)
     client.set_terminated(study)
     return run
+
+
+class Elements(HTMLParser):
+    """What a page is made of: its tags with their attributes, and the text of all but its scripts and styles."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(page.read_text())
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem is None:
+            self.words += data
+
+
+def test_names_tags_and_parameters_become_no_elements(evil: str, tmp_path: Path):
+    report = compare(CompareConfig(out=tmp_path / "report"))
+    page = explore([evil], ExploreConfig(images=5, out=tmp_path / "explorer.html"))
+    for file in (report, page):
+        elements = Elements(file)
+        assert EVIL_TOO in elements.words
+        assert ("img", "x") not in [(tag, attributes.get("src")) for tag, attributes in elements.tags]
+        assert not any(key.startswith("on") for _, attributes in elements.tags for key in attributes)
+        # What a name says about a page's end or its scripts would be one more of each.
+        assert [tag for tag, _ in elements.tags].count("title") == 1
+        assert file.read_text().count("</script") == [tag for tag, _ in elements.tags].count("script")
+    assert "<script" not in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_names_tags_and_parameters_stay_words(evil: str, browser: Any, tmp_path: Path):
@@ -399,10 +446,11 @@ def guarded(store: Path) -> Iterator[tuple[str, str]]:
             command, cwd=folder, env={**os.environ, **keys}, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            wait_for_server(f"http://127.0.0.1:{port}")
+            wait_for_server(f"http://127.0.0.1:{port}", process)
             yield f"127.0.0.1:{port}", password
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(timeout=30)
 
 

@@ -1,5 +1,6 @@
 """The command line: a training command for every model, the others beside them, and how each of them ends."""
 
+import errno
 import gc
 import os
 import signal
@@ -35,6 +36,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Command(click.Command):
@@ -231,6 +233,10 @@ def main() -> None:
             click.echo(f"elbolab: {error}", err=True)
         sys.exit(2)
     except Exception as error:
+        # Wherever it was: in the working folder, the one for temporary files, the cache.
+        if isinstance(error, OSError) and error.errno in FULL:
+            click.echo(f"elbolab: {error}; free some space", err=True)
+            sys.exit(2)
         from mlflow.exceptions import MlflowException
 
         # A server that does not answer, or not to this user, is nobody's bug; an address may hold a password.

@@ -290,3 +290,9 @@ class ResumeConfig(Settings):
     """Run to go on with, in that run and from its newest state; its parameters stay [default: begin a run]."""
     new_run: bool = False
     """Whether to begin a run of its own, of the resumed run's parameters with those given changed."""
+
+    @model_validator(mode="after")
+    def _of_a_run(self) -> Self:
+        if self.new_run and self.resume is None:
+            raise ValueError("new_run=True needs resume, the run whose parameters it takes; add --resume RUN")
+        return self

@@ -12,6 +12,8 @@ from elbolab.errors import UserError, redacted
 from elbolab.spool import Spool
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 15.0
+# How many times its patience a wait lasts at most, though ever more is sent.
+MOST_PATIENCE = 10
 
 
 class Courier:
@@ -26,18 +28,18 @@ class Courier:
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def wait(self, patience: float, enough: Callable[[], bool]) -> bool:
-        """Wait until it is ``enough``; False where ``patience`` seconds went by without anything being sent."""
+    def wait(self, patience: float, enough: Callable[[], bool]) -> None:
+        """Wait until it is ``enough``, or ``patience`` seconds go by without anything being sent, or ten times that."""
         with self._changed:
-            left, until = self._delivery.left(), time.monotonic() + patience
+            left, began = self._delivery.left(), time.monotonic()
+            until, last = began + patience, began + MOST_PATIENCE * patience
             while not enough() and time.monotonic() < until:
                 self._changed.wait(until - time.monotonic())
                 if self._delivery.left() < left:
-                    left, until = self._delivery.left(), time.monotonic() + patience
-            return enough()
+                    left, until = self._delivery.left(), min(time.monotonic() + patience, last)
 
     def stop(self) -> None:
-        """Begin nothing more; what is under way ends by itself where the server does not answer."""
+        """Begin nothing more; what is under way ends by itself where the server is silent, and changes nothing."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -47,19 +49,24 @@ class Courier:
         delay = FIRST_DELAY
         while not self._stopped:
             try:
-                self._delivery.send()
+                self._delivery.send(lambda: self._stopped)
             except Exception as error:
-                if self.problem is None:
-                    print(f"elbolab: {reason(error)}; what is logged waits in {self._spool.folder}", file=sys.stderr)
+                # That the server refuses the run is said by who began it.
+                if self.problem is None and not (refused(error) and self._delivery.run_id is None):
+                    self._say(f"{reason(error)}; what is logged waits in {self._spool.folder}")
                 self._turn(error)
                 self._pause(lambda: self._stopped, delay)
                 delay = min(2 * delay, LONGEST_DELAY)
             else:
                 if self.problem is not None:
-                    print("elbolab: the tracking server has all of it now", file=sys.stderr)
+                    self._say("the tracking server has all of it now")
                 self._turn(None)
                 delay = FIRST_DELAY
                 self._pause(lambda: self._stopped or self._delivery.left() > 0)
+
+    def _say(self, line: str) -> None:
+        if not self._stopped:
+            print(f"elbolab: {line}", file=sys.stderr)
 
     def _turn(self, problem: Exception | None) -> None:
         with self._changed:

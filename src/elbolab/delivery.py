@@ -1,35 +1,36 @@
 """What a spool's records mean to MLflow. Everything can be sent twice and is there once."""
 
+from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 
 import mlflow
 import numpy as np
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    Metric,
-    Param,
-    RunStatus,
-    RunTag,
-    ViewType,
-)
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
-from PIL import Image
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
+from PIL import Image, ImageOps
 
-from elbolab.records import model_of, prepare_store
-from elbolab.spool import Record, Spool
+from elbolab.records import prepare_store
+from elbolab.spool import Record, Spool, peek
 
-SPOOL, FAILURE = "elbolab.spool", "failure"
+SPOOL, FAILURE, PARENT = "elbolab.spool", "failure", "mlflow.parentRunId"
 VALUES, FILES = "values", "files"
+RUNNING = RunStatus.to_string(RunStatus.RUNNING)
 METRICS_AT_ONCE = 500
+# Of the picture that MLflow's pages show.
+PREVIEW = (256, 256)
+
+
+class WaitingError(Exception):
+    """Something else has to be sent before."""
 
 
 class Delivery:
     """Sends the records of one spool, values and files apart, so that a full store of files holds up no metric.
 
     The first record says which run it is. A run is found again by its tag ``elbolab.spool``, MLflow keeps equal values
-    once, files replace themselves, and images and models are looked for before.
+    once, files replace themselves, and a model is looked for before.
     """
 
     def __init__(self, spool: Spool) -> None:
@@ -50,19 +51,25 @@ class Delivery:
         """How many records are not sent."""
         return sum(place >= self._done(record["lane"]) for place, record in enumerate(self._spool.records))
 
-    def send(self) -> None:
-        """Send all that there is, and what can be sent even where something cannot; raises the first error."""
+    def send(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Send all that there is, and what can be sent even where something cannot; raises the first error.
+
+        Once it is ``stopped`` another process may have the spool: nothing more is sent, nor remembered.
+        """
         if self.run_id is None:
-            self._spool.remember(run_id=self._open(self._spool.records[0]["run"]))
+            found = self._open(self._spool.records[0]["run"])
+            if not stopped():
+                self._spool.remember(run_id=found)
         errors = []
         # A run ends once its files are there.
         for lane, deliver in ((VALUES, self._values), (FILES, self._file), (VALUES, self._values)):
             try:
-                while batch := self._next(lane):
+                while not stopped() and (batch := self._next(lane)):
                     deliver([record for _, record in batch])
-                    self._spool.remember(**{lane: batch[-1][0] + 1})
-                    for file in (record["file"] for _, record in batch if "file" in record):
-                        self._spool.drop(file)
+                    if not stopped():
+                        self._spool.remember(**{lane: batch[-1][0] + 1})
+                        for file in (record["file"] for _, record in batch if "file" in record):
+                            self._spool.drop(file)
             except Exception as error:
                 errors.append(error)
         if errors:
@@ -95,12 +102,24 @@ class Delivery:
         if (known := run.get("id")) is not None:
             return known
         experiment = self._experiment(run)
-        if (found := self._find(self._spool.folder.name, experiment)) is not None:
+        own = self._spool.folder.name
+        if (found := self._find(own, experiment)) is not None:
             return found
-        tags = {**run["tags"], SPOOL: self._spool.folder.name}
+        tags = {**run["tags"], SPOOL: own}
         if (parent := run.get("parent")) is not None:
-            tags["mlflow.parentRunId"] = self._find(parent, experiment) or parent
-        return self._client.create_run(experiment, run["time"], tags, run["name"]).info.run_id
+            tags[PARENT] = self._above(parent, experiment)
+        made = self._client.create_run(experiment, run["time"], tags, run["name"]).info.run_id
+        # MLflow asks again where an answer is lost, and then there are two.
+        return self._find(own, experiment) or made
+
+    def _above(self, name: str, experiment: str) -> str:
+        """Id of the run that is named by it or by its spool; raises WaitingError while that spool waits itself."""
+        beside = self._spool.folder.with_name(name)
+        if not beside.is_dir():
+            return self._find(name, experiment) or name
+        if (found := peek(beside).get("run_id")) is None:
+            raise WaitingError(f"the run above is not there yet and waits in {beside}")
+        return found
 
     def _experiment(self, run: Record) -> str:
         if "experiment_id" in run:
@@ -116,9 +135,12 @@ class Delivery:
             return experiment.experiment_id
 
     def _find(self, spool: str, experiment: str) -> str | None:
-        query = f"tags.`{SPOOL}` = '{spool}'"
-        found = self._client.search_runs([experiment], query, ViewType.ALL, max_results=1)
-        return found[0].info.run_id if found else None
+        """Id of the run of a spool, of which there is one from then on."""
+        runs = self._client.search_runs([experiment], f"tags.`{SPOOL}` = '{spool}'")
+        found = sorted(run.info.run_id for run in runs)
+        for twin in found[1:]:
+            self._client.delete_run(twin)
+        return found[0] if found else None
 
     def _values(self, batch: list[Record]) -> None:
         assert self.run_id is not None
@@ -140,11 +162,15 @@ class Delivery:
                 [Param(key, value) for key, value in params.items()],
                 [RunTag(key, value) for key, value in tags.items()],
             )
-        if (status := batch[-1].get("status")) == RunStatus.to_string(RunStatus.RUNNING):
+        if (status := batch[-1].get("status")) is None:
+            return
+        run = self._client.get_run(self.run_id)
+        if status == RUNNING:
             self._client.update_run(self.run_id, status)
-            if FAILURE in self._client.get_run(self.run_id).data.tags:
+            if FAILURE in run.data.tags:
                 self._client.delete_tag(self.run_id, FAILURE)
-        elif status is not None:
+        # A later call may have taken up the run and ended it.
+        elif run.info.status == RUNNING or (run.info.end_time or 0) <= batch[-1]["time"]:
             self._client.set_terminated(self.run_id, status, batch[-1]["time"])
 
     def _file(self, batch: list[Record]) -> None:
@@ -156,20 +182,22 @@ class Delivery:
             return
         path = self._spool.folder / record["file"]
         if "image" in record:
-            self._image(np.asarray(Image.open(path)), record)
+            self._image(path, record)
         elif "example" in record:
             # Comparing runs takes no torch, whose import takes seconds.
             from elbolab.registry import log_model
 
-            if model_of(self.run_id) is None:
-                log_model(self.run_id, path, np.array(record["example"], np.uint8))
+            log_model(self.run_id, path, np.array(record["example"], np.uint8))
         else:
             self._client.log_artifact(self.run_id, str(path), record["folder"])
 
-    def _image(self, picture: np.ndarray, record: Record) -> None:
+    def _image(self, path: Path, record: Record) -> None:
+        """What MLflow's log_image does, under names that are the same again."""
         assert self.run_id is not None
-        key, step, moment = record["image"], record["step"], record["time"]
-        start = [key, "step", str(step), "timestamp", str(moment)]
-        names = [item.path.rsplit("/", 1)[-1] for item in self._client.list_artifacts(self.run_id, "images")]
-        if not any(name.replace("+", "%").split("%")[:5] == start for name in names):
-            self._client.log_image(self.run_id, picture, key=key, step=step, timestamp=moment, synchronous=True)
+        name = f"{record['image']}+step+{record['step']}+timestamp+{record['time']}+{path.parent.name}"
+        with Image.open(path) as picture:
+            picture.save(whole := path.with_name(f"{name}.png"))
+            ImageOps.contain(picture, PREVIEW).save(preview := path.with_name(f"{name}+compressed.webp"))
+        for file in (whole, preview):
+            self._client.log_artifact(self.run_id, str(file), "images")
+        self._client.set_tag(self.run_id, MLFLOW_LOGGED_IMAGES, "True")

@@ -106,7 +106,7 @@ def train_model(name: str, config: Config, tags: dict[str, str] | None = None, f
 def _tracked(name: str, model: Model, data: Data, tags: dict[str, str], folder: Path | None) -> str:
     config = model.config
     if distributed.processes() > 1:
-        tags = {**tags, "processes": str(distributed.processes())}
+        tags = {**tags, tracker.PROCESSES: str(distributed.processes())}
     tags = {**tags, "mlflow.note.content": _description(name, config)}
     with tracker.run("train", _run_name(name, config), {"model": name, **config.params()}, tags, None, folder) as track:
         track.log_value(config.model_dump(mode="json"), "config.json")
@@ -127,7 +127,7 @@ def resume(run_id: str, model: str | None = None, fields: dict[str, Any] | None 
 
     ``model`` and ``fields`` must be what they were, since the parameters of a run stay; with ``new_run`` a training
     of the run's parameters, changed by ``fields``, begins afresh as a run of its own. Raises UserError where the
-    working folder has no such run, or another process is at it.
+    working folder has no such run, another process is at it, or it was trained by several.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("to go on with a run is the work of one process; start it without torchrun")
@@ -136,12 +136,17 @@ def resume(run_id: str, model: str | None = None, fields: dict[str, Any] | None 
             f"run {run_id!r} has nothing to go on with in {tracker.UNFINISHED.absolute()}: it is finished, or was "
             "begun in another folder; go there"
         )
-    params, _ = tracker.begun(folder)
+    params, tags = tracker.begun(folder)
     name = params.pop("model")
     config = MODELS[name].Config.parse(params)
     wanted = MODELS[name].Config.parse({**params, **(fields or {})}) if model in (None, name) else None
     if new_run and wanted is not None:
         return train_model(name, wanted)
+    if (processes := tags.get(tracker.PROCESSES)) is not None:
+        raise UserError(
+            f"run {run_id} was trained by {processes} processes, which keep nothing to go on from; begin afresh, here "
+            "by --new-run"
+        )
     if wanted != config:
         old, new = {"model": name, **config.params()}, {"model": model or name, **(wanted.params() if wanted else {})}
         changed = [f"{key}={value} was {old.get(key)}" for key, value in new.items() if value != old.get(key)]

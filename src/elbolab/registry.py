@@ -2,13 +2,16 @@
 
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlflow
 import mlflow.artifacts
 import numpy as np
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
 import elbolab
@@ -18,32 +21,60 @@ from elbolab.errors import UserError
 from elbolab.models.latent import Model
 from elbolab.records import address, model_of, prepare_store
 
+NAME = "model"
 REQUIREMENTS = ("torch", "safetensors", "pydantic", "platformdirs", "optuna", "numpy")
 
 
 def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
-    """Log a checkpoint as the model ``model`` of a run: a pyfunc made from code, no pickle in it.
+    """Log a checkpoint as the model ``NAME`` of a run: a pyfunc made from code, no pickle in it.
 
-    ``example`` is what it predicts from, images uint8 (N, H, W, C).
+    ``example`` is what it predicts from, images uint8 (N, H, W, C). Where that was begun before it is gone on with, so
+    that a run has one model however often its upload was cut off.
     """
+    client = mlflow.MlflowClient()
+    run = client.get_run(run_id)
+    model = _model_begun(client, run)
+    if model.status == LoggedModelStatus.READY:
+        return
     # A schema of uint8 would have MLflow's server turn a pixel of 0.5 into 0 without a word; `serving` refuses it.
     images = TensorSpec(np.dtype(object), (-1,))
     params = {"op": next(iter(serving.operations(load_checkpoint(checkpoint)))), **serving.PARAMS}
     declared = [ParamSpec(key, "string" if key == "op" else "long", value) for key, value in params.items()]
-    # What mlflow.pyfunc.log_model calls, for a run that no thread calls its own.
-    MlflowModel.log(
-        None,
-        mlflow.pyfunc,
-        name="model",
-        run_id=run_id,
-        python_model=serving.__file__,
-        # MLflow would decode a percent sign in a plain path.
-        artifacts={"checkpoint": checkpoint.absolute().as_uri()},
-        code_paths=[str(Path(elbolab.__file__).parent)],
-        pip_requirements=_pinned(),
-        signature=ModelSignature(Schema([images]), params=ParamSchema(declared)),
-        input_example=(example, params),
-    )
+    with TemporaryDirectory() as folder:
+        # What mlflow.pyfunc.log_model does, which begins a new model whenever it is called.
+        mlflow.pyfunc.save_model(
+            f"{folder}/model",
+            mlflow_model=MlflowModel(
+                model.artifact_location, run_id, model_id=model.model_id, model_uuid=model.model_id
+            ),
+            python_model=serving.__file__,
+            # MLflow would decode a percent sign in a plain path.
+            artifacts={"checkpoint": checkpoint.absolute().as_uri()},
+            code_paths=[str(Path(elbolab.__file__).parent)],
+            pip_requirements=_pinned(),
+            signature=ModelSignature(Schema([images]), params=ParamSchema(declared)),
+            input_example=(example, params),
+        )
+        client.log_model_artifacts(model.model_id, f"{folder}/model")
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def _model_begun(client: mlflow.MlflowClient, run: Run) -> LoggedModel:
+    """The one model of a run, begun now if it was not before, and named among what the run has put out."""
+    own, experiment = f"source_run_id = '{run.info.run_id}' AND name = '{NAME}'", run.info.experiment_id
+    found: list[LoggedModel] = client.search_logged_models([experiment], own)
+    if not found:
+        made = client.create_logged_model(experiment, NAME, run.info.run_id, resolve_tags(), run.data.params)
+        # MLflow asks again where an answer is lost, and then there are two.
+        found = client.search_logged_models([experiment], own) or [made]
+    named = [output.model_id for output in (run.outputs.model_outputs if run.outputs else [])]
+    model, *twins = sorted(found, key=lambda model: model.model_id not in named)
+    for twin in twins:
+        if twin.status == LoggedModelStatus.PENDING:
+            client.delete_logged_model(twin.model_id)
+    if model.model_id not in named:
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return model
 
 
 def _pinned() -> list[str]:

@@ -95,11 +95,13 @@ class States:
 
         Says so on standard error where a newer one is damaged.
         """
-        for path in sorted(self._folder.glob(PATTERN), reverse=True):
+        found = sorted(self._folder.glob(PATTERN))
+        while found:
             try:
-                tensors, header = read(path)
+                tensors, header = read(found.pop())
             except UserError as error:
-                print(f"elbolab: {error}; going on from the one before it", file=sys.stderr, flush=True)
+                where = "the one before it" if found else "the start"
+                print(f"elbolab: {error}; going on from {where}", file=sys.stderr, flush=True)
                 continue
             if header["config"] != self._model.config.model_dump(mode="json"):
                 raise UserError(f"{self._folder} holds the state of a training of another config; use another folder")
@@ -124,7 +126,8 @@ class States:
             optimizer.load_state_dict({"state": moments, "param_groups": groups})
         random = parts["random"]
         torch.set_rng_state(random["cpu"])
-        if self._model.device.type == "cuda":
+        # What was begun on a CPU may go on where there is a GPU.
+        if self._model.device.type == "cuda" and "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"])
         sums = {key: value.to(self._model.device) for key, value in parts.get("means", {}).items()}
         means = Means(header["count"], sums)

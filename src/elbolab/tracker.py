@@ -2,12 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -19,10 +19,10 @@ from mlflow.tracking.context.registry import resolve_tags
 from PIL import Image
 
 from elbolab.courier import Courier, reason, refused
-from elbolab.delivery import FAILURE, FILES, VALUES, Delivery
+from elbolab.delivery import FAILURE, FILES, PARENT, RUNNING, VALUES, Delivery
 from elbolab.errors import UserError, redacted
 from elbolab.records import KIND, address
-from elbolab.spool import Spool, peek, read_journal
+from elbolab.spool import Record, Spool, peek, read_journal, spools
 
 if TYPE_CHECKING:
     # Comparing runs takes no torch, whose import takes seconds.
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from elbolab.trainer import Event
 
 UNFINISHED = Path("unfinished")
-PARENT = "mlflow.parentRunId"
-RUNNING, FINISHED = "RUNNING", "FINISHED"
+FINISHED, KILLED = "FINISHED", "KILLED"
+PROCESSES = "processes"
 # How long a run waits for the server: at its start for an id, at its end as long as nothing gets through.
 START_SECONDS, END_SECONDS, KILLED_SECONDS = 10, 30, 5
 
@@ -59,7 +59,7 @@ class Tracker:
 
     def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
         """Log all of ``metrics`` in one call."""
-        self.spool.append(lane=VALUES, metrics=metrics, step=step, time=_now())
+        self.spool.append(lane=VALUES, metrics=metrics, step=step)
 
     def set_tags(self, tags: dict[str, str], last: bool = False) -> None:
         """Set all of ``tags`` in one call, the ``last`` ones not before every file is there."""
@@ -67,19 +67,21 @@ class Tracker:
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a copy of a file with the run."""
-        self.spool.append(lane=FILES, file=self.spool.keep(path), folder=folder)
+        with self.spool.keeping(path.name) as file:
+            shutil.copyfile(path, file)
+        self._log_file(file, folder)
 
     def log_value(self, value: Any, path: str) -> None:
         """Keep a table as Parquet, named arrays as npz, anything else as JSON, as the artifact ``path``."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, Path(path).name)
+        folder, _, name = path.rpartition("/")
+        with self.spool.keeping(name) as file:
             if isinstance(value, pd.DataFrame):
                 value.to_parquet(file, index=False)
             elif file.suffix == ".npz":
                 np.savez_compressed(file, **value)
             else:
                 file.write_text(json.dumps(value, indent=1))
-            self.log_artifact(file, str(Path(path).parent) if "/" in path else None)
+        self._log_file(file, folder or None)
 
     def log_data(self, data: "Data") -> None:
         """Log the training images as the run's input, with the digest of all the content of all splits."""
@@ -89,7 +91,9 @@ class Tracker:
 
     def log_model(self, checkpoint: Path, example: np.ndarray) -> None:
         """Log a checkpoint as the run's model; ``example`` is what it predicts from, images uint8 (N, H, W, C)."""
-        self.spool.append(lane=FILES, file=self.spool.keep(checkpoint), example=example.tolist())
+        with self.spool.keeping(checkpoint.name) as file:
+            shutil.copyfile(checkpoint, file)
+        self._log_file(file, example=example.tolist())
 
     def report(self, event: "Event") -> None:
         """Log an epoch, its metrics in one call and its images by step; one that was logged before is not again."""
@@ -99,11 +103,9 @@ class Tracker:
         # The metrics come last: an epoch that has them has all.
         for key, grid in event.images.items():
             if (key, event.epoch) not in there:
-                with tempfile.TemporaryDirectory() as folder:
-                    file = Path(folder, f"{key}.png")
+                with self.spool.keeping(f"{key}.png") as file:
                     Image.fromarray(_tile(grid).squeeze(-1) if grid.shape[2] == 1 else _tile(grid)).save(file)
-                    kept = self.spool.keep(file)
-                self.spool.append(lane=FILES, image=key, step=event.epoch, time=_now(), file=kept)
+                self._log_file(file, image=key, step=event.epoch)
         self.log_metrics(event.metrics, event.epoch)
 
     def log_curves(self) -> None:
@@ -111,14 +113,12 @@ class Tracker:
         # A training need not wait for what draws before its first step.
         from elbolab.report.curves import draw_curves
 
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "curves.png")
+        with self.spool.keeping("curves.png") as file:
             draw_curves([record["metrics"] for record in self.spool.records if "metrics" in record], file)
-            self.log_artifact(file, "figures")
+        self._log_file(file, "figures")
 
-
-def _now() -> int:
-    return int(time.time() * 1000)
+    def _log_file(self, file: Path, folder: str | None = None, **more: Any) -> None:
+        self.spool.append(lane=FILES, file=self.spool.called(file), folder=folder, **more)
 
 
 def _tile(grid: "Tensor") -> np.ndarray:
@@ -149,13 +149,14 @@ def run(
     says stays in the folder ``unfinished``. Raises UserError where the server refuses it.
     """
     run_id = run_id or (None if folder else os.environ.pop("MLFLOW_RUN_ID", None))
-    spool = Spool(folder or UNFINISHED.absolute() / uuid4().hex)
-    if not spool.records:
-        spool.append(lane=VALUES, run={"id": run_id} if run_id else _new(name))
-    if run_id or folder:
-        spool.append(lane=VALUES, status=RUNNING)
     own = {KIND: kind, "mlflow.runName": name, **_code(), **tags}
-    spool.append(lane=VALUES, tags={key: redacted(value) for key, value in own.items()}, params=params)
+    begin: Record = {"tags": {key: redacted(value) for key, value in own.items()}, "params": params}
+    spool = Spool(folder or UNFINISHED.absolute() / uuid4().hex)
+    if spool.is_new:
+        begin["run"] = {"id": run_id} if run_id else _new(name)
+    if run_id or folder:
+        begin["status"] = RUNNING
+    spool.append(lane=VALUES, **begin)
     with _sending(spool) as tracker:
         _under_way.append(tracker)
         status = "FAILED"
@@ -163,14 +164,14 @@ def run(
             yield tracker
             status = FINISHED
         except (KeyboardInterrupt, SystemExit):
-            status = "KILLED"
+            status = KILLED
             raise
         except BaseException as error:
             tracker.set_tags({FAILURE: redacted(f"{type(error).__name__}: {error}")[:500]})
             raise
         finally:
             _under_way.pop()
-            spool.append(lane=VALUES, status=status, waits=True, time=_now())
+            spool.append(lane=VALUES, status=status, waits=True)
 
 
 @contextmanager
@@ -183,10 +184,20 @@ def attached(run_id: str) -> Iterator[Tracker]:
 
 
 def find(run_id: str) -> Path | None:
-    """The folder of an unfinished run, by its id or that of its spool; None where this folder has none such."""
-    for folder in sorted(UNFINISHED.absolute().glob("*")):
-        if run_id in (folder.name, peek(folder).get("run_id")) and _is_training(folder):
-            return folder
+    """The folder of an unfinished training, by the id of its run or of its spool; None where this folder has none such.
+
+    Raises UserError where there is none such among those that can be read, and others cannot.
+    """
+    unreadable = None
+    for folder in spools(UNFINISHED.absolute()):
+        try:
+            if run_id in (folder.name, peek(folder).get("run_id")) and _is_training(folder):
+                return folder
+        except UserError as error:
+            unreadable = error
+    if unreadable is not None:
+        # It may be the run.
+        raise unreadable
     return None
 
 
@@ -210,17 +221,18 @@ def send_unfinished(run_id: str | None = None) -> list[str]:
     A run whose process is gone without a word ends as KILLED; it can be gone on with all the same.
     """
     lines, problems = [], []
-    for folder in sorted(UNFINISHED.absolute().glob("*")):
-        if run_id not in (None, peek(folder).get("run_id")):
-            continue
+    for folder in spools(UNFINISHED.absolute()):
         try:
+            if run_id not in (None, peek(folder).get("run_id")):
+                continue
             spool = Spool(folder)
         except UserError as error:
             problems.append(str(error))
             continue
         delivery = Delivery(spool)
-        if spool.records and last_status(spool) in (None, RUNNING) and "attached" not in spool.records[0]["run"]:
-            spool.append(lane=VALUES, status="KILLED", waits=True, time=_now())
+        if _is_open(spool) and not _is_taken_up(spool):
+            # The last sign of life was then, and a later call that took up the run may have ended it since.
+            spool.append(lane=VALUES, status=KILLED, waits=True, time=spool.records[-1].get("time", 0))
         count = delivery.left()
         try:
             if count:
@@ -233,6 +245,22 @@ def send_unfinished(run_id: str | None = None) -> list[str]:
     if problems:
         raise UserError("\n".join([*lines, *problems]))
     return lines
+
+
+def _is_open(spool: Spool) -> bool:
+    """Whether the run began here and nothing was said of its end."""
+    return bool(spool.records) and "attached" not in spool.records[0]["run"] and last_status(spool) in (None, RUNNING)
+
+
+def _is_taken_up(spool: Spool) -> bool:
+    """Whether another spool is of the same run, whose end is then said there."""
+    run_id = spool.state.get("run_id") or spool.records[0]["run"].get("id")
+    for other in spools(spool.folder.parent):
+        with suppress(UserError):
+            first = next(iter(read_journal(other)), {}).get("run", {})
+            if other != spool.folder and "attached" not in first and first.get("id") == run_id is not None:
+                return True
+    return False
 
 
 def last_status(spool: Spool) -> str | None:
@@ -256,7 +284,7 @@ def _new(name: str) -> dict[str, Any]:
     where = {"experiment": os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")}
     if (known := os.environ.get("MLFLOW_EXPERIMENT_ID")) is not None:
         where = {"experiment_id": known}
-    return {"name": name, "time": _now(), "tags": resolve_tags(), "parent": parent, **where}
+    return {"name": name, "time": int(time.time() * 1000), "tags": resolve_tags(), "parent": parent, **where}
 
 
 @contextmanager
@@ -264,27 +292,37 @@ def _sending(spool: Spool) -> Iterator[Tracker]:
     """Send what the tracker is given while the body lasts, and for a while after it."""
     tracker = Tracker(spool)
     courier = Courier(spool, tracker.delivery)
-    courier.wait(START_SECONDS, lambda: tracker.delivery.run_id is not None or courier.problem is not None)
-    if (problem := courier.problem) and tracker.delivery.run_id is None and refused(problem):
-        courier.stop()
-        spool.close(remove=True)
-        raise UserError(f"{address()} refuses the run: {reason(problem)}")
-    patience = END_SECONDS
+    patience, is_refused = END_SECONDS, False
     try:
+        courier.wait(START_SECONDS, lambda: tracker.delivery.run_id is not None or courier.problem is not None)
+        if (problem := courier.problem) and (is_refused := tracker.delivery.run_id is None and refused(problem)):
+            raise UserError(f"{address()} refuses the run: {reason(problem)}")
         yield tracker
     except (KeyboardInterrupt, SystemExit):
         patience = KILLED_SECONDS
         raise
     finally:
-        courier.wait(patience, lambda: tracker.delivery.left() == 0 or refused(courier.problem))
-        courier.stop()
-        if left := tracker.delivery.left():
-            why = f": {reason(courier.problem)}" if courier.problem else ""
-            line = f"{left} records of run {tracker.id} are not on {address()}{why}; `elbolab sync` sends them"
-            print(f"elbolab: {line} from {spool.folder}", file=sys.stderr, flush=True)
-        if last_status(spool) != FINISHED and _is_training(spool.folder):
-            print(f"elbolab: `elbolab resume {tracker.id}` goes on with it", file=sys.stderr, flush=True)
-        spool.close(_is_done_with(spool, tracker.delivery))
+        if is_refused:
+            courier.stop()
+            spool.close(remove=spool.is_new)
+        else:
+            if _is_open(spool):
+                # It was interrupted before it began.
+                spool.append(lane=VALUES, status=KILLED, waits=True)
+            courier.wait(patience, lambda: tracker.delivery.left() == 0 or refused(courier.problem))
+            courier.stop()
+            _say_what_is_left(tracker, courier.problem)
+            spool.close(_is_done_with(spool, tracker.delivery))
+
+
+def _say_what_is_left(tracker: Tracker, problem: Exception | None) -> None:
+    if left := tracker.delivery.left():
+        why = f": {reason(problem)}" if problem else ""
+        line = f"{left} records of run {tracker.id} are not on {address()}{why}; `elbolab sync` sends them"
+        print(f"elbolab: {line} from {tracker.folder}", file=sys.stderr, flush=True)
+    goes_on = _is_training(tracker.folder) and PROCESSES not in begun(tracker.folder)[1]
+    if goes_on and last_status(tracker.spool) != FINISHED:
+        print(f"elbolab: `elbolab resume {tracker.id}` goes on with it", file=sys.stderr, flush=True)
 
 
 def _code() -> dict[str, str]:

@@ -144,6 +144,10 @@ def training(
         train_metrics, _ = at.means.metrics("train")
 
         val_metrics, score = _validate(model, data.val, epoch)
+        # Of most steps on a GPU, and of what the last one did to the weights, nothing is known before.
+        for key, value in {**train_metrics, **val_metrics}.items():
+            if not math.isfinite(value):
+                raise UserError(f"{key} is {value} at the end of epoch {epoch}; lower lr")
         if improved := score > at.best:
             at.best = score
             save_checkpoint(folder / "best.safetensors", model, epoch)

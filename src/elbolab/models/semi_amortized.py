@@ -37,6 +37,10 @@ class SemiAmortized(EncoderModel):
         steps, rate, momentum = self.config.refine_steps, self.config.refine_lr, self.config.refine_momentum
         return f"refined: encoder, then {steps} gradient steps at rate {rate:g}, momentum {momentum:g}, decoder frozen"
 
+    @property
+    def steps_to_infer(self) -> int:
+        return self.config.refine_steps
+
     def posterior(self, batch: Batch) -> DiagonalGaussian:
         return self._refined(batch)
 

@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,26 +42,22 @@ def define(name: str, text: str) -> str:
 
 
 def overhead(count: int) -> list[float]:
-    """Seconds of each of ``count`` trials of a trivial training that were not the training."""
+    """Seconds from the end of each of ``count`` trials of a trivial training to that of the next, less its training."""
     training: list[float] = []
-    whole: list[float] = []
-    trials.train = _timed(trials.train, training)
-    trials._run_one = _timed(trials._run_one, whole)
+    trials.training = _timed(trials.training, training)
     carry_out(define("trivial", TRIVIAL), trials=count)
-    return [all_of_it - one for all_of_it, one in zip(whole, training, strict=True)]
+    done = optuna.load_study(study_name="trivial", storage="sqlite:///optuna.db").get_trials(deepcopy=False)
+    ends = [trial.datetime_complete.timestamp() for trial in done if trial.datetime_complete]
+    return [end - before - one for (before, end), one in zip(pairwise(ends), training[1:], strict=True)]
 
 
-def _timed(function: Callable[..., Any], found: list[float]) -> Callable[..., Any]:
-    def timed(*arguments: Any, **more: Any) -> Any:
+def _timed(training: Callable[..., Any], found: list[float]) -> Callable[..., Any]:
+    def timed(model: Any, data: Any, report: Callable[..., None], *more: Any) -> Any:
         # What the training reports on its way is overhead too, so it is taken out of the training's time.
         outside = [0.0]
-        if function.__name__ == "train":
-            model, data, report, folder = arguments
-            arguments = (model, data, _sum_up(report, outside), folder)
         started = time.perf_counter()
-        result = function(*arguments, **more)
+        yield from training(model, data, _sum_up(report, outside), *more)
         found.append(time.perf_counter() - started - outside[0])
-        return result
 
     return timed
 

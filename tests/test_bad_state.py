@@ -11,7 +11,7 @@ from urllib.parse import quote
 import mlflow
 import pytest
 
-from elbolab import records
+from elbolab import records, tracker
 from elbolab.cli import cli
 from elbolab.compare import compare
 from elbolab.config import CompareConfig, ExploreConfig, MainConfig
@@ -155,3 +155,20 @@ def test_a_clock_that_goes_back_an_hour_loses_no_epoch(odd: tuple[Path, str]):
 
 def test_a_clock_that_goes_back_makes_no_negative_duration(odd: tuple[Path, str]):
     assert records.get_run(odd[1]).seconds >= 0
+
+
+def test_a_commit_is_that_of_the_code_and_not_of_what_lies_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        return subprocess.check_output(["git", *who, *arguments], cwd=tmp_path, text=True).strip()
+
+    code = tmp_path / "site-packages" / "tracker.py"
+    code.parent.mkdir()
+    code.touch()
+    git("init")
+    git("commit", "--allow-empty", "--message", "something else")
+    monkeypatch.setattr(tracker, "__file__", str(code))
+    assert tracker._code() == {}
+    git("add", "site-packages")
+    git("commit", "--message", "the code")
+    assert tracker._code() == {"git.commit": git("rev-parse", "HEAD"), "git.dirty": "false"}

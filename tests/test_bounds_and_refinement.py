@@ -34,7 +34,7 @@ def copies(data: Data, count: int) -> Batch:
 def test_the_bound_of_one_sample_is_the_elbo_with_the_kl_of_that_sample(digits: Data):
     model = make(IWAE, digits, iw_samples=1)
     terms = model.terms(next(digits.train.batches(20)), model.train_samples)
-    torch.testing.assert_close(model.loss(terms, 0), (terms.log_qz - terms.log_pz - terms.log_px_z).mean())
+    torch.testing.assert_close(model.loss(terms, 1.0), (terms.log_qz - terms.log_pz - terms.log_px_z).mean())
 
 
 def test_the_bound_rises_with_its_samples_and_the_elbo_does_not(digits: Data):
@@ -66,7 +66,7 @@ def gradients(model: IWAE, batch: Batch, q: DiagonalGaussian, samples: int) -> t
     at = DiagonalGaussian(q.mean.clone().requires_grad_(), q.log_var.clone().requires_grad_())
     terms = model.terms_at(batch, at, at.sample(samples, torch.Generator().manual_seed(5)))
     weights = list(model.decoder.parameters())
-    mean, log_var, *decoder = torch.autograd.grad(model.loss(terms, 0) * len(batch), [at.mean, at.log_var, *weights])
+    mean, log_var, *decoder = torch.autograd.grad(model.loss(terms, 1.0) * len(batch), [at.mean, at.log_var, *weights])
     return torch.cat([mean, log_var], -1), decoder
 
 
@@ -142,7 +142,7 @@ def test_the_gradient_of_training_goes_through_the_refinement(digits: Data, net:
 
     def loss() -> Tensor:
         torch.manual_seed(1)
-        return model.loss(model.terms(batch), 0)
+        return model.loss(model.terms(batch), 1.0)
 
     for part in (model.encoder, model.decoder):
         parameters = list(part.parameters())

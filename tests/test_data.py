@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from elbolab import experiment
 from elbolab.config import default_data_dir
 from elbolab.data import load_data, stratified_order
+from elbolab.datasets import DATASETS, Arrays
 from elbolab.errors import UserError
+from elbolab.models import MODELS
 
 
 def test_mnist5k_has_the_declared_split_and_every_digit_in_its_proportion():
@@ -143,3 +146,23 @@ def test_mnist_is_the_original_with_its_own_test_set():
     assert [len(split) for split in data.splits.values()] == [20000, 5000, 10000]
     assert torch.bincount(data.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert data.test.index.min() == 60000
+
+
+def test_a_run_finds_its_data_in_this_machine_s_folder_where_its_own_is_not_there(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+):
+    images, labels = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), np.uint8), np.arange(60) % 3
+    monkeypatch.setitem(DATASETS, "own", lambda folder: Arrays(np.load(folder / "own.npy"), labels, None, 10, 10))
+    there, here = store / "there", store / "here"
+    there.mkdir()
+    np.save(there / "own.npy", images)
+    fields = {"dataset": "own", "data_dir": there, "latent_dim": 2, "epochs": 1}
+    run = experiment.train_model("ppca", MODELS["ppca"].Config.parse(fields))
+    there.rename(here)
+    monkeypatch.setenv("ELBOLAB_DATA", str(here))
+    model, data = experiment.load_run(run, "cpu")
+    assert data.spec == model.spec
+    np.save(here / "own.npy", 255 - images)
+    experiment._load.cache_clear()
+    with pytest.raises(UserError, match="was trained on data with digest"):
+        experiment.load_run(run, "cpu")

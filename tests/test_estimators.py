@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import batch_of, linear_gaussian
@@ -17,7 +18,7 @@ from elbolab.data import Data, DataSpec
 from elbolab.evaluators import Subject
 from elbolab.evaluators import importance as module
 from elbolab.evaluators.classes import classes
-from elbolab.evaluators.importance import bound, importance_estimate, pareto_k
+from elbolab.evaluators.importance import Estimate, bound, importance_estimate, pareto_k
 from elbolab.evaluators.likelihood import likelihood
 from elbolab.intervals import k_threshold
 from elbolab.models import MODELS
@@ -310,6 +311,23 @@ def test_nothing_keeps_a_model_after_its_evaluation(digits: Data):
     assert watched() is None
 
 
+def test_the_weights_in_memory_are_bounded_whatever_the_number_of_samples(
+    digits: Data, monkeypatch: pytest.MonkeyPatch
+):
+    whole = likelihood(subject := Subject(trained("ppca", digits, latent_dim=4), digits, EvaluateConfig(samples=20)))
+    seen: list[int] = []
+
+    def estimate(model: Any, x: Tensor, q: DiagonalGaussian, samples: int, generator: torch.Generator) -> Estimate:
+        seen.append(len(x) * samples)
+        return module.estimate_log_px(model, x, q, samples, generator)
+
+    monkeypatch.setitem(likelihood.__globals__, "estimate_log_px", estimate)
+    monkeypatch.setitem(likelihood.__globals__, "WEIGHTS_AT_ONCE", 150)
+    parts = likelihood(subject)
+    assert max(seen) == 140
+    pd.testing.assert_frame_equal(parts.files["likelihood.parquet"], whole.files["likelihood.parquet"], rtol=1e-5)
+
+
 def test_the_constant_image_is_the_mean_training_image(digits: Data):
     found = likelihood(Subject(trained("ppca", digits, latent_dim=4), digits, EvaluateConfig(images="all")))
     mean = digits.train.images.double().mean(0) / 255
@@ -333,8 +351,23 @@ def test_a_perfect_reconstruction_keeps_every_class(digits: Data, monkeypatch: p
         assert confusion.sum() == np.trace(confusion) == len(images)
         assert perfect.metrics[f"{split}/accuracy_original"] == perfect.metrics[f"{split}/accuracy_reconstruction"]
     assert np.array(blurred.files["classes.json"]["splits"]["test"]["confusion"]).sum() == len(digits.test)
-    assert perfect.tags == {"evaluation.cnn_run": "judge"}
+    accuracy = classes(Subject(cnn, digits, EvaluateConfig())).metrics["test/accuracy"]
+    assert perfect.tags == {"evaluation.cnn_run": "judge", "evaluation.cnn_test_accuracy": str(accuracy)}
     assert [digit["label"] for digit in perfect.files["classes.json"]["ten"]["train"]] == list(range(10))
+
+
+def test_a_classifier_judges_what_the_model_saw(digits: Data, monkeypatch: pytest.MonkeyPatch):
+    def binary(_: CNN, x: Tensor) -> Tensor:
+        is_binary = ((x == 0) | (x == 1)).flatten(1).all(1)
+        return torch.nn.functional.one_hot(is_binary.long(), 2)
+
+    monkeypatch.setattr(CNN, "logits", binary)
+    model = trained("vae", digits, latent_dim=4, likelihood="bernoulli")
+    found = classes(Subject(model, digits, EvaluateConfig(images=10), ("judge", trained("cnn", digits))))
+    described = found.files["classes.json"]
+    assert np.array(described["splits"]["test"]["confusion"])[1].tolist() == [10, *[0] * 9]
+    for digit in (*described["ten"]["train"], *described["ten"]["val"]):
+        assert (digit["original"], digit["reconstruction"]) == (1, 0)
 
 
 def _pairs(subject: Subject, split: str) -> Any:

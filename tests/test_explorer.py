@@ -21,8 +21,7 @@ from elbolab.experiment import load_run, train_model
 from elbolab.explorer import views
 from elbolab.explorer.page import explore
 from elbolab.models import MODELS
-from elbolab.models.latent import LatentModel
-from elbolab.models.latent import DiagonalGaussian
+from elbolab.models.latent import DiagonalGaussian, LatentModel
 from elbolab.models.vae import VAE
 
 SMALL = {"train_size": 64, "val_size": 20, "test_size": 20, "epochs": 1}

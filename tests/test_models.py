@@ -13,12 +13,11 @@ from elbolab.config import Config
 from elbolab.data import Data, load_data
 from elbolab.errors import UserError
 from elbolab.models import MODELS
-from elbolab.models.latent import LatentModel, Model
-from elbolab.models.latent import DiagonalGaussian
+from elbolab.models.latent import DiagonalGaussian, LatentModel, Model
 from elbolab.models.latent_opt import RowAdam
 from elbolab.nets import ACTIVATIONS
 from elbolab.objectives import elbo
-from elbolab.trainer import Event, rate_factor, train
+from elbolab.trainer import Event, _snapshot, rate_factor, train
 
 SMALL: dict[str, Any] = {"dataset": "mnist5k", "batch_size": 16}
 # Each sample of the bound and each step of the refinement costs about as much as a step of a vae.
@@ -113,6 +112,27 @@ def test_equal_seeds_give_equal_weights_bit_for_bit(name: str, digits: Data, tmp
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     if list(model.parameters()):
         assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_equal_generators_give_equal_terms(name: str, digits: Data):
+    model = make(name, digits)
+    batch = next(digits.train.batches(12))
+    one, other = (model.terms(batch, 3, torch.Generator().manual_seed(5)).log_w for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_pictures_show_what_a_bernoulli_model_sees_and_draw_nothing_of_the_training(digits: Data):
+    model = make("vae", digits, likelihood="bernoulli")
+    assert isinstance(model, LatentModel)
+    before = torch.get_rng_state()
+    shown, again = (_snapshot(model, digits)["reconstructions_val"] for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(shown, again)
+    originals, reconstructions = shown
+    assert set(originals.unique().tolist()) == {0, 1}
+    q = model.posterior(digits.val.one_per_class().with_x(originals))
+    torch.testing.assert_close(reconstructions, model.reconstruct(q))
 
 
 @pytest.mark.parametrize("name", LATENT)
@@ -292,7 +312,7 @@ def test_beta_weights_the_kl_and_warms_up(digits: Data):
     terms = model.terms(next(digits.train.batches(16)))
     distortion, rate = -terms.log_px_z.mean(), terms.kl.mean()
     for epochs, beta in ((0, 0.0), (5, 2.0), (10, 4.0), (25, 4.0)):
-        torch.testing.assert_close(model.loss(terms, epochs), distortion + beta * rate)
+        torch.testing.assert_close(model.loss(terms, model.kl_weight(epochs)), distortion + beta * rate)
     torch.testing.assert_close(elbo(terms).mean(), -distortion - rate)
 
 

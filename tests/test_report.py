@@ -14,6 +14,8 @@ from invented_runs import GAUSSIAN, MEANS, POSTERIORS, Store, fill, reproduce, s
 from elbolab import records
 from elbolab.compare import CompareConfig, build, compare
 from elbolab.errors import UserError
+from elbolab.report.ablations import again
+from elbolab.report.entries import Entry, differences
 from elbolab.report.page import render
 
 
@@ -67,6 +69,14 @@ def test_numbers_are_the_logged_ones(report: tuple[Path, dict[str, str], Store])
     assert (row["class_preservation_low"], row["class_preservation_high"]) == (0.85, 1)
 
 
+def test_the_classifier_is_named_with_its_own_accuracy(report: tuple[Path, dict[str, str], Store]) -> None:
+    folder, ids, _ = report
+    cnn = ids["cnn"][:8]
+    assert (folder / "report.md").read_text().count(f"- Classified by `{cnn}`, test accuracy 98.0 %") == 3
+    html = (folder / "index.html").read_text()
+    assert len(re.findall(f"<dt>Classified by</dt><dd><a [^>]*>{cnn}</a>, test accuracy 98.0 %</dd>", html)) == 3
+
+
 def test_pairs_are_compared_image_by_image(report: tuple[Path, dict[str, str], Store]) -> None:
     folder, ids, store = report
     frames = []
@@ -95,8 +105,13 @@ def test_initialisations_are_ablations(report: tuple[Path, dict[str, str], Store
     curve = pd.read_csv(folder / "curves.csv").query("run == @ids['zeros'] and key == 'val/elbo'")
     assert float(table["last_val_elbo"].tolist()[1]) == curve["value"].iloc[-1] == -(60 + 40 / 5 + 0.5 + 2)
     html = (folder / "index.html").read_text()
-    assert "latent_opt: validation ELBO by latent_init" in html
-    assert "No finished run changes only latent_init to normal." in html
+    section = html[html.index('<section id="latent-optimisation">') : html.index('<section id="likelihood">')]
+    for shown in ("latent_opt: validation ELBO by latent_init", "No finished run changes only latent_init to normal."):
+        assert shown in section
+        assert html.count(shown) == section.count(shown)
+    said = f"latent_opt: best validation ELBO {signed(-68.5)} nats from pca, {signed(-70.5)} nats from zeros."
+    assert said in section
+    assert said in (folder / "report.md").read_text()
 
 
 def test_page_stands_alone(report: tuple[Path, dict[str, str], Store]) -> None:
@@ -255,6 +270,15 @@ def test_two_runs_of_one_model_are_told_apart(store: Store, tmp_path: Path) -> N
     runs = [store.train("vae", pictures=False, seed=seed) for seed in (0, 1)]
     html = compare(CompareConfig(run=tuple(runs), out=tmp_path / "report")).read_text()
     assert all(f"vae {run[:8]}" in html and f'id="run-{run}"' in html for run in runs)
+
+
+def test_what_mlflow_run_logs_as_it_was_typed_is_no_parameter(store: Store) -> None:
+    fields = {"latent_init": "pca", "latent_dim": 4, "pictures": False}
+    one = records.get_run(store.train("latent_opt", **fields))
+    typed = {"latent-dim": 4, "resume": one.id, "new_run": "true"}
+    other = records.get_run(store.train("latent_opt", **fields, **typed, seed=1))
+    assert differences(other, one) == []
+    assert again(Entry("latent_opt", 2, (other,), ()), "zeros").count("--latent-dim 4") == 1
 
 
 def test_page_opens_in_a_browser(report: tuple[Path, dict[str, str], Store], browser: Any) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import mlflow
 import pytest
 import torch
-from conftest import Command
+from conftest import REPOSITORY, Command, mlflow_run
 from killed_trainings import digest, outcome
 
 from elbolab import checkpoint, records, states, tracker
@@ -23,6 +24,7 @@ from elbolab.experiment import resume, train_model
 from elbolab.interrupts import postponed
 from elbolab.models import MODELS
 from elbolab.spool import Spool
+from elbolab.tracker import PARENT
 from elbolab.trainer import Event, train
 
 TINY = {"train_size": 40, "val_size": 10, "test_size": 10, "batch_size": 8, "latent_dim": 4}
@@ -193,6 +195,21 @@ def test_a_run_whose_process_is_gone_is_closed_by_sync_and_goes_on_all_the_same(
     assert resume(run.info.run_id) == run.info.run_id
     assert records.get_run(run.info.run_id).status == "FINISHED"
     assert outcome(run.info.run_id)["history"]["val/elbo"][-1][0] == 40
+
+
+@pytest.mark.scale
+def test_a_run_goes_on_by_mlflow_run(store: Path):
+    stopped(store, signal.SIGTERM, 40)
+    (run,) = mlflow.MlflowClient().search_runs(["0"])
+    # A training is gone on with in the folder in which it was begun, and a project's commands work in its own.
+    for name in ("MLproject", "conda.yaml"):
+        shutil.copy(REPOSITORY / name, store)
+    done = mlflow_run(store, "resume", f"run={run.info.run_id}", project=store)
+    assert done.returncode == 0, done.stderr
+    assert records.get_run(run.info.run_id).status == "FINISHED"
+    (call,) = [found for found in mlflow.MlflowClient().search_runs(["0"]) if found.info.run_id != run.info.run_id]
+    assert (call.data.tags["elbolab.kind"], call.data.tags[PARENT]) == ("resume call", run.info.run_id)
+    assert call.info.status == "FINISHED"
 
 
 def test_a_crash_is_failed_with_its_reason_and_goes_on(store: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 """Studies: definitions that mean something, exact numbers of trials, and an MLflow that says what Optuna says."""
 
 import itertools
+import json
 import os
 import re
 import signal
@@ -8,13 +9,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import optuna
+import pandas as pd
 import pytest
+import torch
 from conftest import REPOSITORY, mlflow_run
 from mlflow.entities import Run
 from optuna.storages import RDBStorage
@@ -23,13 +26,15 @@ from sqlalchemy.pool import NullPool
 
 from elbolab import Reproduction, Study, load_model, records
 from elbolab.config import StudyConfig
+from elbolab.data import load_data
 from elbolab.errors import UserError
 from elbolab.experiment import protocol
 from elbolab.intervals import mean_and_half_width
 from elbolab.mirror import DIED, PARENT, SURPLUS, TRIAL
+from elbolab.models.latent import LatentModel
 from elbolab.studies import run_study
 from elbolab.tracker import FAILURE
-from elbolab.trainer import train
+from elbolab.trainer import Step, training
 from elbolab.tuning import load_study
 
 TINY = '"epochs": 2, "train_size": 40, "val_size": 10, "test_size": 10'
@@ -94,6 +99,9 @@ def children(parent: str) -> dict[int, Run]:
         ({"search": [], "configs": [{"seed": 1}]}, "seed is given by seeds"),
         ({"search": [], "configs": [{"lr": 1e-3}], "seeds": [0, 0]}, "must each be listed once"),
         ({"metrics": ["val/kl", "val/distortion"], "pruner": "median"}, "needs one metric, not 2"),
+        ({"metrics": ["val/kl"]}, "metric 'val/kl' alone is one side of a trade"),
+        ({"metrics": ["val/distortion", "val/distortion"]}, "metric 'val/distortion' alone"),
+        ({"metrics": ["val/mse"]}, "metric 'val/mse' alone"),
     ],
 )
 def test_a_study_without_meaning_is_refused_when_it_is_made(values: dict[str, Any], message: str):
@@ -183,12 +191,12 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def at(count: int) -> None:
         calls = itertools.count(1)
 
-        def interrupted(*arguments: Any) -> None:
+        def interrupted(*arguments: Any) -> Iterator[Step]:
             if next(calls) == count:
                 raise KeyboardInterrupt
-            train(*arguments)
+            yield from training(*arguments)
 
-        monkeypatch.setattr("elbolab.trials.train", interrupted)
+        monkeypatch.setattr("elbolab.trials.training", interrupted)
 
     return at
 
@@ -247,11 +255,32 @@ STUDY = Study(model="vae", base={{{TINY}}}, configs=[{{"lr": 1e30}}, {{"lr": 1e-
     assert len(trials_of("failing")) == 2
 
 
+def test_out_of_memory_costs_one_trial(search: str, monkeypatch: pytest.MonkeyPatch):
+    calls = itertools.count(1)
+
+    def exhausted(*arguments: Any) -> Any:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return training(*arguments)
+
+    monkeypatch.setattr("elbolab.trials.training", exhausted)
+    parent = carry_out(search, trials=2)
+    first, *others = trials_of(search)
+    assert first.state == TrialState.FAIL
+    assert [trial.state.is_finished() for trial in others] == [True, True]
+    assert TrialState.FAIL not in {trial.state for trial in others}
+    run = children(parent)[first.number]
+    assert run.info.status == "FAILED"
+    assert run.data.tags["failure"] == "OutOfMemoryError: CUDA out of memory"
+
+
 def test_a_study_in_which_everything_fails_ends(store: Path):
     text = SEARCH.replace('"epochs": 2', '"epochs": 2, "sigma": 1e-30')
     with pytest.raises(UserError, match="the last 10 trials failed"):
         carry_out(define(store, "hopeless", text), trials=50)
     assert len(trials_of("hopeless")) == 10
+    with pytest.raises(UserError, match="study 'hopeless' has no finished trial"):
+        carry_out("hopeless", finalise=1)
     # Whoever starts it again, having mended what was wrong, gets as many tries.
     with pytest.raises(UserError, match="the last 10 trials failed"):
         carry_out("hopeless", trials=50)
@@ -312,16 +341,18 @@ def test_a_study_by_mlflow_run_has_one_parent_however_often_it_is_called(search:
 def test_two_metrics_give_a_front(store: Path):
     text = f"""
 from elbolab import Study
-STUDY = Study(model="vae", base={{{TINY}}}, search=["beta"], metrics=["val/kl", "val/distortion"], trials=3)
+STUDY = Study(model="vae", base={{{TINY}}}, search=["beta", "lr"], metrics=["val/kl", "val/distortion"], trials=4)
 """
     parent = carry_out(define(store, "front", text))
     for number, run in children(parent).items():
         kl, distortion = trials_of("front")[number].values
         assert run.data.metrics["objective/kl"] == kl == run.data.metrics["val/kl"]
         assert kl + distortion == pytest.approx(-run.data.metrics["val/elbo"])
-    assert records.list_artifacts(parent, "figures") == ["figures/pareto_front.png"]
+    figures = {Path(path).name for path in records.list_artifacts(parent, "figures")}
+    assert figures == {"pareto_front.png", "importances_kl.png", "importances_distortion.png"}
     with pytest.raises(UserError, match="finalise needs a study of one metric"):
         carry_out("front", finalise=1)
+    assert records.get_run(parent).status == "FINISHED"
 
 
 def test_log_px_is_measured_on_validation_images(store: Path):
@@ -333,6 +364,48 @@ STUDY = Study(model="ppca", base={{{TINY}, "epochs": 1}}, configs=[{{"latent_dim
     run = children(parent)[0]
     # The ELBO of an exact posterior is log p(x), up to the noise of its one sample.
     assert run.data.metrics["objective/log_px"] == pytest.approx(run.data.metrics["val/elbo"], abs=3)
+
+
+def test_a_trial_judged_by_log_px_is_pruned_by_its_model_s_own_bound(store: Path):
+    text = f"""
+from elbolab import Study
+STUDY = Study(model="iwae", base={{{TINY}}}, search=["iw_samples"], images=10, samples=10, trials=1)
+"""
+    parent = carry_out(define(store, "bound", text))
+    (trial,), run = trials_of("bound"), children(parent)[0]
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val/iw_bound")
+    assert trial.intermediate_values == {metric.step: metric.value for metric in history}
+
+
+@pytest.mark.scale
+def test_what_a_search_by_log_px_finds_is_judged_by_it_again_tested_and_registered(store: Path):
+    text = f"""
+from elbolab import Study
+STUDY = Study(
+    model="ppca", base={{{TINY}, "epochs": 1}}, search=["latent_dim"], narrow={{"latent_dim": (2, 8)}}, images=10,
+    trials=2,
+)
+"""
+    parent = carry_out(define(store, "judged", text))
+    assert carry_out("judged", finalise=2, seeds=2) == parent
+    rows = records.read(parent, "finalists.parquet", pd.read_parquet).to_dict("records")
+    assert Counter(row["trial"] for row in rows) == {0: 2, 1: 2}
+    val = load_data("mnist5k", Path(), train_size=40, val_size=10, test_size=10).val.batch(torch.arange(10))
+    for row in rows:
+        model = load_model(row["run"])
+        assert isinstance(model, LatentModel)
+        exact = model.exact_log_px(val.x)
+        assert exact is not None
+        assert row["val/log_px"] == pytest.approx(exact.mean().item(), rel=1e-5)
+    # A closed form is the same under every seed.
+    best = max(rows, key=lambda row: row["val/log_px"])["trial"]
+    final = json.loads(records.fetch(parent, "final.json").read_text())
+    assert final["trial"] == best
+    tested = {row["run"] for row in rows if "test/log_px" in records.get_run(row["run"]).metrics}
+    assert tested == {row["run"] for row in rows if row["trial"] == best}
+    (version,) = mlflow.MlflowClient().search_model_versions("name = 'judged'")
+    assert version.run_id == final["run"] in tested
+    assert load_model("models:/judged/1").config == load_model(final["run"]).config
 
 
 def test_sync_brings_mlflow_up_to_date_and_doubles_nothing(search: str):
@@ -355,6 +428,24 @@ def test_sync_brings_mlflow_up_to_date_and_doubles_nothing(search: str):
         assert after[0].data.metrics["objective/elbo"] == first.value
         assert after[0].data.params["lr"] == str(first.params["lr"])
     assert client.get_run(twin.info.run_id).info.lifecycle_stage == "deleted"
+
+
+def test_sync_leaves_a_study_that_was_interrupted_killed(search: str, interrupt: Callable[[int], None]):
+    interrupt(2)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(search)
+    parent = carry_out(search, sync=True)
+    assert records.get_run(parent).status == "KILLED"
+    assert set(children(parent)) == {0, 1}
+
+
+def test_a_study_that_has_not_begun_is_not_begun_by_its_end(search: str):
+    for values in ({"sync": True}, {"finalise": 1}):
+        with pytest.raises(UserError, match=r"study 'search' has not begun on sqlite:///.*; carry it out first"):
+            carry_out(search, **values)
+    assert mlflow.MlflowClient().search_runs(["0"]) == []
+    carry_out(search, trials=1)
+    assert len(trials_of(search)) == 1
 
 
 def test_no_two_trials_of_hyperband_are_equal(store: Path):
@@ -418,13 +509,13 @@ def running(name: str, storage: str = "sqlite:///optuna.db") -> bool:
         return False
 
 
-def both_under_way(name: str) -> bool:
-    """Whether two trials of 60 epochs are running, and neither is about to end."""
+def all_under_way(count: int, name: str, storage: str = "sqlite:///optuna.db") -> bool:
+    """Whether ``count`` trials of 60 epochs are running, one for each of so many workers, and none is about to end."""
     try:
-        found = [trial for trial in trials_of(name) if trial.state == TrialState.RUNNING]
+        found = [trial for trial in trials_of(name, storage) if trial.state == TrialState.RUNNING]
     except (KeyError, optuna.exceptions.OptunaError):
         return False
-    return len(found) == 2 and all(0 < len(trial.intermediate_values) < 50 for trial in found)
+    return len(found) == count and all(0 < len(trial.intermediate_values) < 50 for trial in found)
 
 
 def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trials(store: Path):
@@ -452,7 +543,7 @@ def test_a_killed_worker_costs_its_trial_a_retry_and_nothing_else(store: Path):
     )
     # Four of these heartbeats are longer than a busy machine keeps a living worker from its next.
     process = begin(store, "killed", "--workers", "2", "--heartbeat", "3")
-    wait_for(lambda: both_under_way("killed"))
+    wait_for(lambda: all_under_way(2, "killed"))
     workers = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
     os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
     out, errors = process.communicate(timeout=200)

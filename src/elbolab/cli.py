@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         Config,
         EvaluateConfig,
         ExploreConfig,
-        MainConfig,
+        Given,
         PromoteConfig,
         ResumeConfig,
         Settings,
@@ -45,7 +45,11 @@ class Command(click.Command):
     """
 
     def __init__(
-        self, name: str, kinds: Callable[[], list[type["Settings"]]], act: Callable[..., None], *arguments: click.Argument
+        self,
+        name: str,
+        kinds: Callable[[], list[type["Settings"]]],
+        act: Callable[..., None],
+        *arguments: click.Argument,
     ) -> None:
         super().__init__(name, callback=self._call, params=[*arguments], help=act.__doc__)
         self._kinds = kinds
@@ -160,7 +164,7 @@ def _explore(config: "ExploreConfig", run: tuple[str, ...]) -> None:
     click.echo(explore(split_ids(run), config))
 
 
-def _main(given: "MainConfig") -> None:
+def _main(given: "Given") -> None:
     """Train cnn, vae, latent_opt and ppca, evaluate every run, and write the report."""
     from elbolab.experiment import run_all
 

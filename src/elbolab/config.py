@@ -225,6 +225,8 @@ class StudyConfig(Settings):
     """Finished or pruned trials that the study ends with, however often it was stopped [default: the study's]."""
     workers: Annotated[int, Field(gt=0)] = 1
     """Processes on this machine that work on trials at the same time."""
+    population: Annotated[int, Field(gt=0)] = 1
+    """Trials that each worker trains beside each other; on a GPU their steps are computed as one."""
     storage: str = "sqlite:///optuna.db"
     """URL of Optuna's database, sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE."""
     seed: Annotated[int, Field(ge=0)] = 0

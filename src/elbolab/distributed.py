@@ -19,6 +19,7 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from elbolab import draws
 from elbolab.data import Batch
 from elbolab.errors import UserError
 
@@ -27,7 +28,6 @@ POLL_SECONDS = 0.5
 
 _gpu: int | None = None
 _store: Store
-_share: tuple[Tensor, int] | None = None
 
 
 def rank() -> int:
@@ -154,25 +154,12 @@ def owned(count: int) -> slice:
 @contextmanager
 def share(batch: Batch, owners: Callable[[Batch], Tensor]) -> Iterator[Batch]:
     """This process's images of a batch, maybe none; while it lasts, random numbers and gradients are the batch's."""
-    global _share
     if not dist.is_initialized():
         yield batch
         return
     rows = (owners(batch) == rank()).nonzero()[:, 0]
-    _share = rows, len(batch)
-    try:
+    with draws.of_share(rows, len(batch)):
         yield batch[rows]
-    finally:
-        _share = None
-
-
-def draw(random: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...], dim: int) -> Tensor:
-    """Random numbers of this shape; in a share, those of its images, which ``dim`` counts, among the whole batch's."""
-    if _share is None:
-        return random(shape)
-    rows, count = _share
-    assert shape[dim] == len(rows), f"dimension {dim} of {shape} must count the {len(rows)} images of the share"
-    return random((*shape[:dim], count, *shape[dim + 1 :])).index_select(dim, rows)
 
 
 def parallel(module: nn.Module, own: list[str]) -> nn.Module:
@@ -192,8 +179,9 @@ def parallel(module: nn.Module, own: list[str]) -> nn.Module:
 
 def _batch_mean(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # pyright: ignore[reportPrivateImportUsage]
     """The gradient of the mean over the batch, from those of the means over its unequal shares."""
-    assert _share is not None
-    rows, count = _share
+    share = draws.share()
+    assert share is not None
+    rows, count = share
     sent = dist.all_reduce(bucket.buffer().mul_(len(rows) / count), async_op=True)
     assert sent is not None
     return sent.get_future().then(lambda sums: sums.value()[0])

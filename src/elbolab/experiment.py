@@ -15,7 +15,7 @@ import torch
 
 from elbolab import distributed, records, tracker
 from elbolab.compare import ROLES, CompareConfig, compare
-from elbolab.config import Config, EvaluateConfig, Given
+from elbolab.config import Config, EvaluateConfig, Given, default_data_dir
 from elbolab.data import Data, load_data
 from elbolab.errors import UserError
 from elbolab.evaluators import EVALUATORS, Findings, Subject
@@ -187,9 +187,15 @@ def _classifier(chosen: str | None, data: Data, device: str) -> tuple[str, CNN] 
 
 
 def load_run(run_id: str, device: str) -> tuple[Model, Data]:
-    """The trained model of a run and the data that it was trained on; raises UserError where these are others now."""
+    """The trained model of a run and the data that it was trained on; raises UserError where these are others now.
+
+    Where the folder of its data is not there, as on another machine, they are looked for in this machine's own.
+    """
     model = load_model(run_id, device)
-    data = load_for(model.config, device)
+    config = model.config
+    if not os.path.isdir(config.data_dir):
+        config = config.model_copy(update={"data_dir": default_data_dir()})
+    data = load_for(config, device)
     if data.spec.digest != model.spec.digest:
         raise UserError(
             f"run {run_id!r} was trained on data with digest {model.spec.digest}, but {data.name} now has the digest "

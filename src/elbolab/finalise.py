@@ -14,11 +14,12 @@ from elbolab.config import EvaluateConfig
 from elbolab.errors import UserError
 from elbolab.evaluators import Subject
 from elbolab.evaluators.likelihood import mean_log_px
-from elbolab.experiment import choose_device, evaluate_run, load_for, train_model
+from elbolab.experiment import choose_device, evaluate_run, load_run, train_model
 from elbolab.intervals import is_unreliable, mean_and_half_width
 from elbolab.mirror import PARENT, TRIAL
+from elbolab.models import MODELS
+from elbolab.models.latent import LatentModel
 from elbolab.records import STUDY
-from elbolab.registry import load_model
 from elbolab.report.numbers import BRIEFLY, dagger
 from elbolab.storage import Job
 from elbolab.tuning import Study, with_distortion
@@ -27,25 +28,32 @@ from elbolab.versions import register
 VALUE = "elbolab.validation"
 
 
-def finalise(job: Job, study: optuna.Study, parent: str, best: int, seeds: int) -> None:
-    """Train the ``best`` configs on ``seeds`` fresh seeds each, choose the one of the best mean validation metric, and
-    only then read the test split, once for each of its runs; the best of these becomes a registered model.
+def best_trials(job: Job, study: optuna.Study, count: int) -> list[FrozenTrial]:
+    """A trial of each of the ``count`` best configs of a study, the best first.
 
-    Goes on where it was stopped. The tables go to the run ``parent``. Raises UserError for a study with several metrics
-    or with nothing finished.
+    Raises UserError for a study with several metrics or with nothing finished.
     """
     if len(job.study.metrics) > 1:
         raise UserError(f"finalise needs a study of one metric, not of {', '.join(job.study.metrics)}")
+    if not (ranked := _ranked(job.study, study)):
+        raise UserError(f"study {job.name!r} has no finished trial; run it first")
+    return ranked[:count]
+
+
+def finalise(job: Job, trials: Sequence[FrozenTrial], parent: str, seeds: int) -> None:
+    """Train the configs of ``trials`` on ``seeds`` fresh seeds each, choose the one of the best mean validation metric,
+    and only then read the test split, once for each of its runs; the best of these becomes a registered model.
+
+    Goes on where it was stopped. The tables go to the run ``parent``.
+    """
     metric, choose = job.study.metric, {"maximize": max, "minimize": min}[job.study.directions[0]]
     finalists: list[dict[str, Any]] = []
     means: dict[int, float] = {}
-    for trial in _best_configs(job.study, study)[:best]:
+    for trial in trials:
         rows = _train(job, parent, trial, seeds)
         finalists += rows
         means[trial.number] = float(np.mean([row[metric] for row in rows]))
         print(f"trial {trial.number}: {_interval(metric, rows)}", file=sys.stderr)
-    if not means:
-        raise UserError(f"study {job.name!r} has no finished trial; run it first")
     winner = choose(means, key=means.__getitem__)
     won = [row for row in finalists if row["trial"] == winner]
     # The test split is read here, after every choice but the one among seeds, which the validation split makes too.
@@ -61,7 +69,7 @@ def finalise(job: Job, study: optuna.Study, parent: str, best: int, seeds: int) 
     print(f"trial {winner}, run {chosen['run']}, registered as {uri}", *summary, sep="\n")
 
 
-def _best_configs(definition: Study, study: optuna.Study) -> list[FrozenTrial]:
+def _ranked(definition: Study, study: optuna.Study) -> list[FrozenTrial]:
     """A finished trial for each config, whatever its seed, the best mean value first."""
     by_config: dict[str, list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
@@ -113,11 +121,11 @@ def _judge(job: Job, run_id: str) -> float:
     """What a trial would be judged by: a metric of the run's model, which is that of its best epoch."""
     study = job.study
     if study.metric == "val/log_px":
-        device = choose_device("auto")
-        model = load_model(run_id, device)
-        data = load_for(model.config, device).without_test()
-        return mean_log_px(Subject(model, data, EvaluateConfig(samples=study.samples, images=study.images)), "val")
+        model, data = load_run(run_id, choose_device("auto"))
+        config = EvaluateConfig(samples=study.samples, images=study.images)
+        return mean_log_px(Subject(model, data.without_test(), config), "val")
     epochs = records.history([run_id]).pivot(index="step", columns="key", values="value")
-    bound = next((key for key in ("val/iw_bound", "val/elbo") if key in epochs), None)
-    best = epochs[bound].argmax() if bound else epochs["val/loss"].argmin()
+    kind = MODELS[study.model]
+    latent = issubclass(kind, LatentModel)
+    best = epochs[f"val/{kind.score_metric}"].argmax() if latent else epochs["val/loss"].argmin()
     return with_distortion(epochs.iloc[int(best)].to_dict())[study.metric]

@@ -39,6 +39,6 @@ def iw_bound(terms: Terms) -> Tensor:
     return torch.logsumexp(terms.log_w, 0) - math.log(len(terms.log_w))
 
 
-def beta_loss(terms: Terms, beta: float = 1.0) -> Tensor:
+def beta_loss(terms: Terms, beta: float | Tensor = 1.0) -> Tensor:
     """Mean over the images of -E_q[log p(x | z)] + beta KL(q || p(z)), a scalar (Higgins et al. 2017, eq. 4)."""
     return (beta * terms.kl - terms.log_px_z.mean(0)).mean()

@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.uri import validate_path_is_safe
 
 from elbolab import histories
+from elbolab.config import ResumeConfig
 from elbolab.errors import UserError, redacted
 from elbolab.sqlite import PREFIX, first_use
 
@@ -59,10 +60,13 @@ _ARTIFACT_URIS: dict[str, str | None] = {}
 def _record(found: Run) -> RunRecord:
     info, data = found.info, found.data
     _ARTIFACT_URIS[info.run_id] = info.artifact_uri
+    # `mlflow run -P` logs what was typed: `latent-dim` beside our `latent_dim`, and the flags that take up a run.
+    typed = {key for key in data.params if "-" in key} | ResumeConfig.model_fields.keys()
+    params = {key: value for key, value in data.params.items() if key not in typed}
     return RunRecord(
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
         max(0, (info.end_time or info.start_time) - info.start_time) / 1000,
-        dict(data.params), dict(data.tags), {key: value for key, value in data.metrics.items() if value == value},
+        params, dict(data.tags), {key: value for key, value in data.metrics.items() if value == value},
         page_of(info.experiment_id, info.run_id),
     )  # fmt: skip
 

@@ -104,6 +104,7 @@ class Job:
     target: int
     seed: int
     heartbeat: int
+    population: int = 1
 
 
 class SeededSampler(BaseSampler):
@@ -147,29 +148,50 @@ def open_study(job: Job) -> tuple[optuna.Study, bool]:
 
     Raises UserError where the storage is out of reach, or holds a study of this name that was begun otherwise.
     """
+    options = _options(job)
+    try:
+        study = optuna.create_study(study_name=job.name, directions=job.study.directions, **options)
+        for key, value in _begun(job).items():
+            study.set_user_attr(key, value)
+        return study, True
+    except DuplicatedStudyError:
+        return _load(job, options), False
+
+
+def begun_study(job: Job) -> optuna.Study:
+    """Optuna's study of ``job``; raises UserError as ``open_study`` does, and where no call has begun it."""
+    options = _options(job)
+    try:
+        return _load(job, options)
+    except KeyError:
+        raise UserError(f"study {job.name!r} has not begun on {job.storage}; carry it out first") from None
+
+
+def _options(job: Job) -> dict[str, Any]:
     # Each trial has a line here, and a traceback where one is due.
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    options: dict[str, Any] = {
+    return {
         "storage": open_storage(job.storage, job.heartbeat),
         "sampler": SeededSampler(job.seed),
         "pruner": _pruner(job.study),
     }
-    begun = {"definition": job.study.model_dump_json(exclude={"trials"}), "heartbeat": job.heartbeat}
-    try:
-        study = optuna.create_study(study_name=job.name, directions=job.study.directions, **options)
-        for key, value in begun.items():
-            study.set_user_attr(key, value)
-        return study, True
-    except DuplicatedStudyError:
-        study = optuna.load_study(study_name=job.name, **options)
-    for key, value in begun.items():
+
+
+def _begun(job: Job) -> dict[str, Any]:
+    """What stays as it was when the study was made."""
+    return {"definition": job.study.model_dump_json(exclude={"trials"}), "heartbeat": job.heartbeat}
+
+
+def _load(job: Job, options: dict[str, Any]) -> optuna.Study:
+    study = optuna.load_study(study_name=job.name, **options)
+    for key, value in _begun(job).items():
         if study.user_attrs.get(key, value) != value:
             other = "another definition" if key == "definition" else f"{key}={study.user_attrs[key]}"
             raise UserError(
                 f"study {job.name!r} was begun on {job.storage} with {other}; go on with that, or rename its file, or "
                 "name another storage"
             )
-    return study, False
+    return study
 
 
 def queue_points(study: optuna.Study, definition: Study) -> None:

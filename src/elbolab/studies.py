@@ -2,6 +2,7 @@
 
 import sys
 
+import optuna
 from mlflow.exceptions import MlflowException
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
@@ -10,12 +11,13 @@ from elbolab import records, sqlite, tracker
 from elbolab.config import StudyConfig
 from elbolab.errors import UserError
 from elbolab.experiment import choose_device, load_for
-from elbolab.finalise import finalise
+from elbolab.finalise import best_trials, finalise
 from elbolab.mirror import RUN_OF_STUDY, Mirror, parent_of
+from elbolab.population import BESIDE_THE_FORWARD
 from elbolab.records import STUDY
 from elbolab.reproduction import Reproduction, reproduce
-from elbolab.storage import Job, open_study, queue_points
-from elbolab.tuning import load_study
+from elbolab.storage import Job, begun_study, open_study, queue_points
+from elbolab.tuning import Study, load_study
 from elbolab.workers import work_locally, work_on_ray
 
 
@@ -34,7 +36,10 @@ def run_study(name: str, config: StudyConfig) -> str:
         return reproduce(name, definition, config.passes, config.only)
     points = len(definition.points)
     target = min(config.trials or points or definition.trials, points or sys.maxsize)
-    job = Job(name, definition, sqlite.absolute(config.storage), target, config.seed, config.heartbeat)
+    if config.population > 1:
+        _refuse_unequal(definition, config)
+    storage = sqlite.absolute(config.storage)
+    job = Job(name, definition, storage, target, config.seed, config.heartbeat, config.population)
     # A mistake in the study's data is told before a trial is spent on it.
     first = definition.config_of(definition.points[0] if points else {})
     load_for(first, choose_device(first.device))
@@ -51,14 +56,33 @@ def run_study(name: str, config: StudyConfig) -> str:
         raise UserError(f"storage={config.storage!r} was lost ({reason}); the same command goes on with it") from error
 
 
+def _refuse_unequal(study: Study, config: StudyConfig) -> None:
+    """Raise UserError where the study's trials cannot be trained as one population."""
+    changing = {*study.search, *(name for values in study.configs for name in values)}
+    if unequal := sorted(changing - BESIDE_THE_FORWARD):
+        raise UserError(
+            f"population={config.population} needs trials of one architecture, but this study changes "
+            f"{', '.join(unequal)}; fix that in base, or leave population out"
+        )
+    if config.executor == "ray":
+        raise UserError(
+            f"population={config.population} is of one process, and Ray takes a trial a task; leave one out"
+        )
+
+
 def _carry_out(job: Job, config: StudyConfig) -> str:
-    study, created = open_study(job)
+    # What only ends a study does not begin one, nor may a mistake in it change how the study's run ended.
+    only_ends = config.sync or config.finalise is not None
+    study, created = (begun_study(job), False) if only_ends else open_study(job)
+    finalists = best_trials(job, study, config.finalise) if config.finalise is not None else []
     records.prepare_store()
     parent = parent_of(study, created)
+    if parent is not None:
+        tracker.nest_project_run(parent, "study call")
+    if config.sync:
+        return _sync(job, study, parent)
     if parent is None:
         queue_points(study, job.study)
-    else:
-        tracker.nest_project_run(parent, "study call")
     with tracker.run("study", job.name, _params(job), {STUDY: job.name}, parent) as track:
         if track.delivery.run_id is None:
             raise UserError(f"{records.address()} does not answer, and a search begins with a run there; try again")
@@ -66,18 +90,27 @@ def _carry_out(job: Job, config: StudyConfig) -> str:
             study.set_user_attr(RUN_OF_STUDY, track.id)
         mirror = Mirror(job.name, job.study, track.id)
         try:
-            if config.finalise is not None:
-                finalise(job, study, track.id, config.finalise, config.seeds)
-            elif config.executor == "ray" and not config.sync:
+            if finalists:
+                finalise(job, finalists, track.id, config.seeds)
+            elif config.executor == "ray":
                 work_on_ray(job, track.id, config)
-            elif not config.sync:
+            else:
                 work_locally(job, track.id, config.workers)
         finally:
-            mended = mirror.sync(study)
+            mirror.sync(study)
             mirror.draw(study)
-        if config.sync:
-            print(f"{mended} trials brought up to date")
     return track.id
+
+
+def _sync(job: Job, study: optuna.Study, parent: str | None) -> str:
+    """Make MLflow equal to Optuna; the study's run ends as it did, whether or not the server heard of that."""
+    if parent is None:
+        raise UserError(f"study {job.name!r} has no run on {records.address()} yet; carry it out first")
+    tracker.send_unfinished(parent)
+    mirror = Mirror(job.name, job.study, parent)
+    print(f"{mirror.sync(study)} trials brought up to date")
+    mirror.draw(study)
+    return parent
 
 
 def _params(job: Job) -> dict[str, str]:

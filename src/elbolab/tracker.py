@@ -22,7 +22,6 @@ from elbolab.courier import Courier, reason, refused
 from elbolab.delivery import FAILURE, FILES, VALUES, Delivery
 from elbolab.errors import UserError, redacted
 from elbolab.records import KIND, address
-from elbolab.report.curves import draw_curves
 from elbolab.spool import Spool, peek, read_journal
 
 if TYPE_CHECKING:
@@ -109,6 +108,9 @@ class Tracker:
 
     def log_curves(self) -> None:
         """Log the figure of the metrics reported so far, training against validation."""
+        # A training need not wait for what draws before its first step.
+        from elbolab.report.curves import draw_curves
+
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "curves.png")
             draw_curves([record["metrics"] for record in self.spool.records if "metrics" in record], file)
@@ -201,13 +203,16 @@ def nest_project_run(run_id: str, kind: str) -> None:
             track.set_tags({PARENT: run_id, KIND: kind})
 
 
-def send_unfinished() -> list[str]:
-    """Send what earlier processes could not; returns a line for each run, and raises UserError where some is left.
+def send_unfinished(run_id: str | None = None) -> list[str]:
+    """Send what earlier processes could not, of all runs or of one; returns a line for each, and raises UserError where
+    some is left.
 
     A run whose process is gone without a word ends as KILLED; it can be gone on with all the same.
     """
     lines, problems = [], []
     for folder in sorted(UNFINISHED.absolute().glob("*")):
+        if run_id not in (None, peek(folder).get("run_id")):
+            continue
         try:
             spool = Spool(folder)
         except UserError as error:
@@ -283,7 +288,7 @@ def _sending(spool: Spool) -> Iterator[Tracker]:
 
 
 def _code() -> dict[str, str]:
-    """The commit that this code stands at, and whether it has been changed since; nothing outside a git checkout.
+    """The commit that this code stands at, and whether it has been changed since; nothing where no git keeps it.
 
     A study writes into the documentation, which changes no code.
     """
@@ -293,6 +298,8 @@ def _code() -> dict[str, str]:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        # An environment may lie within the checkout of something else.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         changes = git("status", "--porcelain", ".")
         return {"git.commit": git("rev-parse", "HEAD"), "git.dirty": str(bool(changes)).lower()}
     except (OSError, subprocess.CalledProcessError):

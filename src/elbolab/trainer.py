@@ -2,9 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from elbolab.checkpoint import save_checkpoint
 from elbolab.config import Config
 from elbolab.data import Batch, Data, Split
 from elbolab.errors import UserError
-from elbolab.interrupts import postponed
+from elbolab.interrupts import Interruption, postponed
 from elbolab.models.latent import LatentModel, Model
 from elbolab.objectives import Terms
 from elbolab.states import Means, States
@@ -43,6 +42,49 @@ class Event:
     seconds_left: float
 
 
+@dataclass
+class Step:
+    """One step downhill, which waits to be taken: ``take`` does, unless ``elbolab.population`` takes many at once.
+
+    ``kl_weight`` is that of ``Model.kl_weight``; ``checked`` names the step where its loss is looked at before the
+    weights change.
+    """
+
+    objective: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    batch: Batch
+    kl_weight: float
+    checked: str | None
+    terms: Terms = field(init=False)
+    loss: Tensor = field(init=False)
+
+    def take(self) -> None:
+        """Compute the terms and the loss, and move the weights."""
+        self.terms, self.loss = self.objective(self.batch, self.kl_weight)
+        self.refuse_no_number()
+        if self.optimizers:
+            self.loss.backward()
+        self.move()
+
+    def refuse_no_number(self) -> None:
+        """Raise UserError where the loss is looked at and is not finite."""
+        # The mean over a share without images is not a number.
+        if not self.checked or not len(self.batch) or math.isfinite(value := self.loss.item()):
+            return
+        terms = self.terms
+        named = {"log p(x|z)": terms.log_px_z, "log p(z)": terms.log_pz, "log q(z|x)": terms.log_qz, "KL": terms.kl}
+        wrong = [name for name, each in named.items() if not each.isfinite().all()]
+        reason = f", because of {', '.join(wrong)}" if wrong else ""
+        rate = next(_groups(self.optimizers))["lr"] if self.optimizers else 0
+        raise UserError(f"the loss is {value} at {self.checked}{reason}; lower lr, which is {rate:g} there")
+
+    def move(self) -> None:
+        """Move the weights along the gradients that they have."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
 def train(model: Model, data: Data, report: Callable[[Event], None], folder: Path) -> None:
     """Train ``model`` on ``data`` as its config says, leaving last.safetensors and best.safetensors in ``folder``.
 
@@ -54,6 +96,15 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
     bound (for a classifier: lowest cross-entropy). On a CPU equal config and seed give equal weights, bit for bit.
     Raises UserError, before the weights have changed on a CPU, where the loss is not finite.
     """
+    with postponed() as interruption:
+        for step in training(model, data, report, folder, interruption):
+            step.take()
+
+
+def training(
+    model: Model, data: Data, report: Callable[[Event], None], folder: Path, interruption: Interruption
+) -> Generator[Step, None, None]:
+    """``train`` as the steps that it consists of: each must have been taken before the next is asked for."""
     config = model.config
     torch.manual_seed(config.seed + 1)
     shuffle = torch.Generator().manual_seed(config.seed)
@@ -64,48 +115,46 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
     at = states.restore()
     if len(at.order):
         shuffle.set_state(at.order)
-    objective = distributed.parallel(_Objective(model), [f"model.{name}" for name in model.sharded])
-    step = partial(_step, objective, optimizers)
+    objective = distributed.parallel(Objective(model), [f"model.{name}" for name in model.sharded])
     steps_an_epoch = math.ceil(len(data.train) / config.batch_size)
     first, started = at.epoch, time.perf_counter()
 
-    with postponed() as interruption:
-        for epoch in range(at.epoch, config.epochs + 1):
-            at.epoch = epoch
-            model.train()
-            began, at.order = time.perf_counter() - at.seconds, shuffle.get_state()
-            for batch in islice(data.train.batches(config.batch_size, shuffle), at.step, None):
-                epochs = epoch - 1 + at.step / steps_an_epoch
-                factor = rate_factor(config, epochs)
-                for group, rate in zip(_groups(optimizers), first_rates, strict=True):
-                    group["lr"] = factor * rate
-                # To read a number makes a GPU wait.
-                is_checked = model.device.type == "cpu" or at.step % CHECK_STEPS == 0
-                checked = f"step {at.step + 1} of epoch {epoch}" if is_checked else None
-                with distributed.share(model.observe(batch), model.owners) as own:
-                    for _ in range(model.steps_per_visit - 1):
-                        step(own, epochs, checked)
-                    terms, loss = step(own, epochs, checked)
-                at.means.add(own, loss, model.metrics(terms), model.score(terms))
-                at.step += 1
-                at.seconds = time.perf_counter() - began
-                if interruption or states.due():
-                    states.save(at)
-                interruption.heed()
-            train_metrics, _ = at.means.metrics("train")
+    for epoch in range(at.epoch, config.epochs + 1):
+        at.epoch = epoch
+        model.train()
+        began, at.order = time.perf_counter() - at.seconds, shuffle.get_state()
+        for batch in islice(data.train.batches(config.batch_size, shuffle), at.step, None):
+            epochs = epoch - 1 + at.step / steps_an_epoch
+            factor = rate_factor(config, epochs)
+            for group, rate in zip(_groups(optimizers), first_rates, strict=True):
+                group["lr"] = factor * rate
+            # To read a number makes a GPU wait.
+            is_checked = model.device.type == "cpu" or at.step % CHECK_STEPS == 0
+            checked = f"step {at.step + 1} of epoch {epoch}" if is_checked else None
+            with distributed.share(model.observe(batch), model.owners) as own:
+                step = Step(objective, optimizers, own, model.kl_weight(epochs), checked)
+                for _ in range(model.steps_per_visit):
+                    yield step
+            at.means.add(own, step.loss, model.metrics(step.terms), model.score(step.terms))
+            at.step += 1
+            at.seconds = time.perf_counter() - began
+            if interruption or states.due():
+                states.save(at)
+            interruption.heed()
+        train_metrics, _ = at.means.metrics("train")
 
-            val_metrics, score = _validate(model, data.val, epoch)
-            if improved := score > at.best:
-                at.best = score
-                save_checkpoint(folder / "best.safetensors", model, epoch)
-            rates = {"train/lr": next(_groups(optimizers))["lr"]} if optimizers else {}
-            speed = {"train/images_per_s": len(data.train) / at.seconds}
-            metrics = {**train_metrics, **rates, **speed, **val_metrics}
-            images = _snapshot(model, data) if epoch in SNAPSHOT_EPOCHS else {}
-            left = (time.perf_counter() - started) / (epoch - first + 1) * (config.epochs - epoch)
-            report(Event(epoch, config.epochs, improved, metrics, images, left))
-            at.step, at.seconds, at.means = 0, 0.0, Means()
-        save_checkpoint(folder / "last.safetensors", model, config.epochs)
+        val_metrics, score = _validate(model, data.val, epoch)
+        if improved := score > at.best:
+            at.best = score
+            save_checkpoint(folder / "best.safetensors", model, epoch)
+        rates = {"train/lr": next(_groups(optimizers))["lr"]} if optimizers else {}
+        speed = {"train/images_per_s": len(data.train) / at.seconds}
+        metrics = {**train_metrics, **rates, **speed, **val_metrics}
+        images = _snapshot(model, data) if epoch in SNAPSHOT_EPOCHS else {}
+        left = (time.perf_counter() - started) / (epoch - first + 1) * (config.epochs - epoch)
+        report(Event(epoch, config.epochs, improved, metrics, images, left))
+        at.step, at.seconds, at.means = 0, 0.0, Means()
+    save_checkpoint(folder / "last.safetensors", model, config.epochs)
 
 
 def rate_factor(config: Config, epochs: float) -> float:
@@ -120,36 +169,16 @@ def rate_factor(config: Config, epochs: float) -> float:
             return 1.0
 
 
-class _Objective(nn.Module):
+class Objective(nn.Module):
     """The terms and the loss of a batch as one forward pass, which is what can be made parallel."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, epochs: float) -> tuple[Terms, Tensor]:
+    def forward(self, batch: Batch, kl_weight: float | Tensor) -> tuple[Terms, Tensor]:
         terms = self.model.terms(batch, self.model.train_samples)
-        return terms, self.model.loss(terms, epochs)
-
-
-def _step(
-    objective: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Batch, epochs: float, checked: str | None
-) -> tuple[Terms, Tensor]:
-    """A step downhill; ``checked`` names it where its loss is looked at before the weights change."""
-    terms, loss = objective(batch, epochs)
-    # The mean over a share without images is not a number.
-    if checked and len(batch) and not math.isfinite(loss.item()):
-        named = {"log p(x|z)": terms.log_px_z, "log p(z)": terms.log_pz, "log q(z|x)": terms.log_qz, "KL": terms.kl}
-        wrong = [name for name, value in named.items() if not value.isfinite().all()]
-        reason = f", because of {', '.join(wrong)}" if wrong else ""
-        rate = next(_groups(optimizers))["lr"] if optimizers else 0
-        raise UserError(f"the loss is {loss.item()} at {checked}{reason}; lower lr, which is {rate:g} there")
-    if optimizers:
-        loss.backward()
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    return terms, loss
+        return terms, self.model.loss(terms, kl_weight)
 
 
 def _groups(optimizers: list[torch.optim.Optimizer]) -> Iterator[dict]:
@@ -158,13 +187,13 @@ def _groups(optimizers: list[torch.optim.Optimizer]) -> Iterator[dict]:
 
 def _validate(model: Model, split: Split, epochs: int) -> tuple[dict[str, float], float]:
     model.eval()
-    means = Means()
+    means, kl_weight = Means(), model.kl_weight(epochs)
     for batch in split.batches(VALIDATION_BATCH):
         with distributed.share(model.observe(batch), model.owners) as own:
-            model.refresh(own, epochs)
+            model.refresh(own, kl_weight)
             with torch.no_grad():
                 terms = model.terms(own, model.train_samples)
-                means.add(own, model.loss(terms, epochs), model.metrics(terms), model.score(terms))
+                means.add(own, model.loss(terms, kl_weight), model.metrics(terms), model.score(terms))
     return means.metrics(split.name)
 
 
@@ -172,8 +201,10 @@ def _snapshot(model: Model, data: Data) -> dict[str, Tensor]:
     if not isinstance(model, LatentModel):
         return {}
     images = {}
+    # The same binarised digits at each epoch, by no draw of the training's.
+    generator = torch.Generator(model.device).manual_seed(SAMPLE_SEED)
     for split in (data.train, data.val):
-        batch = split.one_per_class()
+        batch = model.observe(split.one_per_class(), generator)
         with distributed.share(batch, model.owners) as own, torch.no_grad():
             reconstructions = model.reconstruct(model.posterior(own))
         reconstructions = distributed.assemble(reconstructions, model.owners(batch)).to(batch.x)

@@ -1,4 +1,4 @@
-"""Carrying a study out: the objective of a trial, and the loop of a worker."""
+"""Carrying a study out: a trial as a training that is judged, and the loop of a worker."""
 
 import gc
 import math
@@ -6,7 +6,8 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import closing, suppress
 from multiprocessing import parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
+from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import FrozenTrial, TrialState
 
 from elbolab.checkpoint import load_checkpoint
@@ -23,61 +25,37 @@ from elbolab.errors import UserError, redacted
 from elbolab.evaluators import Subject
 from elbolab.evaluators.likelihood import mean_log_px
 from elbolab.experiment import prepare
+from elbolab.interrupts import Interruption, postponed
 from elbolab.mirror import DIED, INTERRUPTED, SURPLUS, Mirror
+from elbolab.population import together
 from elbolab.storage import Job, ended, open_study, standing
 from elbolab.tracker import FAILURE
-from elbolab.trainer import Event, train
+from elbolab.trainer import Event, Step, training
 from elbolab.tuning import with_distortion
 
 POLL_SECONDS = 0.5
 FAILURES_IN_A_ROW = 10
 
 
-class Objective:
-    """One training judged on the validation split; what it reports of itself goes to Optuna and to MLflow."""
+def _training(
+    job: Job, mirror: Mirror, trial: optuna.Trial, interruption: Interruption
+) -> Generator[Step, None, list[float]]:
+    """A trial as the steps of its training; returns what it is judged by, and tells Optuna and MLflow of each epoch.
 
-    def __init__(self, job: Job, mirror: Mirror) -> None:
-        self._job = job
-        self._mirror = mirror
-        self.number: int | None = None
-
-    def __call__(self, trial: optuna.Trial) -> list[float]:
-        self.number = trial.number
-        try:
-            self._refuse_surplus(trial)
-            return self._train(trial)
-        except optuna.TrialPruned:
-            raise
-        except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            reason = INTERRUPTED if stopped else SURPLUS if isinstance(error, _SurplusError) else _reason(error)
-            with suppress(UpdateFinishedTrialError):
-                trial.set_user_attr(FAILURE, reason)
-            if not stopped and not isinstance(error, UserError | _SurplusError):
-                traceback.print_exc()
-            # Optuna fails a trial for the other exceptions, but would leave it running for this one.
-            if isinstance(error, SystemExit):
-                trial.study.tell(trial, state=TrialState.FAIL)
-            raise
-
-    def _refuse_surplus(self, trial: optuna.Trial) -> None:
-        """Another worker may have asked for the last trial at the same moment: the one of lower number goes on."""
-        trials = trial.study.get_trials(deepcopy=False)
-        before = [one for one in trials if one.state == TrialState.RUNNING and one.number < trial.number]
-        if len(ended(trials, self._job.study)) + len(before) >= self._job.target:
-            raise _SurplusError
-
-    def _train(self, trial: optuna.Trial) -> list[float]:
-        study = self._job.study
+    Raises TrialPruned where the pruner wants no more of it, and _SurplusError where the study needs none of it.
+    """
+    study = job.study
+    with get_heartbeat_thread(trial._trial_id, trial.study._storage):
+        _refuse_surplus(job, trial)
         config = study.suggest(trial)
         model, data, tags = prepare(study.model, config)
         data = data.without_test()
-        self._mirror.open(trial.number, trial.datetime_start, {"model": study.model, **config.params()}, tags)
+        mirror.open(trial.number, trial.datetime_start, {"model": study.model, **config.params()}, tags)
         judged: dict[str, float] = {}
 
         def report(event: Event) -> None:
             metrics = with_distortion(event.metrics)
-            self._mirror.report(trial.number, metrics, event.epoch)
+            mirror.report(trial.number, metrics, event.epoch)
             # A front is that of trainings, and one metric that of the model which a training leaves, its best epoch.
             if event.best or len(study.metrics) > 1:
                 judged.update(metrics)
@@ -87,7 +65,7 @@ class Objective:
                     raise optuna.TrialPruned(f"epoch {event.epoch}")
 
         with TemporaryDirectory() as folder:
-            train(model, data, report, Path(folder))
+            yield from training(model, data, report, Path(folder), interruption)
             if "val/log_px" in study.metrics:
                 best = load_checkpoint(Path(folder, "best.safetensors"), model.device)
                 subject = Subject(best, data, EvaluateConfig(samples=study.samples, images=study.images))
@@ -98,11 +76,23 @@ class Objective:
         return values
 
 
+def _refuse_surplus(job: Job, trial: optuna.Trial) -> None:
+    """Another worker may have asked for the last trial at the same moment: the one of lower number goes on."""
+    trials = trial.study.get_trials(deepcopy=False)
+    before = [one for one in trials if one.state == TrialState.RUNNING and one.number < trial.number]
+    if len(ended(trials, job.study)) + len(before) >= job.target:
+        raise _SurplusError
+
+
 class _SurplusError(Exception):
     """The study has all its trials without this one."""
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return INTERRUPTED
+    if isinstance(error, _SurplusError):
+        return SURPLUS
     return redacted(f"{type(error).__name__}: {error}")[:500]
 
 
@@ -127,41 +117,65 @@ def work(job: Job, parent: str, limit: int | None = None) -> None:
         if missing <= 0:
             return
         _refuse_hopeless(standing(trials[first:]))
-        if len(running) < missing:
-            _run_one(study, job, mirror)
-            done += 1
+        if (count := min(missing - len(running), job.population)) > 0:
+            _run(study, job, mirror, count)
+            done += count
         else:
             time.sleep(POLL_SECONDS)
 
 
-def _run_one(study: optuna.Study, job: Job, mirror: Mirror) -> None:
-    def tell(study: optuna.Study, trial: FrozenTrial) -> None:
-        if trial.user_attrs.get(FAILURE) == SURPLUS:
-            # One that was queued keeps its place there.
-            if trial.params or "fixed_params" in trial.system_attrs:
-                _queue_again(study, trial)
-            return
-        mirror.close(trial)
-        print(_line(study, job, trial), file=sys.stderr, flush=True)
-        if trial.state == TrialState.FAIL:
-            # The exception holds on to the frames of the training, and they to its memory on the device.
-            gc.collect()
-
-    objective = Objective(job, mirror)
+def _run(study: optuna.Study, job: Job, mirror: Mirror, count: int) -> None:
+    """Carry ``count`` trials out beside each other; an interruption queues those under way again."""
+    with warnings.catch_warnings():
+        # Optuna misses the heartbeats of its own loop; each training has one here.
+        warnings.simplefilter("ignore", UserWarning)
+        under_way = {place: study.ask() for place in range(count)}
     try:
-        study.optimize(objective, n_trials=1, catch=(Exception,), callbacks=[tell])
-    except BaseException as error:
-        if objective.number is None:
-            raise
-        trial = study.get_trials(deepcopy=False)[objective.number]
-        if trial.user_attrs.get(FAILURE) == INTERRUPTED and trial.state == TrialState.FAIL:
-            # The next start of the study takes it up again.
-            _queue_again(study, trial)
-        mirror.close(trial)
-        # Optuna raises when it is told of a trial that others have failed since: this process slept too long.
-        if not isinstance(error, Exception) or trial.state != TrialState.FAIL or FAILURE in trial.user_attrs:
-            raise
-        print(f"trial {trial.number}: {DIED} for too long, and others have failed it", file=sys.stderr, flush=True)
+        with postponed() as interruption:
+            trainings = [_training(job, mirror, trial, interruption) for trial in under_way.values()]
+            with closing(together(trainings)) as outcomes:
+                for place, outcome in outcomes:
+                    _end(study, job, mirror, under_way.pop(place), outcome)
+    except (KeyboardInterrupt, SystemExit) as error:
+        for trial in under_way.values():
+            _end(study, job, mirror, trial, error)
+        raise
+    finally:
+        study._storage.remove_session()
+
+
+def _end(
+    study: optuna.Study, job: Job, mirror: Mirror, trial: optuna.Trial, outcome: list[float] | BaseException
+) -> None:
+    """Tell Optuna, MLflow and the reader what became of a trial."""
+    if isinstance(outcome, optuna.TrialPruned):
+        now = study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+    elif isinstance(outcome, BaseException):
+        with suppress(UpdateFinishedTrialError):
+            trial.set_user_attr(FAILURE, _reason(outcome))
+        if not isinstance(outcome, UserError | _SurplusError | KeyboardInterrupt | SystemExit):
+            traceback.print_exception(outcome)
+        now = study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+    else:
+        now = study.tell(trial, outcome, skip_if_finished=True)
+
+    reason = now.user_attrs.get(FAILURE)
+    # One that was queued keeps its place there, and one that was interrupted is taken up at the next start.
+    was_queued = bool(now.params) or "fixed_params" in now.system_attrs
+    if reason == INTERRUPTED or (reason == SURPLUS and was_queued):
+        _queue_again(study, now)
+    if reason == SURPLUS:
+        return
+    mirror.close(now)
+    if now.state == TrialState.FAIL and reason is None:
+        # This process slept too long.
+        print(f"trial {now.number}: {DIED} for too long, and others have failed it", file=sys.stderr, flush=True)
+    elif reason != INTERRUPTED:
+        print(_line(study, job, now), file=sys.stderr, flush=True)
+    if now.state == TrialState.FAIL:
+        # The exception holds on to the frames of the training, and they to its memory on the device.
+        del outcome
+        gc.collect()
 
 
 def _queue_again(study: optuna.Study, trial: FrozenTrial) -> None:

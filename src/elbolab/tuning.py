@@ -22,6 +22,8 @@ LATENT_METRICS: dict[str, Literal["maximize", "minimize"]] = {
     "val/kl": "minimize",
     "val/mse": "minimize",
 }
+# What can be had for nothing by giving up the other side: a rate of 0 is a collapsed posterior.
+ONE_SIDED = {"val/distortion", "val/kl", "val/mse"}
 CLASSIFIER_METRICS: dict[str, Literal["maximize", "minimize"]] = {"val/accuracy": "maximize", "val/loss": "minimize"}
 # Under other values of these the same number means something else.
 DATA_FIELDS = {"dataset", "data_dir", "train_size", "val_size", "test_size", "split_seed"}
@@ -86,6 +88,8 @@ class Study(Settings):
             if metric not in allowed:
                 beta = " (it is weighted by beta)" if metric == "val/loss" else ""
                 raise ValueError(f"metric {metric!r} does not compare trials{beta}; take one of {', '.join(allowed)}")
+            if metric in ONE_SIDED and len(set(self.metrics)) == 1:
+                raise ValueError(f"metric {metric!r} alone is one side of a trade; add another, or take val/elbo")
             apart = changing & (DATA_FIELDS if allowed is CLASSIFIER_METRICS else DATA_FIELDS | OBSERVATION_FIELDS)
             if apart:
                 raise ValueError(
@@ -129,8 +133,12 @@ class Study(Settings):
 
     @property
     def epoch_metric(self) -> str:
-        """The validation metric that pruning reads at each epoch: the metric itself, or the ELBO for log p(x)."""
-        return "val/elbo" if self.metric == "val/log_px" else self.metric
+        """What pruning reads at each epoch: the metric itself, or for log p(x) the model's own bound."""
+        if self.metric != "val/log_px":
+            return self.metric
+        kind = MODELS[self.model]
+        assert issubclass(kind, LatentModel)
+        return f"val/{kind.score_metric}"
 
     def suggest(self, trial: BaseTrial) -> Config:
         """The config of a trial."""

@@ -63,21 +63,18 @@ def _preservation(model: LatentModel, subject: Subject, run: str, cnn: CNN) -> F
         metrics[f"{split}/class_preservation_low"], metrics[f"{split}/class_preservation_high"] = bootstrap(kept)
     test = subject.data.test
     correct = sum((_predict(cnn, batch.x) == batch.y).sum().item() for batch in test.batches(500))
-    found = {
-        "cnn_run": run,
-        "cnn_test_accuracy": correct / len(test),
-        "splits": splits,
-        "ten": {split: _ten(model, subject, cnn, split) for split in ("train", "val")},
-    }
-    return Findings(metrics, {"evaluation.cnn_run": run}, {"classes.json": found})
+    judge = {"cnn_run": run, "cnn_test_accuracy": correct / len(test)}
+    ten = {split: _ten(model, subject, cnn, split) for split in ("train", "val")}
+    tags = {f"evaluation.{key}": str(value) for key, value in judge.items()}
+    return Findings(metrics, tags, {"classes.json": {**judge, "splits": splits, "ten": ten}})
 
 
 def _ten(model: LatentModel, subject: Subject, cnn: CNN, split: str) -> list[dict[str, int]]:
     """The fixed digits that training shows, one a class, with the posteriors that training has for them."""
-    batch = subject.data.splits[split].one_per_class()
-    seen = model.observe(batch, subject.generator())
+    generator = subject.generator()
+    batch = model.observe(subject.data.splits[split].one_per_class(), generator)
     with torch.no_grad():
-        reconstruction = _predict(cnn, model.reconstruct(model.posterior(seen)))
+        reconstruction = _predict(cnn, model.reconstruct(model.posterior(batch, generator)))
     columns = (batch.index, batch.y, _predict(cnn, batch.x), reconstruction)
     names = ("index", "label", "original", "reconstruction")
     return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]

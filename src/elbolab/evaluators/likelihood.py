@@ -15,6 +15,8 @@ from elbolab.intervals import k_threshold
 from elbolab.models.latent import LatentModel
 
 CURVE = (1, 10, 100, 1000, 5000)
+# Log weights are kept until an image's diagnostics are found: 40 MB of them, or those of one image.
+WEIGHTS_AT_ONCE = 5_000_000
 
 
 def likelihood(subject: Subject) -> Findings:
@@ -61,14 +63,16 @@ def mean_log_px(subject: Subject, split: str) -> float:
 
 
 def _estimates(model: LatentModel, subject: Subject, split: str) -> Iterator[tuple[Batch, str, Estimate]]:
-    """Batch by batch, the name of the posteriors that were sampled from, and what came of it."""
-    generator = subject.generator()
+    """Some images at a time, the name of the posteriors that were sampled from, and what came of it."""
+    generator, samples = subject.generator(), subject.config.samples
     for batch, q in zip(subject.batches(split), subject.inferred(split), strict=True):
         posteriors = {model.inference.partition(":")[0]: q, "table": model.stored_posterior(batch)}
         for name, posterior in posteriors.items():
-            if posterior is not None:
-                samples = subject.config.samples
-                yield batch, name, estimate_log_px(model, batch.x, posterior, samples, generator)
+            if posterior is None:
+                continue
+            for rows in torch.arange(len(batch), device=batch.x.device).split(max(1, WEIGHTS_AT_ONCE // samples)):
+                part = batch[rows]
+                yield part, name, estimate_log_px(model, part.x, posterior[rows], samples, generator)
 
 
 def _rows(model: LatentModel, subject: Subject, batch: Batch, name: str, estimate: Estimate) -> pd.DataFrame:

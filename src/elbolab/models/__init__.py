@@ -15,8 +15,8 @@ class _Models(Mapping[str, type["Model"]]):
         self._classes = classes
 
     def __getitem__(self, name: str) -> type["Model"]:
-        kind = self._classes[name]
-        return getattr(import_module(f"{__name__}.{name}"), kind)
+        found = self._classes[name]
+        return getattr(import_module(f"{__name__}.{name}"), found)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._classes)

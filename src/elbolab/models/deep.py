@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field
 from torch import Tensor
@@ -55,5 +56,5 @@ class EncoderModel(DeepLatentModel):
         super().__init__(config, spec)
         self.encoder = make_encoder(config.net, spec.shape, 2 * config.latent_dim, config.hidden, config.activation)
 
-    def posterior(self, batch: Batch) -> DiagonalGaussian:
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         return DiagonalGaussian(*self.encoder(batch.x).chunk(2, -1))

@@ -33,10 +33,15 @@ class IWAE(EncoderModel):
     """
 
     Config = IWAEConfig
+    score_metric = "iw_bound"
 
     @property
     def train_samples(self) -> int:
         return self.config.iw_samples
+
+    @property
+    def stacks(self) -> bool:
+        return self.config.gradient != "dreg"  # which changes a gradient on its way
 
     def terms_at(self, batch: Batch, q: DiagonalGaussian, z: Tensor) -> Terms:
         terms = super().terms_at(batch, q, z)
@@ -47,7 +52,7 @@ class IWAE(EncoderModel):
             z.register_hook(lambda gradient: gradient * weights)
         return terms
 
-    def loss(self, terms: Terms, epochs: float) -> Tensor:
+    def loss(self, terms: Terms, kl_weight: float | Tensor) -> Tensor:
         return -iw_bound(terms).mean()
 
     def score(self, terms: Terms) -> Tensor:

@@ -15,8 +15,9 @@ from elbolab import distributed
 from elbolab.bounds import WIDEST
 from elbolab.config import Config
 from elbolab.data import Batch, Data, DataSpec
+from elbolab.draws import draw
 from elbolab.likelihoods import PIXELS, Likelihood, make_likelihood
-from elbolab.objectives import Terms, elbo
+from elbolab.objectives import Terms, beta_loss, elbo
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -77,21 +78,30 @@ class Model(nn.Module, ABC):
         return distributed.owners(torch.arange(len(batch), device=batch.index.device), len(batch))
 
     @property
+    def stacks(self) -> bool:
+        """Whether ``torch.vmap`` can compute a step of several such models as one."""
+        return not self.sharded
+
+    @property
     def steps_per_visit(self) -> int:
         """Optimiser steps on a batch each time that its turn comes."""
         return 1
 
-    def refresh(self, batch: Batch, epochs: float) -> None:
-        """Bring what the model keeps of validation images up to date, ``epochs`` into the training."""
+    def kl_weight(self, epochs: float) -> float:
+        """Weight of the KL term in the loss, ``epochs`` into the training."""
+        return 1.0
+
+    def refresh(self, batch: Batch, kl_weight: float) -> None:
+        """Bring what the model keeps of validation images up to date."""
 
     @property
     def train_samples(self) -> int:
         """Latent samples an image at each training step and in its validation."""
         return 1
 
-    def loss(self, terms: Terms, epochs: float) -> Tensor:
-        """The training loss, a scalar, ``epochs`` into the training."""
-        return -elbo(terms).mean()
+    def loss(self, terms: Terms, kl_weight: float | Tensor) -> Tensor:
+        """The training loss, a scalar, at a weight of the KL term that only some models heed."""
+        return beta_loss(terms, kl_weight)
 
     def score(self, terms: Terms) -> Tensor:
         """What makes one epoch better than another, (B,): on the validation images the highest mean is kept."""
@@ -111,7 +121,7 @@ class DiagonalGaussian:
         def normal(shape: tuple[int, ...]) -> Tensor:
             return torch.randn(shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
 
-        noise = distributed.draw(normal, (samples, *self.mean.shape), dim=1)
+        noise = draw(normal, (samples, *self.mean.shape), 1, self.mean)
         return torch.addcmul(self.mean, noise, (0.5 * self.log_var).exp())
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -146,6 +156,9 @@ class LatentConfig(Config):
 class LatentModel(Model):
     """p(x, z) = p(x | z) N(z; 0, I) with a posterior q(z | x) that each subclass gets in its own way."""
 
+    score_metric = "elbo"
+    """Which of ``metrics`` is ``score``."""
+
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.likelihood: Likelihood = make_likelihood(config.likelihood, config.sigma)
@@ -155,8 +168,8 @@ class LatentModel(Model):
         """Parameters of p(x | z): (..., D) to (..., C, H, W)."""
 
     @abstractmethod
-    def posterior(self, batch: Batch) -> DiagonalGaussian:
-        """q(z | x) as it is trained, differentiable in its parameters."""
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
+        """q(z | x) as it is trained, differentiable in its parameters; a refinement draws from ``generator``."""
 
     @property
     def inference(self) -> str:
@@ -166,7 +179,7 @@ class LatentModel(Model):
     def infer(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         """q(z | x) of any images, seen in training or not."""
         with torch.no_grad():
-            return self.posterior(batch)
+            return self.posterior(batch, generator)
 
     @property
     def steps_to_infer(self) -> int:
@@ -193,7 +206,7 @@ class LatentModel(Model):
         return self.likelihood.log_prob(x, self.decode(z)) + log_prior(z)
 
     def terms(self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None) -> Terms:
-        q = self.posterior(batch)
+        q = self.posterior(batch, generator)
         return self.terms_at(batch, q, q.sample(samples, generator))
 
     def terms_at(self, batch: Batch, q: DiagonalGaussian, z: Tensor) -> Terms:
@@ -209,10 +222,10 @@ class LatentModel(Model):
         q: DiagonalGaussian,
         samples: int = 1,
         generator: torch.Generator | None = None,
-        beta: float = 1.0,
+        kl_weight: float = 1.0,
     ) -> Tensor:
-        """The ELBO of images (B, C, H, W) under q with the KL weighted by beta, (B,), and nothing beside it."""
-        return self.likelihood.log_prob(x, self.decode(q.sample(samples, generator))).mean(0) - beta * q.kl()
+        """The ELBO of images (B, C, H, W) under q, its KL term weighted, (B,), and nothing beside it."""
+        return self.likelihood.log_prob(x, self.decode(q.sample(samples, generator))).mean(0) - kl_weight * q.kl()
 
     def metrics(self, terms: Terms) -> dict[str, Tensor]:
         return {"elbo": elbo(terms), **terms.also, "kl": terms.kl}

@@ -17,7 +17,6 @@ from elbolab.models.deep import BetaConfig, DeepLatentModel, EncoderModel
 from elbolab.models.fitting import choose, fit_posterior
 from elbolab.models.latent import DiagonalGaussian, Model
 from elbolab.models.ppca import fit_ppca, linear_posterior
-from elbolab.objectives import Terms, beta_loss
 
 START_LOG_VAR = -2.0
 STARTS = ("zeros", "normal", "pca")
@@ -156,7 +155,7 @@ class LatentOpt(DeepLatentModel):
             ]
         return self._optimizers
 
-    def posterior(self, batch: Batch) -> DiagonalGaussian:
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         if batch.split not in ("train", "val"):
             raise ValueError(f"{batch.split} images have no row; infer() fits their posterior")
         if batch.digest != self.spec.digest:
@@ -189,16 +188,16 @@ class LatentOpt(DeepLatentModel):
     def steps_per_visit(self) -> int:
         return self.config.latent_steps
 
-    def loss(self, terms: Terms, epochs: float) -> Tensor:
-        return beta_loss(terms, self.config.beta_at(epochs))
+    def kl_weight(self, epochs: float) -> float:
+        return self.config.beta_at(epochs)
 
-    def refresh(self, batch: Batch, epochs: float) -> None:
+    def refresh(self, batch: Batch, kl_weight: float) -> None:
         """As many updates of validation rows as a visit gives to training rows, the decoder frozen."""
         row_adam = self.optimizers()[1]
         for _ in range(self.config.latent_steps):
             with torch.enable_grad():
                 q = DiagonalGaussian(*self._rows(batch).chunk(2, -1))
-                bound = self.bound(batch.x, q, beta=self.config.beta_at(epochs)).mean()
+                bound = self.bound(batch.x, q, kl_weight=kl_weight).mean()
             bound.neg().backward(inputs=[self.val_rows])
             row_adam.step()
             row_adam.zero_grad()

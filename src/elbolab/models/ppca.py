@@ -87,7 +87,7 @@ class PPCA(LatentModel):
     def decode(self, z: Tensor) -> Tensor:
         return (z @ self.loadings.T + self.mean).reshape(*z.shape[:-1], *self.spec.shape)
 
-    def posterior(self, batch: Batch) -> DiagonalGaussian:
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         return linear_posterior(batch.x.flatten(1), self.mean, self.loadings, self.sigma.item())
 
     @property

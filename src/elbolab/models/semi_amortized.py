@@ -41,14 +41,11 @@ class SemiAmortized(EncoderModel):
     def steps_to_infer(self) -> int:
         return self.config.refine_steps
 
-    def posterior(self, batch: Batch) -> DiagonalGaussian:
-        return self._refined(batch)
+    @property
+    def stacks(self) -> bool:
+        return False  # a step takes a gradient of its own
 
-    def infer(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
-        with torch.no_grad():
-            return self._refined(batch, generator)
-
-    def _refined(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         rows = self.encoder(batch.x)
         step = torch.zeros_like(rows)
         for _ in range(self.config.refine_steps):

@@ -1,9 +1,6 @@
 """The variational autoencoder: an encoder amortises the posterior over all images (Kingma & Welling 2014)."""
 
-from torch import Tensor
-
 from elbolab.models.deep import BetaConfig, EncoderModel
-from elbolab.objectives import Terms, beta_loss
 
 
 class VAEConfig(BetaConfig):
@@ -15,5 +12,5 @@ class VAE(EncoderModel):
 
     Config = VAEConfig
 
-    def loss(self, terms: Terms, epochs: float) -> Tensor:
-        return beta_loss(terms, self.config.beta_at(epochs))
+    def kl_weight(self, epochs: float) -> float:
+        return self.config.beta_at(epochs)

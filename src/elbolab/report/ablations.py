@@ -3,29 +3,41 @@
 from typing import Any
 
 from elbolab.report import figures
-from elbolab.report.blocks import Cell, Figures, Missing, Ref, Table, shorts
-from elbolab.report.entries import Comparison, Entry, Variant, public
+from elbolab.report.blocks import Cell, Figures, Missing, Notes, Ref, Table, shorts
+from elbolab.report.entries import Comparison, Entry, Finding, Variant, public
 from elbolab.report.figures import Series
 from elbolab.report.numbers import DASH, between, dagger, measured, number
 
+START = "latent_init"
 STARTS = ("zeros", "normal", "pca")
 
 
 def ablation_blocks(comparison: Comparison) -> list[Any]:
-    """Return for each model that has ablations their curves and their table, and which initialisations are lacking."""
+    """Return for each model that has ablations their curves, but those of its initialisation, and their table."""
     blocks: list[Any] = []
     for base in comparison.latents:
-        mine = [variant for variant in comparison.variants if variant.base is base]
-        if mine:
-            fields = dict.fromkeys(variant.field for variant in mine)
+        if mine := [variant for variant in comparison.variants if variant.base is base]:
+            fields = dict.fromkeys(variant.field for variant in mine if variant.field != START)
             blocks += [figure for name in fields if (figure := curves(comparison, base, name, mine))]
             blocks.append(table(comparison, base, mine))
-        if "latent_init" in base.run.params:
-            done = {variant.value for variant in mine if variant.field == "latent_init"}
-            lacking = [name for name in STARTS if name not in done | {base.run.params["latent_init"]}]
-            blocks += [
-                Missing(f"No finished run changes only latent_init to {name}.", again(base, name)) for name in lacking
-            ]
+    return blocks
+
+
+def initialisation_blocks(comparison: Comparison, base: Entry) -> list[Any]:
+    """Return the effect of where a model's rows start: its curves, a sentence, and which starts are lacking."""
+    if START not in base.run.params:
+        return []
+    blocks: list[Any] = []
+    mine = [variant for variant in comparison.variants if variant.base is base and variant.field == START]
+    if mine and (figure := curves(comparison, base, START, mine)):
+        found = [row for row in comparison.tables["ablations"] if row["model"] == base.label]
+        rows = [row for row in found if row["field"] in ("", START)]
+        ends = [f"{number(row['best_val_elbo'])} nats from {row['value'] or base.run.params[START]}" for row in rows]
+        runs = tuple(run for row in rows for run in row["runs"].split())
+        blocks += [figure, Notes([Finding(f"{base.label}: best validation ELBO {', '.join(ends)}.", runs)])]
+    done = {base.run.params[START], *(variant.value for variant in mine)}
+    lacking = [name for name in STARTS if name not in done]
+    blocks += [Missing(f"No finished run changes only {START} to {name}.", again(base, name)) for name in lacking]
     return blocks
 
 
@@ -71,5 +83,5 @@ def table(comparison: Comparison, base: Entry, mine: list[Variant]) -> Table:
 def again(base: Entry, start: str) -> str:
     """Return the command that trains a run that differs from the compared one in its initialisation."""
     given = {key: public(value) for key, value in base.run.params.items() if key not in ("model", "data_dir", "device")}
-    flags = sorted((given | {"latent_init": start}).items())
+    flags = sorted((given | {START: start}).items())
     return f"elbolab {base.model}" + "".join(f" --{key.replace('_', '-')} {value}" for key, value in flags)

@@ -200,5 +200,7 @@ def run_cards(comparison: Comparison) -> list[dict[str, Any]]:
     cards = []
     for row in comparison.tables["runs"]:
         run, entry = comparison.runs[row["run"]]
-        cards.append(row | {"url": run.url, "slot": entry.slot})
+        accuracy = row["evaluation.cnn_test_accuracy"]
+        judge = f", test accuracy {percent(float(accuracy))}" if accuracy else ""
+        cards.append(row | {"url": run.url, "slot": entry.slot, "judge": judge})
     return cards

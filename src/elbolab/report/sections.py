@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from elbolab.report import figures
+from elbolab.report.ablations import initialisation_blocks
 from elbolab.report.blocks import (
     Cell,
     Figures,
@@ -91,7 +92,7 @@ def own_blocks(comparison: Comparison, entries: Sequence[Entry]) -> list[Any]:
 
 
 def latent_blocks(comparison: Comparison) -> list[Any]:
-    """Return latent optimisation beside the amortized model."""
+    """Return latent optimisation beside the amortized model, and the effect of its initialisation."""
     own = comparison.of("latent_opt")
     entries = comparison.of("vae", "latent_opt") if own else []
     blocks: list[Any] = absent(comparison, ["vae", "latent_opt"], own)
@@ -110,7 +111,8 @@ def latent_blocks(comparison: Comparison) -> list[Any]:
     alike = len({entry.run.params.get("latent_dim") for entry in entries}) == 1
     caption = "Samples decoded from the prior" + (": the same noise for every run." if alike else ".")
     samples = [picture(entry, "samples", last, f"epoch {last}, {entry.label} samples") for entry in entries]
-    return [*blocks, *pictures(caption, samples)]
+    starts = [block for entry in own for block in initialisation_blocks(comparison, entry)]
+    return [*blocks, *pictures(caption, samples), *starts]
 
 
 def likelihood_blocks(comparison: Comparison) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from optuna.exceptions import ExperimentalWarning
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as plots
 
@@ -23,11 +25,15 @@ def draw_study(study: optuna.Study, metrics: Sequence[str], folder: Path) -> lis
     if not complete:
         return []
     figures: dict[str, Callable[[], Figure]] = {}
+    searched = [key for key in complete[0].params if len({trial.params[key] for trial in complete}) > 1]
+    tell_apart = len(complete) > 3 and len(searched) > 1
     if len(metrics) > 1:
         figures["pareto_front"] = lambda: _pareto_front(study, metrics)
+        for place, metric in enumerate(metrics) if tell_apart else ():
+            name = f"importances_{metric.removeprefix('val/')}"
+            figures[name] = partial(_importances, study, searched, place, metric)
     else:
         metric = metrics[0]
-        searched = [key for key in complete[0].params if len({trial.params[key] for trial in complete}) > 1]
         figures["history"] = lambda: _whole(plots.plot_optimization_history(study, target_name=metric))
         if len(complete) > 1 and searched:
             width = 3.2 * len(searched)
@@ -35,7 +41,7 @@ def draw_study(study: optuna.Study, metrics: Sequence[str], folder: Path) -> lis
             figures["parallel_coordinates"] = lambda: _whole(
                 plots.plot_parallel_coordinate(study, searched, target_name=metric), 9
             )
-        if len(complete) > 3 and len(searched) > 1:
+        if tell_apart:
             figures["importances"] = lambda: _whole(
                 plots.plot_param_importances(study, params=searched, target_name=metric)
             )
@@ -48,6 +54,19 @@ def draw_study(study: optuna.Study, metrics: Sequence[str], folder: Path) -> lis
         figure.savefig(paths[-1], dpi=120, bbox_inches="tight", facecolor="white")
         plt.close(figure)
     return paths
+
+
+def _importances(study: optuna.Study, searched: list[str], place: int, metric: str) -> Figure:
+    """How much each parameter matters to one of several objectives."""
+    # With a target Optuna takes the lower for the better, and says so.
+    sign = 1 if study.directions[place] == StudyDirection.MINIMIZE else -1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _whole(
+            plots.plot_param_importances(
+                study, params=searched, target=lambda trial: sign * trial.values[place], target_name=metric
+            )
+        )
 
 
 def _whole(axes: Axes | np.ndarray, width: float = 7) -> Figure:

@@ -46,7 +46,8 @@ COLUMNS = {
     "ablations": "dataset model field value base runs seeds best_val_elbo best_epochs last_val_elbo "
     "test_log_px test_log_px_se images mean low high",
     "runs": "run name model started data.name data.digest observation_model git.commit git.dirty device "
-    "evaluation.samples evaluation.images evaluation.seed evaluation.posterior evaluation.cnn_run params",
+    "evaluation.samples evaluation.images evaluation.seed evaluation.posterior evaluation.cnn_run "
+    "evaluation.cnn_test_accuracy params",
 }
 
 
@@ -245,7 +246,8 @@ def _outcome(entry: Entry, curves: Curves) -> Row:
 def runs_table(runs: Iterable[RunRecord]) -> list[Row]:
     """Every run that the report uses, with its data, code, device, evaluation protocol and parameters."""
     tags = ["data.name", "data.digest", "observation_model", "git.commit", "git.dirty", "device"]
-    tags += [f"evaluation.{name}" for name in ("samples", "images", "seed", "posterior", "cnn_run")]
+    tags += [f"evaluation.{name}" for name in ("samples", "images", "seed", "posterior")]
+    tags += [f"evaluation.{name}" for name in ("cnn_run", "cnn_test_accuracy")]
     rows = []
     for run in runs:
         started = datetime.fromtimestamp(run.start / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,108 @@
+"""Whose random numbers a model draws: its own, those of its share of a batch, or of each of several models."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Random = Callable[[tuple[int, ...]], Tensor]
+
+_share: tuple[Tensor, int] | None = None
+_streams: "Sequence[Stream]" = ()
+
+
+def draw(random: Random, shape: tuple[int, ...], dim: int, beside: Tensor) -> Tensor:
+    """Random numbers of this shape, to go with ``beside``, by ``random`` from torch's global generators.
+
+    In a share, those of its images, which ``dim`` counts, among the whole batch's. Where ``torch.vmap`` runs several
+    models as one, those that each would draw alone.
+    """
+    if _streams:
+        return _EachItsOwn.apply(beside, random, shape)
+    if _share is None:
+        return random(shape)
+    rows, count = _share
+    assert shape[dim] == len(rows), f"dimension {dim} of {shape} must count the {len(rows)} images of the share"
+    return random((*shape[:dim], count, *shape[dim + 1 :])).index_select(dim, rows)
+
+
+def share() -> tuple[Tensor, int] | None:
+    """The rows (B,) of the present share in its batch and the images of that; None without one."""
+    return _share
+
+
+@contextmanager
+def of_share(rows: Tensor, count: int) -> Iterator[None]:
+    """While it lasts, draws are those of the images ``rows`` (B,) of a batch of ``count``."""
+    global _share
+    _share = rows, count
+    try:
+        yield
+    finally:
+        _share = None
+
+
+class Stream:
+    """Torch's global random numbers as one of several trainings in this process knows them."""
+
+    def __init__(self) -> None:
+        self._states = _global_states()
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """While it lasts, what is drawn is of this stream; afterwards the stream that was there goes on."""
+        before = _global_states()
+        _set_global_states(self._states)
+        try:
+            yield
+        finally:
+            self._states = _global_states()
+            _set_global_states(before)
+
+
+def _global_states() -> list[Tensor]:
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])
+
+
+def _set_global_states(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state)
+
+
+@contextmanager
+def of_streams(streams: Sequence[Stream]) -> Iterator[None]:
+    """While it lasts, each of the models that ``torch.vmap`` runs as one draws from its own of ``streams``."""
+    global _streams
+    _streams = streams
+    try:
+        yield
+    finally:
+        _streams = ()
+
+
+class _EachItsOwn(torch.autograd.Function):
+    """Draws that ``torch.vmap`` makes one by one for the models that it runs as one."""
+
+    @staticmethod
+    def forward(beside: Tensor, random: Random, shape: tuple[int, ...]) -> Tensor:  # pyright: ignore
+        return random(shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        _, random, shape = args
+        drawn = []
+        for stream in _streams:
+            with stream.followed():
+                drawn.append(random(shape))
+        return torch.stack(drawn), 0

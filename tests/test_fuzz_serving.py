@@ -124,6 +124,26 @@ def test_any_request_is_answered_as_documented_or_refused_in_one_line(
         assert answer.max() <= 1
 
 
+def test_a_fit_is_counted_in_what_a_request_may_cost(served: dict[str, Served], monkeypatch: pytest.MonkeyPatch):
+    """``latent_opt`` takes two steps an image here, six decodes."""
+    monkeypatch.setattr("elbolab.serving.MOST_DECODES", 600)
+    images = np.zeros((101, *SHAPE), np.uint8)
+    for op in ("reconstruct", "encode", "log_px"):
+        with pytest.raises(
+            RefusedError, match=r"images must be at most 100 a request, .* takes 2 gradient steps.* 101"
+        ):
+            served["latent_opt"].predict(None, images, {"op": op, "samples": 2})
+    assert len(np.asarray(served["latent_opt"].predict(None, images[:100], {}))) == 100
+    served["latent_opt"].predict(None, images[:20], {"op": "log_px", "samples": 24})
+    with pytest.raises(RefusedError, match="samples=25 must be from 2 to 24 for the 20 images"):
+        served["latent_opt"].predict(None, images[:20], {"op": "log_px", "samples": 25})
+    # Samples of the prior need no posterior, and an encoder's posterior no steps; one image is always answered.
+    served["latent_opt"].predict(None, images, {"op": "sample"})
+    served["vae"].predict(None, images, {})
+    monkeypatch.setattr("elbolab.serving.MOST_DECODES", 5)
+    assert len(np.asarray(served["latent_opt"].predict(None, images[:1], {}))) == 1
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A good npz file, compressed."""

@@ -9,6 +9,7 @@ import sysconfig
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import HTTPError
 
@@ -20,6 +21,7 @@ import torch
 from conftest import free_port, wait_for_server
 
 from elbolab import MODELS, load_model, registry
+from elbolab.checkpoint import load_checkpoint, save_checkpoint
 from elbolab.cli import cli
 from elbolab.config import EvaluateConfig, PromoteConfig
 from elbolab.data import Data
@@ -27,6 +29,7 @@ from elbolab.errors import UserError
 from elbolab.evaluators.importance import importance_estimate
 from elbolab.experiment import evaluate_run, train_model
 from elbolab.models.latent import LatentModel
+from elbolab.serving import Served
 from elbolab.versions import list_versions, promote
 
 TINY: dict[str, Any] = {"train_size": 40, "val_size": 20, "test_size": 20, "epochs": 1}
@@ -158,6 +161,22 @@ def test_the_champion_gives_way_only_to_a_better_one(trained: dict[str, str]):
     assert promote(trained["vae"], PromoteConfig(name="digits", force=True)) == "models:/digits/1"
     assert load_model("models:/digits@champion").config == load_model(trained["vae"]).config
     assert [version.aliases for version in list_versions()] == [["champion"], [], []]
+
+
+def test_what_was_trained_on_a_gpu_loads_on_a_cpu(digits: Data, tmp_path: Path):
+    path = tmp_path / "best.safetensors"
+    config = MODELS["vae"].Config.parse({"latent_dim": 3, "net": "mlp", "hidden": 4, "device": "cuda"})
+    save_checkpoint(path, MODELS["vae"](config, digits.spec), 1)
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    # Of where a tensor was the file says nothing.
+    assert all(entry.keys() == {"dtype", "shape", "data_offsets"} for key, entry in header.items() if key[0] != "_")
+    model = load_checkpoint(path)
+    assert model.config.device == "cuda"
+    assert {value.device.type for value in model.state_dict().values()} == {"cpu"}
+    served = Served()
+    served.load_context(SimpleNamespace(artifacts={"checkpoint": path}))
+    assert np.asarray(served.predict(None, images(digits))).shape == (3, 28, 28, 1)
 
 
 def test_requirements_name_no_build_that_an_index_lacks(

@@ -152,6 +152,35 @@ def test_missing_runs_and_evaluations_are_shown(store: Store, tmp_path: Path) ->
     assert not re.search(r">\s*(nan|None|± nan)", re.sub(r'"data:[^"]*"', "", html))
 
 
+def test_every_model_has_its_curves_and_pictures(store: Store, tmp_path: Path) -> None:
+    models = ("iwae", "semi_amortized", "of_tomorrow")
+    runs = {model: store.train(model, sigma=0.4) for model in (*models, "vae", "latent_opt", "ppca")}
+    html = compare(CompareConfig(out=tmp_path / "report")).read_text()
+    sections = dict(re.findall(r'<section id="([\w-]+)">(.*?)</section>', html, re.DOTALL))
+    order = ["summary", "classification", "vae", "latent-optimisation", "others", "likelihood", "runs"]
+    assert [*sections] == order
+    others = sections["others"]
+    labels = re.findall(r'aria-label="([^"]*) by epoch: ([^"]*)"', others)
+    assert [title for title, _ in labels] == [
+        "Total loss (nats)",
+        "Mean squared error (per pixel)",
+        "KL divergence (nats)",
+    ]
+    pictures = re.findall(r'alt="([^"]*)"', others)
+    for model in models:
+        assert all(f"{model} validation from" in lines for _, lines in labels)
+        for epoch in (1, 5):
+            assert f"epoch {epoch}, {model}, training: ten originals above their reconstructions" in pictures
+            assert f"epoch {epoch}, {model} samples: digits decoded from the prior" in pictures
+        assert f"{model}: validation ELBO is highest at epoch 5" in others
+        assert model not in sections["vae"] + sections["latent-optimisation"]
+    # A closed form has pictures and no curve.
+    assert "epoch 1, ppca samples: digits decoded from the prior" in pictures
+    assert not any("ppca" in lines for _, lines in labels)
+    assert "vae: validation" not in others
+    assert runs["iwae"][:8] in others
+
+
 def test_latest_finished_runs_of_one_task_are_taken(store: Store, tmp_path: Path) -> None:
     store.train("vae", pictures=False)
     other = store.train("vae", digest="d2", pictures=False)

@@ -179,7 +179,7 @@ def test_what_no_evaluation_left_is_not_shown(wide: Wide) -> None:
     assert not {"data2-trust", "data2-quality"} & {*sections}
     assert "\u2020" not in page[page.index('id="data2-summary"') : page.index('id="reproductions"')]
     titles = re.findall(r"<h3>(\d \w+)", page)
-    assert [title for title in titles if "Ablations" in title] == ["7 Ablations"]
+    assert [title for title in titles if "Ablations" in title] == ["8 Ablations"]
     summary = pd.read_csv(wide.folder / "summary.csv").query("dataset != 'toy'")
     assert summary[["pareto_k", "unreliable", "unreliable_share"]].isna().to_numpy().all()
     for name in ("gap", "bounds", "representation", "fidelity"):

@@ -24,6 +24,7 @@ from elbolab.models.latent import LatentModel, Model
 # What keeps an answer within the minute that MLflow's server gives it.
 MOST_IMAGES = 500
 MOST_DECODES = 200_000
+DECODES_A_STEP = 3
 
 Arrays = np.ndarray | dict[str, np.ndarray]
 
@@ -46,10 +47,12 @@ def _classify(model: Any, batch: Batch, params: dict[str, Any], generator: torch
 
 
 def _reconstruct(model: Any, batch: Batch, params: dict[str, Any], generator: torch.Generator) -> Arrays:
+    _decodes_left(model, batch)
     return _images(model.reconstruct(model.infer(batch, generator)))
 
 
 def _encode(model: Any, batch: Batch, params: dict[str, Any], generator: torch.Generator) -> Arrays:
+    _decodes_left(model, batch)
     q = model.infer(batch, generator)
     return {"mean": q.mean.numpy(), "log_var": q.log_var.numpy()}
 
@@ -59,11 +62,23 @@ def _sample(model: Any, batch: Batch, params: dict[str, Any], generator: torch.G
 
 
 def _log_px(model: Any, batch: Batch, params: dict[str, Any], generator: torch.Generator) -> Arrays:
-    most = MOST_DECODES // len(batch)
+    most = max(2, _decodes_left(model, batch) // len(batch))
     samples = _whole(params, "samples", 2, most, f"for the {len(batch)} images of this request")
     estimate = estimate_log_px(model, batch.x, model.infer(batch, generator), samples, generator)
     found = {key: getattr(estimate, key).numpy() for key in ("log_px", "std_err", "ess")}
     return {key: values for key, values in found.items() if not np.isnan(values).any()}
+
+
+def _decodes_left(model: Any, batch: Batch) -> int:
+    """What inferring the posteriors of a request leaves of ``MOST_DECODES``; a single image may cost more."""
+    an_image = DECODES_A_STEP * model.steps_to_infer
+    left = MOST_DECODES - an_image * len(batch)
+    if left < 0 and len(batch) > 1:
+        raise RefusedError(
+            f"images must be at most {max(1, MOST_DECODES // an_image)} a request, since the posterior of each takes "
+            f"{model.steps_to_infer} gradient steps, but theirs are {len(batch)}"
+        )
+    return left
 
 
 def _whole(params: dict[str, Any], name: str, least: int, most: int, of: str) -> int:
@@ -88,6 +103,8 @@ def operations(model: Model) -> dict[str, Operation]:
 
 class Served(PythonModel):
     """``predict(images, params={"op": ...})`` with images uint8 (N, H, W, C); N is at most ``MOST_IMAGES``.
+
+    Where a posterior takes gradient steps, N is less: each is counted as ``DECODES_A_STEP`` of ``MOST_DECODES``.
 
     ==================  ===============================================================================================
     op                  gives

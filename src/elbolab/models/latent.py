@@ -181,6 +181,11 @@ class LatentModel(Model):
         with torch.no_grad():
             return self.posterior(batch, generator)
 
+    @property
+    def steps_to_infer(self) -> int:
+        """Gradient steps on an image's posterior in ``infer``, of about three decodes each; none for an encoder."""
+        return 0
+
     def stored_posterior(self, batch: Batch) -> DiagonalGaussian | None:
         """The posteriors that training left for these very images; None where there is no such table."""
         return None

@@ -208,6 +208,10 @@ class LatentOpt(DeepLatentModel):
         starts = "1 start" if restarts == 1 else f"best of {restarts} starts"
         return f"fitted: {steps} Adam steps at rate {rate:g} falling to 0, {starts}, decoder frozen"
 
+    @property
+    def steps_to_infer(self) -> int:
+        return self.config.fit_steps * self.config.fit_restarts
+
     def infer(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         """Maximise the ELBO over each image's own mean and log-variance, the decoder frozen, from no stored row."""
         fits = [self._fit(batch.x, restart, generator) for restart in range(self.config.fit_restarts)]

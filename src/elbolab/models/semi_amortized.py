@@ -38,6 +38,10 @@ class SemiAmortized(EncoderModel):
         return f"refined: encoder, then {steps} gradient steps at rate {rate:g}, momentum {momentum:g}, decoder frozen"
 
     @property
+    def steps_to_infer(self) -> int:
+        return self.config.refine_steps
+
+    @property
     def stacks(self) -> bool:
         return False  # a step takes a gradient of its own
 

@@ -201,19 +201,22 @@ def heat(entries: Sequence[Entry], caption: str, down: str, across: str) -> list
 def curve_blocks(
     comparison: Comparison, entries: Sequence[Entry], keys: Iterable[tuple[str, str, str]]
 ) -> list[Figures]:
-    """Return training and validation values by epoch, one figure a key."""
-    svgs = []
+    """Return training and validation values by epoch, one figure a key; one epoch, as of a closed form, is no curve."""
+    svgs, drawn = [], set()
     for key, title, unit in keys:
         series = []
         for entry in entries:
             for split in ("val", "train"):
-                if values := comparison.curves.get((entry.run.id, f"{split}/{key}")):
+                values = comparison.curves.get((entry.run.id, f"{split}/{key}"), {})
+                if len(values) > 1:
+                    drawn.add(entry.run.id)
                     name, dashed = f"{entry.label} {SPLITS[split]}", split == "train"
                     series.append(Series(name, entry.slot, list(values), list(values.values()), dashed=dashed))
         if series:
             name = "-".join([key, *(entry.run.id[:8] for entry in entries)])
             svgs.append(figures.curves(name, title, unit, series))
-    return [Figures("Solid: validation; dashed: training.", [ref(entry) for entry in entries], svgs)] if svgs else []
+    names = [ref(entry) for entry in entries if entry.run.id in drawn]
+    return [Figures("Solid: validation; dashed: training.", names, svgs)] if svgs else []
 
 
 def epochs(entries: Sequence[Entry], *keys: str) -> list[int]:

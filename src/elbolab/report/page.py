@@ -15,7 +15,13 @@ from elbolab.report.figures import FLOOR_SLOT, Series
 from elbolab.report.numbers import DAGGER, DASH, dagger, kept, mean_log_px, number, percent
 from elbolab.report.quality import quality_blocks
 from elbolab.report.reproduced import Reproduced, reproduction_blocks
-from elbolab.report.sections import classifier_blocks, latent_blocks, likelihood_blocks, vae_blocks
+from elbolab.report.sections import (
+    classifier_blocks,
+    latent_blocks,
+    likelihood_blocks,
+    other_blocks,
+    vae_blocks,
+)
 from elbolab.report.tables import FLOOR
 from elbolab.report.trust import trust_blocks
 
@@ -72,22 +78,20 @@ def dataset(comparison: Comparison, prefix: str = "") -> dict[str, Any]:
 
 
 def sections(comparison: Comparison, prefix: str) -> list[Section]:
-    """Return a dataset's sections in order."""
+    """Return a dataset's sections in order, those that have anything."""
     found = [
         ("classification", "Supervised classification", classifier_blocks(comparison)),
         ("vae", "Amortized model (VAE)", vae_blocks(comparison)),
         ("latent-optimisation", "Latent optimisation", latent_blocks(comparison)),
+        ("others", "Other latent-variable models", other_blocks(comparison)),
         ("likelihood", "Likelihood", likelihood_blocks(comparison)),
-    ]
-    more = [
         ("trust", "How far to trust it", trust_blocks(comparison)),
         ("quality", "Latent space and samples", quality_blocks(comparison)),
         ("ablations", "Ablations", ablation_blocks(comparison)),
     ]
-    found += [part for part in more if part[-1]]
     numbered = [
         Section(f"{prefix}{name}", f"{place} {title}", blocks)
-        for place, (name, title, blocks) in enumerate(found, start=1)
+        for place, (name, title, blocks) in enumerate([part for part in found if part[-1]], start=1)
     ]
     return [Section(f"{prefix}summary", "Summary", summary_blocks(comparison)), *numbered]
 

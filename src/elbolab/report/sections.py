@@ -1,5 +1,6 @@
-"""The numbered sections of a report's page: classifier, amortized model, latent optimisation, likelihood."""
+"""The numbered sections of a report's page: classifier, amortized model, latent optimisation, others, likelihood."""
 
+from collections.abc import Sequence
 from math import isnan, nan
 from typing import Any
 
@@ -26,7 +27,7 @@ from elbolab.report.blocks import (
     start,
     ten_table,
 )
-from elbolab.report.entries import SPLITS, Comparison, Row
+from elbolab.report.entries import SPLITS, Comparison, Entry, Row
 from elbolab.report.figures import FLOOR_SLOT, Series
 from elbolab.report.numbers import DASH, dagger, kept, mean_log_px, measured, percent
 
@@ -54,10 +55,23 @@ def classifier_blocks(comparison: Comparison) -> list[Any]:
 
 
 def vae_blocks(comparison: Comparison) -> list[Any]:
-    """Return the amortized model's curves, reconstructions, class changes and samples."""
+    """Return the amortized model's blocks."""
     entries = comparison.of("vae")
+    return [*absent(comparison, ["vae"], entries), *own_blocks(comparison, entries)]
+
+
+def other_blocks(comparison: Comparison) -> list[Any]:
+    """Return the blocks of the latent-variable models that have no section of their own."""
+    return own_blocks(comparison, [entry for entry in comparison.latents if entry.model not in ("vae", "latent_opt")])
+
+
+def own_blocks(comparison: Comparison, entries: Sequence[Entry]) -> list[Any]:
+    """Return the curves, reconstructions, class changes and samples of some models."""
+    if not entries:
+        return []
+    models = {entry.model for entry in entries}
     grids = [
-        picture(entry, f"reconstructions_{split}", epoch, f"epoch {epoch}, {SPLITS[split]}")
+        picture(entry, f"reconstructions_{split}", epoch, f"epoch {epoch}, {entry.label}, {SPLITS[split]}")
         for entry in entries
         for epoch in epochs([entry], "reconstructions_train", "reconstructions_val")
         for split in ("train", "val")
@@ -68,12 +82,11 @@ def vae_blocks(comparison: Comparison) -> list[Any]:
         for epoch in epochs([entry], "samples")
     ]
     return [
-        *absent(comparison, ["vae"], entries),
         *curve_blocks(comparison, entries, LOSSES),
-        *notes(comparison, "curves", "vae"),
+        *notes(comparison, "curves", *models),
         *pictures("The same ten digits at each epoch, originals above, reconstructions below.", grids),
         *ten_table(entries),
-        *notes(comparison, "classes", "vae"),
+        *notes(comparison, "classes", *models),
         *pictures("Samples decoded from the prior: the same noise at each epoch.", samples),
     ]
 

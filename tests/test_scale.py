@@ -8,7 +8,7 @@ from pathlib import Path
 import mlflow
 import optuna
 import pytest
-from conftest import Postgres, free_port, mlflow_server
+from conftest import Command, Postgres, free_port, mlflow_server
 from mlflow.entities import Run
 from optuna.trial import TrialState
 from test_studies import SEARCH, all_under_way, begin, carry_out, children, define, needed, trials_of, wait_for
@@ -49,7 +49,7 @@ def test_three_workers_on_postgresql_and_a_server_one_killed(store: Path, postgr
     assert (failed.data.tags[TRIAL], failed.data.tags["failure"]) == (str(lost.number), DIED)
 
 
-def test_a_study_outlives_its_tracking_server(store: Path):
+def test_a_study_outlives_its_tracking_server(store: Path, command: Command):
     define(store, "outage", SEARCH.replace("trials=4", "trials=5, pruner='none'"))
     runs, port = f"sqlite:///{store}/server.db", free_port()
     there = {
@@ -69,11 +69,13 @@ def test_a_study_outlives_its_tracking_server(store: Path):
     assert [trial.state for trial in _trials("outage")] == [TrialState.COMPLETE] * 5
     with mlflow_server(store, runs, port) as address:
         first, second = [begin(store, "outage", "--sync", **there).communicate(timeout=120)[0] for _ in range(2)]
+        assert command("sync", **there).returncode == 0
         found = _runs_of(address, "outage")
     assert int(first.split()[0]) >= 3
     assert second.startswith("0 trials")
     assert Counter(run.data.tags["elbolab.kind"] for run in found) == {"study": 1, "trial": 5}
     assert {run.info.status for run in found} == {"FINISHED"}
+    assert not (store / "unfinished").exists()
 
 
 def test_ray_spreads_trials_and_a_node_that_dies_costs_a_retry(store: Path):

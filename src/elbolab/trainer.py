@@ -94,7 +94,7 @@ def train(model: Model, data: Data, report: Callable[[Event], None], folder: Pat
 
     The best epoch is the one of highest ``Model.score`` on the validation images: the ELBO at beta = 1, or iwae's own
     bound (for a classifier: lowest cross-entropy). On a CPU equal config and seed give equal weights, bit for bit.
-    Raises UserError, before the weights have changed on a CPU, where the loss is not finite.
+    Raises UserError where the loss, before the weights have changed on a CPU, or a figure of an epoch is not finite.
     """
     with postponed() as interruption:
         for step in training(model, data, report, folder, interruption):

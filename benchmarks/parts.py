@@ -58,7 +58,7 @@ PARTS: dict[str, Cases] = {
         "latent_opt, batch 64": [Candidate("elbolab", "elbolab_training", "--model latent_opt --epochs 2")],
         "latent_opt's step": [Candidate("elbolab", "latent_opt_step", "--images 4000 --epochs 4")],
     },
-    "limit": {"limit": [Candidate("elbolab", "limit")]},
+    "limit": {"limit": [Candidate("elbolab", "limit", "--epochs 4")]},
     "evaluation": {
         "log p(x) of 20 images at 1,000 samples": [
             Candidate("elbolab", "elbolab_evaluation", "--images 20"),

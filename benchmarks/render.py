@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 from scaling import draw, sentences
@@ -12,45 +13,44 @@ FIGURE = Path(__file__).parents[1] / "docs" / "scaling.png"
 Rounds = list[dict[str, Any]]
 Cases = dict[str, dict[str, Rounds]]
 
-INTRODUCTION = """# Benchmarks
-
-What `make bench` measured. Candidates took turns, A B C A B C; figures are medians over the rounds, with the least and
-the most of them; a ratio is the median of the rounds' ratios, since machines differ and change with the hour."""
+INTRODUCTION = """What `make bench` measured. Candidates took turns, A B C A B C; figures are medians over the
+rounds, with the least and the most of them; a ratio is the median of the rounds' ratios, since machines differ and
+change with the hour."""
 
 TRAINING = """Images a second of the training loop in the epochs after the first, without validation, tracking and
-start-up. Every candidate trains the same nets, those of `elbolab.nets`, on the same images, by Adam at a constant rate
-of 0.001, and has the same threads. The loss is the mean over its last epoch of the negative ELBO (of the cnn the
-cross-entropy), in nats, constants included: a faster wrong training would show. What pythae's IWAE minimises has the
-gradient of the bound but not its value, so that for iwae too the ELBO is given."""
+start-up. Every candidate trains the same nets, those of `elbolab.nets`, on the same images, by Adam at a constant
+rate of 0.001, and has the same threads. The loss is the mean over its last epoch of the negative ELBO (of the cnn
+the cross-entropy), in nats, constants included: a faster wrong training would show. What pythae's IWAE minimises has
+the gradient of the bound but not its value, so that for iwae too the ELBO is given."""
 
 LIMIT = """Floating-point operations of the forward and backward passes, counted by `torch.utils.flop_counter`, over
 the time of the whole training loop, as a share of the rate of the best product of square float32 matrices, measured
 between the epochs: {} thousand million operations a second ({})."""
 
 EVALUATION = """{}, by an untrained vae of equal weights. The decodes of pythae's `get_nll` were counted in its
-decoder, since it draws other numbers of samples an image than it is asked for: {}. It also encodes the image anew for
-each of them. The bare decoder is at its best at a batch of {:.0f}."""
+decoder, since it draws other numbers of samples an image than it is asked for: {}. It also encodes the image anew
+for each of them. The bare decoder is at its best at a batch of {:.0f}."""
 
 START = "The command `elbolab vae` in an empty folder with a prepared store, its files in the memory of the machine."
 
-TRACKING = """A training of the vae at its defaults took {} s and waited {} s for its tracking: {} % ({}). Sending, in
-a thread beside it, took {} s of a processor."""
+TRACKING = """A training of the vae at its defaults took {} s and waited {} s for its tracking: {} % ({}). Sending,
+in a thread beside it, took {} s of a processor."""
 
-NOT_MEASURED = """## Not measured
-
-What needs a GPU: a vae at batch 64 and 1,024 against pythae (goal: 8 times at 64), 30 epochs of 20,000 images (goal:
-15 s), log p(x) of 10,000 images at 1,000 samples (goal: 60 s), the share of its bandwidth and arithmetic, and 16
-trainings as one (goal: 6 times the throughput of one after another)."""
+NOT_MEASURED = """What needs a GPU: a vae at batch 64 and 1,024 against pythae (goal: 8 times at 64), 30 epochs of
+20,000 images (goal: 15 s), log p(x) of 10,000 images at 1,000 samples (goal: 60 s), the share of its bandwidth and
+arithmetic, and 16 trainings as one (goal: 6 times the throughput of one after another)."""
 
 
 def render(results: dict[str, Any]) -> str:
     """The whole page; a part that was not run is not in it."""
-    sections = [INTRODUCTION]
+    wheres = list(dict.fromkeys(result["where"] for result in results.values()))
+    blocks = ["# Benchmarks", INTRODUCTION, *(wheres if len(wheres) == 1 else [])]
     for part, (title, write) in SECTIONS.items():
         if part in results:
-            where = f"{results[part]['where']}; {results[part]['how']}."
-            sections.append("\n\n".join([f"## {title}", where, *write(results[part]["cases"])]))
-    return "\n\n".join([*sections, NOT_MEASURED]) + "\n"
+            where = [results[part]["where"]] if len(wheres) > 1 else []
+            blocks += [f"## {title}", "; ".join([*where, results[part]["how"]]) + ".", *write(results[part]["cases"])]
+    blocks += ["## Not measured", NOT_MEASURED]
+    return "\n\n".join(block if block[0] in "#|-!" else fill(block, 120) for block in blocks) + "\n"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -139,7 +139,7 @@ def limit(cases: Cases) -> list[str]:
         ]
         for name, found in named.items()
     ]
-    products = [max(found[name]["product_flops_per_s"] for name in named) for found in rounds]
+    products = [median(found[name]["product_flops_per_s"] for name in named) for found in rounds]
     text = LIMIT.format(*spread(products, ".0f", 1e-9))
     header = ["model", "million operations an image", "images/s", "share, %", "least to most"]
     goals = [
@@ -155,7 +155,9 @@ def evaluation(cases: Cases) -> list[str]:
     columns = {
         "log p(x), nats": lambda rounds: f"{median(values(rounds, 'log_px')):.1f}" if "log_px" in rounds[0] else ""
     }
-    drawn = ", ".join(f"{count:.0f} where {asked} are asked for" for asked, count in case["pythae"][0]["drawn"].items())
+    drawn = ", ".join(
+        f"{count:,.0f} where {int(asked):,} are asked for" for asked, count in case["pythae"][0]["drawn"].items()
+    )
     batch = median(values(case["bare decoder"], "batch"))
     text = EVALUATION.format(f"{name[0].upper()}{name[1:]}", drawn, batch)
     goals = [

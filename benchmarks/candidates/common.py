@@ -46,10 +46,11 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def load_images(file: str) -> tuple[Tensor, Tensor]:
-    """The training images as floats in [0, 1], (N, C, H, W), and their labels, (N,)."""
-    with np.load(file) as arrays:
-        return torch.from_numpy(arrays["images"]).float() / 255, torch.from_numpy(arrays["labels"])
+def load_images(given: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """So many training images as floats in [0, 1], (N, C, H, W), and their labels, (N,)."""
+    with np.load(given.data) as arrays:
+        images, labels = (torch.from_numpy(arrays[name][: given.images]) for name in ("images", "labels"))
+    return images.float() / 255, labels
 
 
 def make_nets(latent_dim: int) -> tuple[nn.Sequential, nn.Sequential]:

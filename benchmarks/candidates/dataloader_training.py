@@ -14,7 +14,8 @@ from torchvision.transforms import ToTensor
 def main() -> None:
     given = arguments()
     with np.load(given.data) as arrays:
-        dataset = Subset(MNIST(os.environ["ELBOLAB_DATA"], train=True, transform=ToTensor()), arrays["index"].tolist())
+        index = arrays["index"][: given.images].tolist()
+    dataset = Subset(MNIST(os.environ["ELBOLAB_DATA"], train=True, transform=ToTensor()), index)
     loader = DataLoader(dataset, batch_size=given.batch_size, shuffle=True)
     model = plain_model(given)
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)

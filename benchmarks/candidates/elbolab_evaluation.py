@@ -14,7 +14,7 @@ def main() -> None:
     given = arguments()
     model, data = prepared("vae", given, train_size=1000)
     assert isinstance(model, LatentModel)
-    x = load_images(given.data)[0][: given.images]
+    x = load_images(given)[0]
     q = model.eval().infer(data.train.batch(torch.arange(len(x))).with_x(x))
     importance_estimate(model, x[:1], q[:1], 100)
     began = time.perf_counter()

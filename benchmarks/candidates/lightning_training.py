@@ -35,7 +35,7 @@ class Module(LightningModule):
 
 def main() -> None:
     given = arguments()
-    dataset = TensorDataset(*load_images(given.data))
+    dataset = TensorDataset(*load_images(given))
     module = Module(plain_model(given))
     trainer = Trainer(
         accelerator="cpu",

@@ -50,8 +50,13 @@ def share(name: str, batch_size: int, given: argparse.Namespace) -> dict[str, fl
     with FlopCounterMode(display=False) as counter:
         model.loss(model.terms(batch, model.train_samples), given.epochs).backward()
     flops = counter.get_total_flops() / batch_size * model.steps_per_visit
-    speed, product = statistics.median(speeds[1:]), max(products)
-    return {"flops": flops, "images_per_s": speed, "product_flops_per_s": product, "share": flops * speed / product}
+    pairs = list(zip(speeds, products, strict=True))[1:]
+    return {
+        "flops": flops,
+        "images_per_s": statistics.median(speed for speed, _ in pairs),
+        "product_flops_per_s": statistics.median(product for _, product in pairs),
+        "share": statistics.median(flops * speed / product for speed, product in pairs),
+    }
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
-from parts import CORES, ONCE, PARTS, Candidate
+from parts import CORES, MOST_ROUNDS, PARTS, Candidate
 from peers import PEERS, PYTHON, make_environment
 from render import render
 
@@ -28,13 +28,11 @@ RAW, PAGE = HERE / "results.json", HERE / "results.md"
 class Runner:
     """Runs candidates one after another, each in a folder of its own, on the same images."""
 
-    def __init__(self, data: Path, threads: int, overrides: list[str]) -> None:
-        self._threads = threads
-        self._overrides = overrides
+    def __init__(self, data: Path, threads: int, caps: list[str]) -> None:
         own = {"PYTHONPATH": str(HERE.parent / "src"), "ELBOLAB_DATA": str(default_data_dir().absolute())}
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")} | own
         self._environment["CUDA_VISIBLE_DEVICES"] = ""
-        self._shared = ["--data", str(data)]
+        self._shared = ["--data", str(data), "--threads", str(threads), *caps]
         self.data = self.run(Candidate("the data", "save_data"), 0)
         self._shared += ["--dataset", self.data["dataset"]]
 
@@ -42,12 +40,11 @@ class Runner:
         """What a candidate prints; raises ClickException where it fails."""
         python = PYTHON if candidate.peer else sys.executable
         script = HERE / "candidates" / f"{candidate.script}.py"
-        shared = [*self._shared, "--threads", str(self._threads), "--seed", str(seed)]
+        arguments = [*self._shared, "--seed", str(seed), *candidate.arguments.split()]
         with TemporaryDirectory() as folder:
             done = subprocess.run(
-                [python, script, *shared, *candidate.arguments.split(), *self._overrides],
-                cwd=folder, env=self._environment, capture_output=True, text=True,
-            )  # fmt: skip
+                [python, script, *arguments], cwd=folder, env=self._environment, capture_output=True, text=True
+            )
         if done.returncode:
             raise click.ClickException(f"{candidate.name} ({candidate.script}) failed:\n{done.stderr[-3000:]}")
         return json.loads(done.stdout.splitlines()[-1])
@@ -95,25 +92,27 @@ def commit() -> str:
 
 @click.command()
 @click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="Part to run; others keep their results.")
-@click.option("--rounds", default=5, help="Turns of each candidate; the scaling has one.")
+@click.option(
+    "--rounds", default=5, help="Turns of each candidate; of some parts fewer suffice."
+)
 @click.option("--threads", default=CORES, help="Threads of every candidate [default: one a core].")
-@click.option("--images", help="Images of every candidate, to try the suite out [default: each its own].")
-@click.option("--epochs", help="Epochs of every candidate, to try the suite out [default: each its own].")
+@click.option("--images", help="Most images of each candidate, to try the suite out.")
+@click.option("--epochs", help="Most epochs of each candidate, to try the suite out.")
 def main(only: tuple[str, ...], rounds: int, threads: int, images: str | None, epochs: str | None) -> None:
     """Measure, and write benchmarks/results.md; about forty minutes on two cores."""
     make_environment()
     results = json.loads(RAW.read_text()) if RAW.is_file() else {}
-    tried = {"--images": images, "--epochs": epochs}
-    overrides = [word for flag, value in tried.items() if value for word in (flag, value)]
+    tried = {"--most-images": images, "--most-epochs": epochs}
+    caps = [word for flag, value in tried.items() if value for word in (flag, value)]
     with TemporaryDirectory() as folder:
-        runner = Runner(Path(folder, "data.npz"), threads, overrides)
+        runner = Runner(Path(folder, "data.npz"), threads, caps)
         for part in only or PARTS:
-            count = 1 if part in ONCE else rounds
+            count = min(rounds, MOST_ROUNDS.get(part, rounds))
             cases = runner.rounds(part, count)
             # Only once measured, since the commit may have changed meanwhile.
             where = f"{machine()}; {versions()}; {commit()}, {date.today()}"
             how = f"{count} round{'s' * (count > 1)}, {threads} threads, images of {runner.data['dataset']}"
-            results[part] = {"where": where, "how": " ".join([how, *overrides]), "cases": cases}
+            results[part] = {"where": where, "how": " ".join([how, *caps]), "cases": cases}
             RAW.write_text(json.dumps(results, indent=1))
             PAGE.write_text(render(results))
     click.echo(PAGE.read_text())

@@ -5,7 +5,7 @@ import time
 import torch
 from common import arguments, make_nets, report
 
-BATCHES = (50, 100, 200, 500, 1000, 2000, 5000)
+BATCHES = (100, 200, 500, 1000, 2000)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import time
 
 import torch
-from common import arguments, load_images, report
+from common import arguments, report
 from elbolab_training import prepared
 
 from elbolab.evaluators.importance import importance_estimate
@@ -12,15 +12,15 @@ from elbolab.models import LatentModel
 
 def main() -> None:
     given = arguments()
-    model, data = prepared("vae", given, train_size=1000)
+    model, data = prepared("vae", given)
     assert isinstance(model, LatentModel)
-    x = load_images(given)[0]
-    q = model.eval().infer(data.train.batch(torch.arange(len(x))).with_x(x))
-    importance_estimate(model, x[:1], q[:1], 100)
+    batch = data.train.batch(torch.arange(given.images))
+    q = model.eval().infer(batch)
+    importance_estimate(model, batch.x[:1], q[:1], 100)
     began = time.perf_counter()
-    estimate = importance_estimate(model, x, q, given.samples)
+    estimate = importance_estimate(model, batch.x, q, given.samples)
     seconds = time.perf_counter() - began
-    report(decodes_per_s=len(x) * given.samples / seconds, log_px=estimate.log_px.mean().item())
+    report(decodes_per_s=given.images * given.samples / seconds, log_px=estimate.log_px.mean().item())
 
 
 if __name__ == "__main__":

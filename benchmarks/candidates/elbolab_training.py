@@ -1,6 +1,7 @@
 """elbolab's own trainer with its default settings, at constant rates and without a warm-up as the peers train."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,21 @@ def prepared(name: str, given: argparse.Namespace, **more: Any) -> tuple[Model, 
     return model, data
 
 
-def measure(given: argparse.Namespace, model: Model, data: Data) -> None:
-    """Train, and print the speed that the trainer reports, the loss, and the bytes of data and model."""
+def measure(
+    given: argparse.Namespace, model: Model, data: Data, between: Callable[[], dict[str, float]] = dict
+) -> None:
+    """Train, and print the speed that the trainer reports, the loss, and the bytes of data and model.
+
+    What ``between`` does after every epoch and finds of the last is printed too.
+    """
     events: list[Event] = []
-    train(model, data, events.append, Path.cwd())
+    found: dict[str, float] = {}
+
+    def note(event: Event) -> None:
+        events.append(event)
+        found.update(between())
+
+    train(model, data, note, Path.cwd())
     metrics = events[-1].metrics
     data_bytes = sum(
         tensor.nbytes for split in data.splits.values() for tensor in (split.images, split.labels, split.index)
@@ -54,6 +66,7 @@ def measure(given: argparse.Namespace, model: Model, data: Data) -> None:
         -metrics["train/elbo"] if "train/elbo" in metrics else metrics["train/loss"],
         data_bytes=data_bytes,
         model_bytes=model_bytes,
+        **found,
     )
 
 

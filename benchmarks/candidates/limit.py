@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from elbolab.trainer import Event, train
 
 # Images an epoch, the fewer the longer a model takes for one.
-IMAGES = {"vae": 4000, "iwae": 1000, "latent_opt": 2000, "cnn": 4000, "semi_amortized": 500}
+IMAGES = {"vae": 3000, "iwae": 1000, "latent_opt": 2000, "cnn": 3000, "semi_amortized": 500}
 BATCHES = (64, 256)
 SIZES = (512, 1024, 2048)
 
@@ -35,7 +35,7 @@ def product_seconds(size: int) -> float:
 
 def share(name: str, batch_size: int, given: argparse.Namespace) -> dict[str, float]:
     """A model's operations an image, images a second, and share of the product rate, medians over its epochs."""
-    model, data = prepared(name, given, batch_size=batch_size, train_size=IMAGES[name])
+    model, data = prepared(name, given, batch_size=batch_size, train_size=min(given.images, IMAGES[name]))
     speeds: list[float] = []
     products: list[float] = []
 

@@ -1,21 +1,19 @@
-"""latent_opt's step on rows and decoder inside its training, beside the decoder's own step on given latent vectors."""
+"""elbolab's training of latent_opt, and its steps beside those of the decoder alone on given latent vectors."""
 
 import statistics
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import LR, arguments, report
-from elbolab_training import prepared
+from common import LR, arguments
+from elbolab_training import measure, prepared
 
 from elbolab import trainer
 from elbolab.data import Data
 from elbolab.models import LatentModel
 from elbolab.models.latent_opt import LatentOpt
-from elbolab.trainer import Event
 
 
 def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
@@ -53,14 +51,14 @@ def main() -> None:
     trainer._step = timed(trainer._step, whole)
     step = timed(decoder_step(model, deepcopy(model.decoder), data), bare)
 
-    def between(event: Event) -> None:
-        for _ in range(len(whole) // event.epoch):
+    def between() -> dict[str, float]:
+        warm = len(bare)
+        for _ in range(len(whole) - warm):
             step()
+        of_epoch = [1000 * statistics.median(found[warm:]) for found in (whole, bare)]
+        return {"step_ms": of_epoch[0], "decoder_ms": of_epoch[1], "ratio": of_epoch[0] / of_epoch[1]}
 
-    trainer.train(model, data, between, Path.cwd())
-    warm = len(whole) // given.epochs
-    milliseconds = [1000 * statistics.median(found[warm:]) for found in (whole, bare)]
-    report(step_ms=milliseconds[0], decoder_ms=milliseconds[1], ratio=milliseconds[0] / milliseconds[1])
+    measure(given, model, data, between)
 
 
 if __name__ == "__main__":

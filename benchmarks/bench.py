@@ -92,9 +92,7 @@ def commit() -> str:
 
 @click.command()
 @click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="Part to run; others keep their results.")
-@click.option(
-    "--rounds", default=5, help="Turns of each candidate; of some parts fewer suffice."
-)
+@click.option("--rounds", default=5, help="Turns of each candidate; of some parts fewer suffice.")
 @click.option("--threads", default=CORES, help="Threads of every candidate [default: one a core].")
 @click.option("--images", help="Most images of each candidate, to try the suite out.")
 @click.option("--epochs", help="Most epochs of each candidate, to try the suite out.")

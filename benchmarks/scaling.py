@@ -32,9 +32,14 @@ def curve(case: dict[str, list[dict[str, Any]]]) -> tuple[list[int], list[float]
     return [int(name) for name in case], speeds, [point["peak_bytes"] / 2**20 for point in found]
 
 
+def memory_of_imports(cases: Cases) -> float:
+    """MiB of a process that has done nothing else."""
+    return cases["imports alone"]["0"][0]["peak_bytes"] / 2**20
+
+
 def sentences(cases: Cases) -> list[str]:
     """For each curve whether time and memory grow worse than linearly, and where."""
-    (imports,) = curve(cases["imports alone"])[2]
+    imports = memory_of_imports(cases)
     lines = []
     for name, (unit, counts) in WORK.items():
         sizes, speeds, memories = curve(cases[name])
@@ -64,7 +69,7 @@ def draw(cases: Cases, file: Path) -> None:
 
     figure = Figure(figsize=(14, 5), layout="constrained")
     grid = figure.subplots(2, len(PANELS), sharex="col")
-    (imports,) = curve(cases["imports alone"])[2]
+    imports = memory_of_imports(cases)
     for (above, below), (size, names) in zip(grid.T, PANELS.items(), strict=True):
         for name in names:
             sizes, speeds, memories = curve(cases[name])
@@ -74,12 +79,12 @@ def draw(cases: Cases, file: Path) -> None:
         above.set_title(size, fontsize=10)
         above.set_xscale("log")
         for axes in (above, below):
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
             axes.spines[["top", "right"]].set_visible(False)
         if len(names) > 1:
             above.legend(frameon=False)
     grid[1, -1].set_xticks([int(name) for name in cases["threads"]], cases["threads"])
     grid[1, -1].minorticks_off()
-    grid[0, 0].set_ylabel("images (samples: decodes) a second")
-    grid[1, 0].set_ylabel("most memory, MiB (dotted: imports)")
+    grid[0, 0].set_ylabel("images/s; of samples, decodes/s")
+    grid[1, 0].set_ylabel("most MiB; dotted: imports")
     figure.savefig(file, dpi=110)

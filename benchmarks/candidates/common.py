@@ -49,11 +49,17 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def load_images(given: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """So many training images as floats in [0, 1], (N, C, H, W), and their labels, (N,)."""
+def load_array(given: argparse.Namespace, name: str) -> np.ndarray:
+    """The images, labels or index of the training images."""
     with np.load(given.data) as arrays:
-        images, labels = (torch.from_numpy(arrays[name][: given.images]) for name in ("images", "labels"))
-    return images.float() / 255, labels
+        array = arrays[name][: given.images]
+    assert len(array) == given.images
+    return array
+
+
+def load_images(given: argparse.Namespace) -> Tensor:
+    """The training images as floats in [0, 1], (N, C, H, W)."""
+    return torch.from_numpy(load_array(given, "images")).float() / 255
 
 
 def make_nets(latent_dim: int) -> tuple[nn.Sequential, nn.Sequential]:

@@ -3,9 +3,8 @@
 import os
 import time
 
-import numpy as np
 import torch
-from common import LR, arguments, plain_model, report_training
+from common import LR, arguments, load_array, plain_model, report_training
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
@@ -13,9 +12,8 @@ from torchvision.transforms import ToTensor
 
 def main() -> None:
     given = arguments()
-    with np.load(given.data) as arrays:
-        index = arrays["index"][: given.images].tolist()
-    dataset = Subset(MNIST(os.environ["ELBOLAB_DATA"], train=True, transform=ToTensor()), index)
+    mnist = MNIST(os.environ["ELBOLAB_DATA"], train=True, transform=ToTensor())
+    dataset = Subset(mnist, load_array(given, "index").tolist())
     loader = DataLoader(dataset, batch_size=given.batch_size, shuffle=True)
     model = plain_model(given)
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)

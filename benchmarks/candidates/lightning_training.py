@@ -3,7 +3,7 @@
 import time
 
 import torch
-from common import LR, arguments, load_images, plain_model, report_training
+from common import LR, arguments, load_array, load_images, plain_model, report_training
 from lightning.pytorch import LightningModule, Trainer  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -35,7 +35,7 @@ class Module(LightningModule):
 
 def main() -> None:
     given = arguments()
-    dataset = TensorDataset(*load_images(given))
+    dataset = TensorDataset(load_images(given), torch.from_numpy(load_array(given, "labels")))
     module = Module(plain_model(given))
     trainer = Trainer(
         accelerator="cpu",

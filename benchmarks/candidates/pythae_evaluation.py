@@ -25,7 +25,7 @@ def main() -> None:
     given = arguments()
     model, counter = make_model(given).eval(), Counter()
     model.decoder.register_forward_hook(counter.add)
-    x = load_images(given)[0] / SIGMA
+    x = load_images(given) / SIGMA
     drawn = {}
     for asked in ASKED:
         counter.count = 0

@@ -44,7 +44,7 @@ def main() -> None:
         seed=given.seed,
         no_cuda=True,
     )
-    images, _ = load_images(given)
+    images = load_images(given)
     TrainingPipeline(model=model, training_config=config)(train_data=images / SIGMA, callbacks=[clock])
     report_training(given, clock.seconds, clock.total.item() / len(images) + CONSTANT)
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: report test test-scale test-install fuzz check audit reproduce clean
+.PHONY: report test test-scale test-install fuzz check audit bench reproduce clean
 
 report: .venv/installed
 	$(RUN) mlflow run . --env-manager local -P images=100
@@ -34,6 +34,10 @@ audit: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt pip-audit
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
+# elbolab's speed beside its peers' and the machine's; forty minutes on two cores.
+bench: .venv/installed
+	$(BIN)/python benchmarks/bench.py
+
 # The coursework protocol on 20,000 images of MNIST, whose files are looked for in $$ELBOLAB_DATA.
 reproduce: .venv/installed
 	$(BIN)/elbolab main --dataset mnist --train-size 20000 --out report-mnist
@@ -51,4 +55,4 @@ reproduce: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv report
+	rm -rf .venv benchmarks/.venv report

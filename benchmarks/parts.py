@@ -1,0 +1,90 @@
+"""What each part of the suite runs: its cases, and the candidates of each, which take turns."""
+
+import os
+from dataclasses import dataclass
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A script of candidates/ and its own arguments, for the peers' interpreter or for this one."""
+
+    name: str
+    script: str
+    arguments: str = ""
+    peer: bool = False
+
+
+Cases = dict[str, list[Candidate]]
+
+
+def trainings(arguments: str, peers: str) -> list[Candidate]:
+    """elbolab's training and those of ``peers``."""
+    known = {
+        "elbolab": ("elbolab_training", False),
+        "pythae": ("pythae_training", True),
+        "Lightning": ("lightning_training", True),
+        "DataLoader loop": ("dataloader_training", True),
+        "elbolab without its fast path": ("elbolab_plain_training", False),
+    }
+    return [Candidate(name, known[name][0], arguments, known[name][1]) for name in ["elbolab", *peers.split(", ")]]
+
+
+def points(script: str, arguments: str, axis: str, values: list[int]) -> list[Candidate]:
+    """A candidate for each value of one argument."""
+    return [Candidate(str(value), script, f"{arguments} {axis} {value}") for value in values]
+
+
+def image_points(model: str) -> list[Candidate]:
+    # Of few images more epochs, which count by their median.
+    sizes = {1000: 9, 4000: 3, 16_000: 2, 59_500: 1}
+    return [
+        Candidate(str(images), "elbolab_training", f"--model {model} --images {images} --epochs {epochs}")
+        for images, epochs in sizes.items()
+    ]
+
+
+VAE_PEERS = "pythae, Lightning, DataLoader loop, elbolab without its fast path"
+SHORT = "--images 4000"
+THREADS = sorted({CORES, *(2**power for power in range(10) if 2**power < CORES)})
+
+PARTS: dict[str, Cases] = {
+    "training": {
+        "vae, batch 64": trainings("--model vae --batch-size 64", VAE_PEERS),
+        "vae, batch 256": trainings("--model vae --batch-size 256", VAE_PEERS),
+        "iwae with K = 5, batch 64": trainings("--model iwae --images 4000", "pythae"),
+        "cnn, batch 64": trainings("--model cnn --images 10000", "Lightning, DataLoader loop"),
+        "latent_opt, batch 64": [Candidate("elbolab", "latent_opt_training", "--images 8000")],
+    },
+    "limit": {"limit": [Candidate("elbolab", "limit", "--epochs 3")]},
+    "evaluation": {
+        "log p(x) of 20 images at 1,000 samples": [
+            Candidate("elbolab", "elbolab_evaluation", "--images 20"),
+            Candidate("pythae", "pythae_evaluation", "--images 20", peer=True),
+            Candidate("bare decoder", "bare_decoder", "--images 20"),
+        ]
+    },
+    "start": {"start": [Candidate("elbolab", "start")]},
+    "tracking": {"tracking": [Candidate("elbolab", "tracking", "--epochs 30")]},
+    "scaling": {
+        "images in a batch": points("elbolab_training", SHORT, "--batch-size", [16, 32, 64, 128, 256, 512, 1024]),
+        "latent dimensions": points("elbolab_training", SHORT, "--latent-dim", [2, 16, 64, 200, 512, 1024]),
+        "training images, vae": image_points("vae"),
+        "training images, latent_opt": image_points("latent_opt"),
+        "importance samples": [
+            Candidate(str(samples), "elbolab_evaluation", f"--samples {samples} --images {max(1, 10_000 // samples)}")
+            for samples in (10, 100, 1000, 10_000, 100_000)
+        ],
+        "threads": points("elbolab_training", SHORT, "--threads", THREADS),
+        "imports alone": [Candidate("0", "imports")],
+    },
+    "memory": {
+        "memory": [
+            Candidate("imports alone", "imports"),
+            Candidate("training", "elbolab_training", "--epochs 1"),
+        ]
+    },
+}
+# Of what takes long, or is hardly another in the next round.
+MOST_ROUNDS = {"tracking": 3, "scaling": 1, "memory": 1}

@@ -1,6 +1,7 @@
 """What others wrote is data: nothing of it runs, leaves its folder or becomes markup, and no password is kept."""
 
 import json
+import math
 import os
 import pickle
 import re
@@ -13,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -179,8 +181,12 @@ def test_a_pickle_among_what_a_report_is_made_of_is_refused(
     trained: tuple[Path, str], planted: Callable[[Path], Path], tmp_path: Path, name: str
 ):
     marker = planted(artifacts(trained[1]) / name)
+    # No cnn judged the run, and a file that its evaluation does not claim is not read.
+    claim = partial(mlflow.MlflowClient().log_metric, trained[1], "test/class_preservation")
+    claim(1.0)
     with pytest.raises(UserError, match=rf"artifact '{name}' of run {trained[1]} cannot be read"):
         compare(CompareConfig(out=tmp_path / "report"))
+    claim(math.nan)
     assert not marker.exists()
     assert not (tmp_path / "report").exists()
 

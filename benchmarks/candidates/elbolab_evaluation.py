@@ -7,7 +7,7 @@ from common import arguments, report
 from elbolab_training import prepared
 
 from elbolab.evaluators.importance import importance_estimate
-from elbolab.models import LatentModel
+from elbolab.models.latent import LatentModel
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ def watch(invoke: Callable[..., Any]) -> Callable[..., Any]:
             marked(experiment, "load_for", after="data")
             marked(experiment, "prepare", after="model")
             marked(experiment, "train", before="tracking start")
-            trainer._step = ended(trainer._step)
+            trainer.Step.take = ended(trainer.Step.take)
         return invoke(command, context)
 
     return call

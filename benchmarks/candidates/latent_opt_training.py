@@ -12,7 +12,7 @@ from elbolab_training import measure, prepared
 
 from elbolab import trainer
 from elbolab.data import Data
-from elbolab.models import LatentModel
+from elbolab.models.latent import LatentModel
 from elbolab.models.latent_opt import LatentOpt
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     assert isinstance(model, LatentOpt)
     whole: list[float] = []
     bare: list[float] = []
-    trainer._step = timed(trainer._step, whole)
+    trainer.Step.take = timed(trainer.Step.take, whole)
     step = timed(decoder_step(model, deepcopy(model.decoder), data), bare)
 
     def between() -> dict[str, float]:

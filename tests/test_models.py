@@ -15,7 +15,7 @@ from elbolab.errors import UserError
 from elbolab.models import MODELS
 from elbolab.models.latent import DiagonalGaussian, LatentModel, Model
 from elbolab.models.latent_opt import RowAdam
-from elbolab.nets import ACTIVATIONS
+from elbolab.nets import ACTIVATIONS, ToImage
 from elbolab.objectives import elbo
 from elbolab.trainer import Event, _snapshot, rate_factor, train
 
@@ -324,3 +324,18 @@ def test_the_classifier_reads_the_embedded_digits(tmp_path: Path):
         accuracy = model.metrics(model.terms(data.test.batch(torch.arange(500))))["accuracy"].mean().item()
     # The goal is 95% after the default ten epochs; 500 images leave a standard error of one percent.
     assert accuracy >= 0.95
+
+
+@pytest.mark.parametrize(("batch", "channels"), [(5, 1), (5, 3), (0, 1)])
+def test_the_last_layer_of_a_decoder_is_a_transposed_convolution(batch: int, channels: int):
+    layer = ToImage(8, channels, 4, stride=2, padding=1)
+    base = torch.nn.ConvTranspose2d(8, channels, 4, stride=2, padding=1)
+    base.load_state_dict(layer.state_dict())
+    x = torch.randn(batch, 8, 6, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
+    one, other = layer(x), base(x)
+    torch.testing.assert_close(one, other)
+    weights = torch.randn_like(other)
+    gradients = [
+        torch.autograd.grad((y * weights).sum(), [x, *net.parameters()]) for y, net in ((one, layer), (other, base))
+    ]
+    torch.testing.assert_close(*gradients)

@@ -82,8 +82,9 @@ def conv_decoder(inputs: int, shape: Shape, activation: type[nn.Module] = nn.ReL
         activation(),
         ToImage(32, shape[0], 4, stride=2, padding=1),
     )
-    # Transposed convolutions run up to twice as fast on a CPU in this order.
-    return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    # Transposed convolutions run up to twice as fast on a CPU in this order; the last is a matrix product there.
+    net[:-1].to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return net
 
 
 class ToImage(nn.ConvTranspose2d):
@@ -93,7 +94,8 @@ class ToImage(nn.ConvTranspose2d):
     """
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if input.device.type != "cpu":
+        # A process of several may be without images in a step.
+        if input.device.type != "cpu" or not len(input):
             return super().forward(input, output_size)
         assert self.bias is not None
         batch, channels, height, width = input.shape

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from elbolab import distributed, records, tracker
-from elbolab.compare import ROLES, CompareConfig, compare
-from elbolab.config import Config, EvaluateConfig, Given, default_data_dir
+from elbolab.config import CompareConfig, Config, EvaluateConfig, Given, default_data_dir
 from elbolab.data import Data, load_data
 from elbolab.errors import UserError
 from elbolab.evaluators import EVALUATORS, Findings, Subject
@@ -244,6 +243,9 @@ def evaluate_run(
 
 def run_all(given: Given) -> Path:
     """Train each model that the report has a place for, evaluate every run, compare them; returns the report."""
+    # A single training need not wait for what draws reports.
+    from elbolab.compare import ROLES, compare
+
     kinds = {name: MODELS[name].Config for name in ROLES}
     configs = {name: kind.parse(given.shared_with(kind)) for name, kind in kinds.items()}
     evaluation = EvaluateConfig.parse(given.shared_with(EvaluateConfig))

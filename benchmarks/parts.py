@@ -21,14 +21,15 @@ Cases = dict[str, list[Candidate]]
 
 def trainings(arguments: str, peers: str) -> list[Candidate]:
     """elbolab's training and those of ``peers``."""
-    known = {
-        "elbolab": ("elbolab_training", False),
-        "pythae": ("pythae_training", True),
-        "Lightning": ("lightning_training", True),
-        "DataLoader loop": ("dataloader_training", True),
-        "elbolab without its fast path": ("elbolab_plain_training", False),
-    }
-    return [Candidate(name, known[name][0], arguments, known[name][1]) for name in ["elbolab", *peers.split(", ")]]
+    known = [
+        Candidate("elbolab", "elbolab_training", arguments),
+        Candidate("pythae", "pythae_training", arguments, peer=True),
+        Candidate("pythae with elbolab's nets", "pythae_training", f"{arguments} --nets elbolab", peer=True),
+        Candidate("Lightning", "lightning_training", arguments, peer=True),
+        Candidate("DataLoader loop", "dataloader_training", arguments, peer=True),
+        Candidate("elbolab without its fast path", "elbolab_plain_training", arguments),
+    ]
+    return [candidate for candidate in known if candidate.name in ["elbolab", *peers.split(", ")]]
 
 
 def points(script: str, arguments: str, axis: str, values: list[int]) -> list[Candidate]:
@@ -45,7 +46,7 @@ def image_points(model: str) -> list[Candidate]:
     ]
 
 
-VAE_PEERS = "pythae, Lightning, DataLoader loop, elbolab without its fast path"
+VAE_PEERS = "pythae, pythae with elbolab's nets, Lightning, DataLoader loop, elbolab without its fast path"
 SHORT = "--images 4000"
 THREADS = sorted({CORES, *(2**power for power in range(10) if 2**power < CORES)})
 

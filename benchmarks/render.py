@@ -18,10 +18,11 @@ rounds, with the least and the most of them; a ratio is the median of the rounds
 change with the hour."""
 
 TRAINING = """Images a second of the training loop in the epochs after the first, without validation, tracking and
-start-up. Every candidate trains the same nets, those of `elbolab.nets`, on the same images, by Adam at a constant
-rate of 0.001, and has the same threads. The loss is the mean over its last epoch of the negative ELBO (of the cnn
-the cross-entropy), in nats, constants included: a faster wrong training would show. What pythae's IWAE minimises has
-the gradient of the bound but not its value, so that for iwae too the ELBO is given."""
+start-up. Every candidate trains nets of the same layers and first weights on the same images, by Adam at a constant
+rate of 0.001, and has the same threads. The peers' nets are torch's own layers, as one writes them by hand, but where
+it says with elbolab's nets: those compute the same faster on a CPU. The loss is the mean over its last epoch of the
+negative ELBO (of the cnn the cross-entropy), in nats, constants included: a faster wrong training would show. What
+pythae's IWAE minimises has the gradient of the bound but not its value, so that for iwae too the ELBO is given."""
 
 LIMIT = """Floating-point operations of the forward and backward passes, counted by `torch.utils.flop_counter`, over
 the time of the whole training loop, as a share of the rate of the best product of square float32 matrices, measured

@@ -11,7 +11,8 @@ BATCHES = (100, 200, 500, 1000, 2000)
 @torch.no_grad()
 def main() -> None:
     given = arguments()
-    decoder, _ = make_nets(given.latent_dim)
+    given.nets = "elbolab"
+    decoder, _ = make_nets(given)
     decodes = given.images * given.samples
 
     def speed(batch: int) -> float:

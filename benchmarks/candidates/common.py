@@ -36,6 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--latent-dim", type=int, default=200)
+    parser.add_argument("--nets", default="plain", help="the peers': plain, or elbolab")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -62,18 +63,28 @@ def load_images(given: argparse.Namespace) -> Tensor:
     return torch.from_numpy(load_array(given, "images")).float() / 255
 
 
-def make_nets(latent_dim: int) -> tuple[nn.Sequential, nn.Sequential]:
+def plain(decoder: nn.Sequential) -> nn.Sequential:
+    """A decoder of the same weights by torch's own layers in torch's own order, as one writes it by hand."""
+    *layers, last = decoder
+    assert isinstance(last, nn.ConvTranspose2d)
+    own = nn.ConvTranspose2d(last.in_channels, last.out_channels, 4, stride=2, padding=1)
+    own.load_state_dict(last.state_dict())
+    return nn.Sequential(*layers, own).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+
+
+def make_nets(given: argparse.Namespace) -> tuple[nn.Sequential, nn.Sequential]:
     """Decoder and encoder of the default vae; made in elbolab's order, equal seeds give equal weights."""
-    decoder = conv_decoder(latent_dim, SHAPE)
-    return decoder, conv_encoder(SHAPE, 2 * latent_dim)
+    decoder = conv_decoder(given.latent_dim, SHAPE)
+    encoder = conv_encoder(SHAPE, 2 * given.latent_dim)
+    return decoder if given.nets == "elbolab" else plain(decoder), encoder
 
 
 class PlainVAE(nn.Module):
     """The default vae as one writes it by hand: a batch to its mean negative ELBO, in nats, constants included."""
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, given: argparse.Namespace) -> None:
         super().__init__()
-        self.decoder, self.encoder = make_nets(latent_dim)
+        self.decoder, self.encoder = make_nets(given)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         mean, log_var = self.encoder(x).chunk(2, -1)
@@ -96,7 +107,7 @@ class PlainCNN(nn.Module):
 
 def plain_model(given: argparse.Namespace) -> nn.Module:
     """The model of this name, written by hand."""
-    return PlainCNN() if given.model == "cnn" else PlainVAE(given.latent_dim)
+    return PlainCNN() if given.model == "cnn" else PlainVAE(given)
 
 
 def report_training(given: argparse.Namespace, seconds: list[float], loss: float, **more: float) -> None:

@@ -1,16 +1,18 @@
-"""elbolab's trainer without its fast path: contiguous nets, Adam not fused, float images gathered one by one."""
+"""elbolab's trainer without its fast path: plain nets, Adam not fused, float images gathered one by one."""
 
 import torch
-from common import arguments
+from common import arguments, plain
 from elbolab_training import measure, prepared
 from torch import Tensor
 
 from elbolab.data import Batch, Data, Split
-from elbolab.models import Model
+from elbolab.models.deep import DeepLatentModel
+from elbolab.models.latent import Model
 
 
 def take_fast_path_away(model: Model, data: Data) -> None:
-    model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    if isinstance(model, DeepLatentModel):
+        model.decoder = plain(model.decoder)
     adam = torch.optim.Adam(model.parameters(), model.config.lr, eps=model.config.adam_eps)
     model.optimizers = lambda: [adam]
     pixels = {split.name: split.images.float() / 255 for split in data.splits.values()}

@@ -40,7 +40,7 @@ class Decoder(BaseDecoder):
 
 
 def make_model(given: argparse.Namespace) -> BaseAE:
-    decoder, encoder = make_nets(given.latent_dim)
+    decoder, encoder = make_nets(given)
     shared = {"input_dim": SHAPE, "latent_dim": given.latent_dim}
     if given.model == "iwae":
         return IWAE(IWAEConfig(**shared, number_samples=IW_SAMPLES), Encoder(encoder), Decoder(decoder))

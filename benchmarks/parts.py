@@ -20,16 +20,17 @@ Cases = dict[str, list[Candidate]]
 
 
 def trainings(arguments: str, peers: str) -> list[Candidate]:
-    """elbolab's training and those of ``peers``."""
+    """elbolab's training, as it comes and in float32, and those of ``peers``."""
     known = [
         Candidate("elbolab", "elbolab_training", arguments),
+        Candidate("elbolab in float32", "elbolab_training", f"{arguments} --precision float32"),
         Candidate("pythae", "pythae_training", arguments, peer=True),
         Candidate("pythae with elbolab's nets", "pythae_training", f"{arguments} --nets elbolab", peer=True),
         Candidate("Lightning", "lightning_training", arguments, peer=True),
         Candidate("DataLoader loop", "dataloader_training", arguments, peer=True),
         Candidate("elbolab without its fast path", "elbolab_plain_training", arguments),
     ]
-    return [candidate for candidate in known if candidate.name in ["elbolab", *peers.split(", ")]]
+    return [candidate for candidate in known if candidate.name in ["elbolab", "elbolab in float32", *peers.split(", ")]]
 
 
 def points(script: str, arguments: str, axis: str, values: list[int]) -> list[Candidate]:

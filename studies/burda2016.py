@@ -73,6 +73,7 @@ STUDY = Reproduction(
         "lr": 1e-3,
         "adam_eps": 1e-4,
         "schedule": "staged",
+        "precision": "float32",
     },
     trainings={
         f"{name} i={stage}": Training(model=model, fields={"epochs": passes, **fields})

@@ -40,6 +40,7 @@ STUDY = Reproduction(
         "batch_size": 100,
         "adam_eps": 1e-4,
         "schedule": "staged",
+        "precision": "float32",
         "epochs": 3280,
         "beta_warmup": 0.0,
     },

@@ -55,7 +55,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "out": TEXT.map(lambda text: Path(f"new {text}")),
     "alias": st.sampled_from(["champion", "best-of_3", "A"]),
     "name": TEXT.filter(lambda text: not set("/:") & set(text) and text.strip() not in ("", ".", "..")),
-    "latent_init": st.sampled_from(["zeros", "normal", "pca"]) | TEXT.map(lambda text: f"encoder:{text}"),
+    "latent_init": st.sampled_from(["zeros", "normal", "pca"]) | st.from_regex(r"encoder:\w+", fullmatch=True),
 }
 
 

@@ -114,6 +114,36 @@ def test_equal_seeds_give_equal_weights_bit_for_bit(name: str, digits: Data, tmp
         assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_is_of_the_nets_while_they_train_and_of_nothing_else(name: str, digits: Data):
+    models = {precision: make(name, digits, precision=precision) for precision in ("float32", "bfloat16")}
+    batch = next(digits.train.batches(32))
+
+    def each(train: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        terms, gradients = {}, {}
+        for precision, model in models.items():
+            model.train(train).zero_grad()
+            torch.manual_seed(1)
+            terms[precision] = model.terms(batch, model.train_samples)
+            if list(model.parameters()):
+                model.loss(terms[precision], 1.0).backward()
+                parts = [weight.grad.to_dense().flatten() for weight in model.parameters() if weight.grad is not None]
+                gradients[precision] = torch.cat(parts)
+        return terms, gradients
+
+    terms, gradients = each(train=False)
+    assert torch.equal(terms["float32"].log_px_z, terms["bfloat16"].log_px_z)
+    terms, gradients = each(train=True)
+    exact, rounded = terms["float32"].log_px_z, terms["bfloat16"].log_px_z
+    assert rounded.dtype == torch.float32
+    if gradients:
+        assert not torch.equal(exact, rounded)
+        assert torch.cosine_similarity(gradients["float32"], gradients["bfloat16"], dim=0) > 0.98
+        assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
+    # Eight bits of the mean of a pixel, whose errors of either sign add up.
+    assert torch.allclose(exact, rounded, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("name", LATENT)
 def test_equal_generators_give_equal_terms(name: str, digits: Data):
     model = make(name, digits)

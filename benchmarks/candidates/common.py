@@ -37,6 +37,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--latent-dim", type=int, default=200)
     parser.add_argument("--nets", default="plain", help="the peers': plain, or elbolab")
+    parser.add_argument("--precision", default="auto", help="elbolab's")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""elbolab's trainer without its fast path: plain nets, Adam not fused, float images gathered one by one."""
+"""elbolab's trainer without its fast path: plain nets in float32, Adam not fused, images gathered one by one."""
 
 import torch
 from common import arguments, plain
@@ -27,7 +27,7 @@ def take_fast_path_away(model: Model, data: Data) -> None:
 
 def main() -> None:
     given = arguments()
-    model, data = prepared(given.model, given)
+    model, data = prepared(given.model, given, precision="float32")
     take_fast_path_away(model, data)
     measure(given, model, data)
 

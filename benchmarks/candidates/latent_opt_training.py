@@ -35,7 +35,7 @@ def decoder_step(model: LatentModel, decoder: torch.nn.Module, data: Data) -> Ca
     adam = torch.optim.Adam(decoder.parameters(), LR, fused=True)
 
     def step() -> None:
-        (-model.likelihood.log_prob(x, model.likelihood.params(decoder(z)))).mean().backward()
+        (-model.likelihood.log_prob(x, model.likelihood.params(model.compute(decoder, z)))).mean().backward()
         adam.step()
         adam.zero_grad()
 
@@ -53,6 +53,7 @@ def main() -> None:
 
     def between() -> dict[str, float]:
         warm = len(bare)
+        model.train()
         for _ in range(len(whole) - warm):
             step()
         of_epoch = [1000 * statistics.median(found[warm:]) for found in (whole, bare)]

@@ -4,6 +4,7 @@ import argparse
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import arguments, report
@@ -18,13 +19,13 @@ BATCHES = (64, 256)
 SIZES = (512, 1024, 2048)
 
 
-def product_rate() -> float:
-    """Operations a second of the product of two square float32 matrices of the best of ``SIZES``."""
-    return max(2 * size**3 / product_seconds(size) for size in SIZES)
+def product_rate(precision: torch.dtype) -> float:
+    """Operations a second of the product of two square matrices of this type, of the best of ``SIZES``."""
+    return max(2 * size**3 / product_seconds(size, precision) for size in SIZES)
 
 
-def product_seconds(size: int) -> float:
-    left, right = torch.randn(2, size, size).unbind()
+def product_seconds(size: int, precision: torch.dtype) -> float:
+    left, right = torch.randn(2, size, size, dtype=precision).unbind()
     seconds = []
     for _ in range(4):
         began = time.perf_counter()
@@ -33,17 +34,18 @@ def product_seconds(size: int) -> float:
     return statistics.median(seconds[1:])
 
 
-def share(name: str, batch_size: int, given: argparse.Namespace) -> dict[str, float]:
+def share(name: str, batch_size: int, precision: str, given: argparse.Namespace) -> dict[str, Any]:
     """A model's operations an image, images a second, and share of the product rate, medians over its epochs."""
-    model, data = prepared(name, given, batch_size=batch_size, train_size=min(given.images, IMAGES[name]))
+    images = min(given.images, IMAGES[name])
+    model, data = prepared(name, given, batch_size=batch_size, train_size=images, precision=precision)
     speeds: list[float] = []
     products: list[float] = []
 
     def between(event: Event) -> None:
         speeds.append(event.metrics["train/images_per_s"])
-        products.append(product_rate())
+        products.append(product_rate(model.precision))
 
-    folder = Path(f"{name}-{batch_size}")
+    folder = Path(f"{name}-{batch_size}-{precision}")
     folder.mkdir()
     train(model, data, between, folder)
     batch = data.train.batch(torch.arange(batch_size))
@@ -52,6 +54,7 @@ def share(name: str, batch_size: int, given: argparse.Namespace) -> dict[str, fl
     flops = counter.get_total_flops() / batch_size * model.steps_per_visit
     pairs = list(zip(speeds, products, strict=True))[1:]
     return {
+        "precision": str(model.precision).removeprefix("torch."),
         "flops": flops,
         "images_per_s": statistics.median(speed for speed, _ in pairs),
         "product_flops_per_s": statistics.median(product for _, product in pairs),
@@ -61,7 +64,8 @@ def share(name: str, batch_size: int, given: argparse.Namespace) -> dict[str, fl
 
 def main() -> None:
     given = arguments()
-    report(**{f"{name} {batch_size}": share(name, batch_size, given) for batch_size in BATCHES for name in IMAGES})
+    cases = [(name, batch, precision) for name in IMAGES for batch in BATCHES for precision in ("auto", "float32")]
+    report(shares=[{"model": case[0], "batch": case[1], **share(*case, given)} for case in cases])
 
 
 if __name__ == "__main__":

@@ -114,6 +114,9 @@ class Config(Settings):
     """Seed of the initial weights, the order of the images and the latent noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes the GPU where there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the nets' matrix products while they train: auto takes bfloat16 on a CPU that has instructions for it.
+    Weights, likelihoods and every evaluation are in float32."""
 
 
 class GapConfig(Settings):

@@ -76,6 +76,7 @@ def prepare(name: str, config: Config) -> tuple[Model, Data, dict[str, str]]:
             "data.digest": data.spec.digest,
             "observation_model": model.observation_model,
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "precision": str(model.precision).removeprefix("torch."),
         },
     )
 

@@ -36,11 +36,11 @@ class CNN(Model):
 
     def logits(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to unnormalised log-probabilities of the classes (B, classes)."""
-        return self.net(x)
+        return self.compute(self.net, x)
 
     def features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the activations (B, F) that the last layer sees."""
-        return self.net[:-1](x)
+        return self.compute(self.net[:-1], x)
 
     def terms(self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None) -> Terms:
         logits = self.logits(batch.x)

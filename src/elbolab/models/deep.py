@@ -45,7 +45,7 @@ class DeepLatentModel(LatentModel):
         self.decoder = make_decoder(config.net, config.latent_dim, spec.shape, config.hidden, config.activation)
 
     def decode(self, z: Tensor) -> Tensor:
-        activations = self.decoder(z.reshape(-1, z.shape[-1]))
+        activations = self.compute(self.decoder, z.reshape(-1, z.shape[-1]))
         return self.likelihood.params(activations).reshape(*z.shape[:-1], *self.spec.shape)
 
 
@@ -57,4 +57,4 @@ class EncoderModel(DeepLatentModel):
         self.encoder = make_encoder(config.net, spec.shape, 2 * config.latent_dim, config.hidden, config.activation)
 
     def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
-        return DiagonalGaussian(*self.encoder(batch.x).chunk(2, -1))
+        return DiagonalGaussian(*self.compute(self.encoder, batch.x).chunk(2, -1))

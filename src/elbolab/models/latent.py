@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -22,6 +23,14 @@ from elbolab.objectives import Terms, beta_loss, elbo
 LOG_2PI = math.log(2 * math.pi)
 
 
+@cache
+def has_fast_bfloat16() -> bool:
+    """Whether this machine's CPU multiplies matrices of bfloat16 faster than those of float32."""
+    # On others torch imitates it, slowly.
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
 class Model(nn.Module, ABC):
     """What the trainer needs: ``Model(config, spec)``, the terms of a batch, a loss and the optimisers."""
 
@@ -35,6 +44,20 @@ class Model(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(chain(self.parameters(), self.buffers())).device
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The type of the matrix products of ``compute`` while the model trains."""
+        wanted = self.config.precision
+        if wanted == "auto":
+            wanted = "bfloat16" if self.device.type == "cpu" and has_fast_bfloat16() else "float32"
+        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+    def compute(self, net: nn.Module, x: Tensor) -> Tensor:
+        """What ``net`` gives of ``x``, in the type of ``x``; while the model trains, by products of ``precision``."""
+        reduced = self.training and self.precision == torch.bfloat16
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=reduced):
+            return net(x).to(x.dtype)
 
     @property
     @abstractmethod

@@ -46,7 +46,7 @@ class SemiAmortized(EncoderModel):
         return False  # a step takes a gradient of its own
 
     def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
-        rows = self.encoder(batch.x)
+        rows = self.compute(self.encoder, batch.x)
         step = torch.zeros_like(rows)
         for _ in range(self.config.refine_steps):
             step = self.config.refine_momentum * step + self._gradient(batch.x, rows, generator)

@@ -245,7 +245,7 @@ def _outcome(entry: Entry, curves: Curves) -> Row:
 
 def runs_table(runs: Iterable[RunRecord]) -> list[Row]:
     """Every run that the report uses, with its data, code, device, evaluation protocol and parameters."""
-    tags = ["data.name", "data.digest", "observation_model", "git.commit", "git.dirty", "device"]
+    tags = ["data.name", "data.digest", "observation_model", "git.commit", "git.dirty", "device", "precision"]
     tags += [f"evaluation.{name}" for name in ("samples", "images", "seed", "posterior")]
     tags += [f"evaluation.{name}" for name in ("cnn_run", "cnn_test_accuracy")]
     rows = []

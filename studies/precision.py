@@ -1,0 +1,17 @@
+"""Do the nets' products in bfloat16, where the CPU is fast at them, cost any likelihood?"""
+
+from elbolab import Reproduction, Training
+
+PRECISIONS = ("float32", "bfloat16")
+MODELS = ("cnn", "vae", "latent_opt")
+
+STUDY = Reproduction(
+    question="Are models whose nets multiply in bfloat16 while they train as good as those in float32?",
+    trainings={
+        f"{model} {precision}": Training(model=model, fields={"precision": precision})
+        for model in MODELS
+        for precision in PRECISIONS
+    },
+    seeds=(0, 1, 2),
+    metrics=("test/log_px", "train/log_px", "test/posterior_elbo", "test/accuracy"),
+)

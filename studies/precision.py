@@ -1,6 +1,6 @@
 """Do the nets' products in bfloat16, where the CPU is fast at them, cost any likelihood?"""
 
-from elbolab import Reproduction, Training
+from elbolab import EvaluateConfig, Reproduction, Training
 
 PRECISIONS = ("float32", "bfloat16")
 MODELS = ("cnn", "vae", "latent_opt")
@@ -13,5 +13,6 @@ STUDY = Reproduction(
         for precision in PRECISIONS
     },
     seeds=(0, 1, 2),
+    evaluation=EvaluateConfig(images=200),
     metrics=("test/log_px", "train/log_px", "test/posterior_elbo", "test/accuracy"),
 )

@@ -12,7 +12,7 @@ from elbolab.checkpoint import load_checkpoint
 from elbolab.config import Config
 from elbolab.data import Data, load_data
 from elbolab.errors import UserError
-from elbolab.models import MODELS
+from elbolab.models import MODELS, latent
 from elbolab.models.latent import DiagonalGaussian, LatentModel, Model
 from elbolab.models.latent_opt import RowAdam
 from elbolab.nets import ACTIVATIONS, ToImage
@@ -142,6 +142,22 @@ def test_bfloat16_is_of_the_nets_while_they_train_and_of_nothing_else(name: str,
         assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
     # Eight bits of the mean of a pixel, whose errors of either sign add up.
     assert torch.allclose(exact, rounded, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fast", "expected"),
+    [
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+        ("float32", True, torch.float32),
+    ],
+)
+def test_precision_is_the_wanted_one_or_what_the_cpu_is_fast_at(
+    wanted: str, fast: bool, expected: torch.dtype, digits: Data, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(latent, "has_fast_bfloat16", lambda: fast)
+    assert make("vae", digits, precision=wanted).precision == expected
 
 
 @pytest.mark.parametrize("name", LATENT)

@@ -59,7 +59,7 @@ PARTS: dict[str, Cases] = {
         "cnn, batch 64": trainings("--model cnn --images 10000", "Lightning, DataLoader loop"),
         "latent_opt, batch 64": [Candidate("elbolab", "latent_opt_training", "--images 8000")],
     },
-    "limit": {"limit": [Candidate("elbolab", "limit", "--epochs 3")]},
+    "limit": {"limit": [Candidate("elbolab", "limit", "--epochs 2")]},
     "evaluation": {
         "log p(x) of 20 images at 1,000 samples": [
             Candidate("elbolab", "elbolab_evaluation", "--images 20"),

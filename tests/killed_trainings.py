@@ -19,11 +19,11 @@ from typing import Any
 import mlflow
 import torch
 
-from elbolab import checkpoint, records, states, tracker
+from elbolab import checkpoint, records, states
 from elbolab.experiment import resume, train_model
 from elbolab.models import MODELS
 from elbolab.spool import spools
-from elbolab.tracker import UNFINISHED
+from elbolab.unfinished import UNFINISHED, begun, send_unfinished
 
 FIELDS: dict[str, dict[str, Any]] = {
     "vae": {"likelihood": "bernoulli", "latent_dim": 8},
@@ -145,13 +145,13 @@ def main() -> None:
                 # It had come to its end, and only its process had not.
                 break
             for left in set(spools(UNFINISHED)) - before:
-                if any(tracker.begun(left)):
+                if any(begun(left)):
                     work, folder = partial(resume, left.name), left
             resumed += folder is not None
             with_state += folder is not None and any(folder.glob(states.PATTERN))
         found.append(newest_outcome())
     # What was killed before it had said anything leaves a folder with nothing in it.
-    killed(tracker.send_unfinished, None)
+    killed(send_unfinished, None)
     counts = {"kills": kills, "resumed": resumed, "with_state": with_state}
     print(json.dumps({"expected": expected, "found": found, **counts, "seconds": seconds}))
 

@@ -29,6 +29,7 @@ from elbolab.experiment import evaluate_run, resume, train_model
 from elbolab.models import MODELS
 from elbolab.spool import Spool, peek
 from elbolab.trainer import Event
+from elbolab.unfinished import UNFINISHED, find_unfinished, send_unfinished
 
 pytestmark = pytest.mark.scale
 EPOCHS = 5
@@ -166,7 +167,7 @@ def complete(run_id: str) -> None:
     twins = client.search_runs([run.experiment], f"tags.`{SPOOL}` = '{run.tags[SPOOL]}'")
     assert [twin.info.run_id for twin in twins] == [run_id]
     assert load_model(run_id).config == CONFIG
-    assert not tracker.UNFINISHED.exists()
+    assert not UNFINISHED.exists()
 
 
 @pytest.mark.parametrize("mode", ["cut", "hang", "fail", "deaf"])
@@ -192,13 +193,13 @@ def test_without_the_server_a_run_is_complete_after_sync(
     assert wire.lost > 0
     said = capsys.readouterr().err
     assert "`elbolab sync` sends them" in said
-    assert tracker.find(name) is not None
+    assert find_unfinished(name) is not None
     with pytest.raises(UserError, match=r"\d+ records are not sent"):
-        tracker.send_unfinished()
+        send_unfinished()
     wire.mode = "pass"
-    (line,) = tracker.send_unfinished()
+    (line,) = send_unfinished()
     complete(line.split()[1].rstrip(":"))
-    assert tracker.send_unfinished() == []
+    assert send_unfinished() == []
 
 
 def test_an_answer_lost_anywhere_duplicates_nothing(wire: Wire, monkeypatch: pytest.MonkeyPatch):
@@ -211,11 +212,11 @@ def test_an_answer_lost_anywhere_duplicates_nothing(wire: Wire, monkeypatch: pyt
     wire.mode = "pass"
     tries = 0
     # The run itself, its values, files, images, the model.
-    while tracker.UNFINISHED.exists():
+    while UNFINISHED.exists():
         tries += 1
         wire.deaf_from = wire.seen + 4 * tries
         with suppress(UserError):
-            tracker.send_unfinished()
+            send_unfinished()
     assert wire.lost > tries > 10
     wire.deaf_from = math.inf
     (run,) = records.find_runs(params={"model": "vae"}, limit=1)
@@ -246,7 +247,7 @@ def test_an_evaluation_is_not_lost_with_the_server(wire: Wire, monkeypatch: pyte
     assert wire.lost > 0
     wire.mode = "pass"
     assert "test/log_px" not in records.get_run(run_id).metrics
-    tracker.send_unfinished()
+    send_unfinished()
     run = records.get_run(run_id)
     assert run.metrics["test/log_px"] == pytest.approx(found["test/log_px"])
     assert "evaluation.samples" in run.tags
@@ -288,7 +289,7 @@ def test_a_server_on_postgresql_killed_for_twenty_seconds_and_its_database_resta
         # With the server away, and with its database, everything had to wait.
         assert left[2] > 0
         assert left[4] > 0
-        tracker.send_unfinished()
+        send_unfinished()
         complete(run_id)
 
 
@@ -304,7 +305,7 @@ def test_a_store_of_files_that_takes_nothing_holds_up_no_value(store: Path, monk
         assert len(client.get_metric_history(run_id, "val/elbo")) == EPOCHS
         assert client.get_run(run_id).info.status == "RUNNING"
         os.remove(store / "kept")
-        tracker.send_unfinished()
+        send_unfinished()
         complete(run_id)
 
 
@@ -320,7 +321,7 @@ def test_without_room_for_its_states_a_training_stops_and_goes_on_later(
             patch.setattr(tracker.Tracker, "log_value", stop)
             with pytest.raises(StoppedError):
                 train_model("vae", CONFIG)
-        (folder,) = tracker.UNFINISHED.glob("*")
+        (folder,) = UNFINISHED.glob("*")
         first = (folder / "journal.jsonl").read_bytes().splitlines()[0]
         Spool(folder).close(remove=True)
         # Another command has a name that is a little longer or shorter.
@@ -337,7 +338,7 @@ def test_without_room_for_its_states_a_training_stops_and_goes_on_later(
     assert done.returncode == 2, done.stderr
     assert "cannot be written: " in done.stderr
     assert "Traceback" not in done.stderr
-    (folder,) = tracker.UNFINISHED.glob("*")
+    (folder,) = UNFINISHED.glob("*")
     if room == "for no state":
         run = records.get_run(Spool(folder).state["run_id"])
         assert run.status == "FAILED"
@@ -353,7 +354,7 @@ def test_a_server_that_refuses_says_so_in_one_line_before_the_training(
     with pytest.raises(UserError, match=r"refuses the run: .*123456789"):
         train_model("vae", CONFIG)
     assert capsys.readouterr().err == ""
-    assert not tracker.UNFINISHED.exists()
+    assert not UNFINISHED.exists()
 
 
 def test_a_server_that_refuses_to_go_on_with_a_training_costs_nothing_of_it(
@@ -368,7 +369,7 @@ def test_a_server_that_refuses_to_go_on_with_a_training_costs_nothing_of_it(
         patch.setattr(tracker.Tracker, "log_metrics", stop)
         with pytest.raises(StoppedError):
             train_model("vae", CONFIG)
-    (folder,) = tracker.UNFINISHED.glob("*")
+    (folder,) = UNFINISHED.glob("*")
     before = sorted(folder.glob("state-*"))
     assert before
     capsys.readouterr()
@@ -396,9 +397,9 @@ def test_ctrl_c_before_the_server_answers_ends_the_run(
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         train_model("vae", CONFIG)
-    (folder,) = tracker.UNFINISHED.glob("*")
+    (folder,) = UNFINISHED.glob("*")
     assert f"`elbolab resume {folder.name}` goes on with it" in capsys.readouterr().err
     wire.mode = "pass"
-    tracker.send_unfinished()
+    send_unfinished()
     assert records.get_run(peek(folder)["run_id"]).status == "KILLED"
     complete(resume(folder.name))

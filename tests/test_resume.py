@@ -28,6 +28,7 @@ from elbolab.models import MODELS
 from elbolab.spool import Spool
 from elbolab.tracker import PARENT
 from elbolab.trainer import Event, train
+from elbolab.unfinished import find_unfinished
 
 TINY = {"train_size": 40, "val_size": 10, "test_size": 10, "batch_size": 8, "latent_dim": 4}
 AS_OPTIONS = [part for key, value in TINY.items() for part in (f"--{key}", str(value))]
@@ -204,7 +205,7 @@ def test_an_interrupted_run_goes_on_with_its_own_parameters_or_not_at_all(comman
     with pytest.raises(UserError, match="run 'nothing' has nothing to go on with"):
         resume("nothing")
     # While one process is at it no other may be.
-    folder = tracker.find(run_id)
+    folder = find_unfinished(run_id)
     assert folder is not None
     spool = Spool(folder)
     with pytest.raises(UserError, match="in use by another process"):

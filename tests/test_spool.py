@@ -17,6 +17,7 @@ from elbolab.delivery import VALUES, Delivery, WaitingError
 from elbolab.errors import UserError
 from elbolab.spool import Spool
 from elbolab.tracker import KIND, PARENT
+from elbolab.unfinished import find_unfinished, send_unfinished
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,7 @@ def test_a_folder_half_removed_is_no_run_and_is_swept_away(unfinished: Path, mon
         patch.setattr(spools, "_sweep", lambda folder: (folder / "journal.jsonl").unlink())
         begin(unfinished / "done", "train").close(remove=True)
     assert list(unfinished.iterdir())
-    assert tracker.send_unfinished() == []
+    assert send_unfinished() == []
     assert not unfinished.exists()
 
 
@@ -72,12 +73,12 @@ def test_a_folder_that_cannot_be_read_is_named_and_stops_no_other(unfinished: Pa
     broken.close(remove=False)
     (unfinished / "broken" / file).write_bytes(content)
     run_id = sent(begin(unfinished / "whole", "train"))
-    assert tracker.find(run_id) == unfinished / "whole"
+    assert find_unfinished(run_id) == unfinished / "whole"
     with pytest.raises(UserError, match=rf"broken/{file} cannot be read: .*; mend it, or move .*broken away"):
-        tracker.find("broken")
+        find_unfinished("broken")
     for _ in range(2):
         with pytest.raises(UserError, match=rf"broken/{file} cannot be read"):
-            tracker.send_unfinished()
+            send_unfinished()
     assert status(run_id) == "KILLED"
     assert (unfinished / "broken" / file).read_bytes() == content
 
@@ -87,7 +88,7 @@ def test_a_study_that_a_later_call_finished_stays_finished(unfinished: Path):
     with tracker.run("study", "study", {}, {}, run_id):
         pass
     assert status(run_id) == "FINISHED"
-    assert tracker.send_unfinished() == [f"run {run_id}: 1 records sent"]
+    assert send_unfinished() == [f"run {run_id}: 1 records sent"]
     assert status(run_id) == "FINISHED"
     assert not unfinished.exists()
 
@@ -96,7 +97,7 @@ def test_a_study_that_a_later_call_is_at_is_left_to_it(unfinished: Path):
     run_id = sent(begin(unfinished / "killed", "study"))
     with tracker.run("study", "study", {}, {}, run_id):
         with pytest.raises(UserError, match="in use by another process"):
-            tracker.send_unfinished()
+            send_unfinished()
         assert status(run_id) == "RUNNING"
     assert status(run_id) == "FINISHED"
     assert not unfinished.exists()
@@ -111,14 +112,14 @@ def test_an_end_that_is_sent_late_is_not_taken_for_the_last_one(unfinished: Path
     time.sleep(0.01)
     with tracker.run("study", "study", {}, {}, run_id):
         pass
-    tracker.send_unfinished()
+    send_unfinished()
     assert status(run_id) == "FINISHED"
 
 
 def test_a_study_killed_twice_is_killed(unfinished: Path):
     run_id = sent(begin(unfinished / "first", "study"))
     sent(begin(unfinished / "second", "study", {"id": run_id}))
-    tracker.send_unfinished()
+    send_unfinished()
     assert status(run_id) == "KILLED"
     assert not unfinished.exists()
 
@@ -130,7 +131,7 @@ def test_a_run_waits_for_the_one_above_it_and_is_found_under_it(unfinished: Path
     with pytest.raises(WaitingError, match=f"waits in {unfinished / 'b'}"):
         Delivery(below).send()
     below.close(remove=False)
-    assert len(tracker.send_unfinished()) == 2
+    assert len(send_unfinished()) == 2
     runs = {run.data.tags[KIND]: run for run in mlflow.MlflowClient().search_runs(["0"])}
     assert runs["compare"].data.tags[PARENT] == runs["main"].info.run_id
 

@@ -121,7 +121,7 @@ def _resume(_: "Settings", run: str) -> None:
 
 def _sync(_: "Settings") -> None:
     """Send to the tracking server what earlier commands in this folder could not."""
-    from elbolab.tracker import send_unfinished
+    from elbolab.unfinished import send_unfinished
 
     for line in send_unfinished():
         click.echo(line)

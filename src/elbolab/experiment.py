@@ -24,6 +24,7 @@ from elbolab.models.latent import Model
 from elbolab.progress import Progress
 from elbolab.registry import load_model
 from elbolab.trainer import Event, train
+from elbolab.unfinished import UNFINISHED, begun, find_unfinished
 
 PROTOCOL = "evaluation.protocol"
 
@@ -92,7 +93,7 @@ def train_model(name: str, config: Config, tags: dict[str, str] | None = None, f
         if (least := distributed.processes()) > config.batch_size:
             raise UserError(f"batch_size={config.batch_size} must be at least {least}, the processes; start fewer")
         model, data, own_tags = prepare(name, config)
-        if folder is not None and (digest := tracker.begun(folder)[1]["data.digest"]) != data.spec.digest:
+        if folder is not None and (digest := begun(folder)[1]["data.digest"]) != data.spec.digest:
             raise UserError(
                 f"{data.name} has the digest {data.spec.digest} now and had {digest} when the run began; bring back "
                 "the files of then"
@@ -131,12 +132,12 @@ def resume(run_id: str, model: str | None = None, fields: dict[str, Any] | None 
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("to go on with a run is the work of one process; start it without torchrun")
-    if (folder := tracker.find(run_id)) is None:
+    if (folder := find_unfinished(run_id)) is None:
         raise UserError(
-            f"run {run_id!r} has nothing to go on with in {tracker.UNFINISHED.absolute()}: it is finished, or was "
+            f"run {run_id!r} has nothing to go on with in {UNFINISHED.absolute()}: it is finished, or was "
             "begun in another folder; go there"
         )
-    params, tags = tracker.begun(folder)
+    params, tags = begun(folder)
     name = params.pop("model")
     config = MODELS[name].Config.parse(params)
     wanted = MODELS[name].Config.parse({**params, **(fields or {})}) if model in (None, name) else None

@@ -6,7 +6,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 
-from elbolab.config import Settings
+from elbolab.settings import Settings
 
 
 def options_of(settings: type[Settings]) -> list[click.Parameter]:

@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from elbolab import records, tracker
-from elbolab.config import Config, EvaluateConfig, Settings
+from elbolab.config import Config, EvaluateConfig
 from elbolab.errors import UserError
 from elbolab.evaluators import Findings, Subject
 from elbolab.experiment import PROTOCOL, evaluate_run, protocol, train_model
@@ -22,6 +22,7 @@ from elbolab.records import STUDY, RunRecord
 from elbolab.report.charts import Chart
 from elbolab.report.figures import save_chart
 from elbolab.report.reproduced import FOUND, REPRODUCTION, insert, markdown, summarise
+from elbolab.settings import Settings
 
 TRAINING = "elbolab.training"
 RESULTS = Path("docs", "results.md")

@@ -18,6 +18,7 @@ from elbolab.records import STUDY
 from elbolab.reproduction import Reproduction, reproduce
 from elbolab.storage import Job, begun_study, open_study, queue_points
 from elbolab.tuning import Study, load_study
+from elbolab.unfinished import send_unfinished
 from elbolab.workers import work_locally, work_on_ray
 
 
@@ -106,7 +107,7 @@ def _sync(job: Job, study: optuna.Study, parent: str | None) -> str:
     """Make MLflow equal to Optuna; the study's run ends as it did, whether or not the server heard of that."""
     if parent is None:
         raise UserError(f"study {job.name!r} has no run on {records.address()} yet; carry it out first")
-    tracker.send_unfinished(parent)
+    send_unfinished(parent)
     mirror = Mirror(job.name, job.study, parent)
     print(f"{mirror.sync(study)} trials brought up to date")
     mirror.draw(study)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -22,7 +22,8 @@ from elbolab.courier import Courier, reason, refused
 from elbolab.delivery import FAILURE, FILES, PARENT, RUNNING, VALUES, Delivery
 from elbolab.errors import UserError, redacted
 from elbolab.records import KIND, address
-from elbolab.spool import Record, Spool, peek, read_journal, spools
+from elbolab.spool import Record, Spool
+from elbolab.unfinished import FINISHED, KILLED, UNFINISHED, begun, is_done_with, is_open, is_training, last_status
 
 if TYPE_CHECKING:
     # Comparing runs takes no torch, whose import takes seconds.
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from elbolab.data import Data
     from elbolab.trainer import Event
 
-UNFINISHED = Path("unfinished")
-FINISHED, KILLED = "FINISHED", "KILLED"
 PROCESSES = "processes"
 # How long a run waits for the server: at its start for an id, at its end as long as nothing gets through.
 START_SECONDS, END_SECONDS, KILLED_SECONDS = 10, 30, 5
@@ -183,98 +182,11 @@ def attached(run_id: str) -> Iterator[Tracker]:
         yield tracker
 
 
-def find(run_id: str) -> Path | None:
-    """The folder of an unfinished training, by the id of its run or of its spool; None where this folder has none such.
-
-    Raises UserError where there is none such among those that can be read, and others cannot.
-    """
-    unreadable = None
-    for folder in spools(UNFINISHED.absolute()):
-        try:
-            if run_id in (folder.name, peek(folder).get("run_id")) and _is_training(folder):
-                return folder
-        except UserError as error:
-            unreadable = error
-    if unreadable is not None:
-        # It may be the run.
-        raise unreadable
-    return None
-
-
-def begun(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """The parameters and the tags with which an unfinished run began; none where it did not get so far."""
-    first = next((record for record in read_journal(folder) if "params" in record), {})
-    return first.get("params", {}), first.get("tags", {})
-
-
 def nest_project_run(run_id: str, kind: str) -> None:
     """`mlflow run` made a run for a call that takes up ``run_id``: say so of it, and put it under that one."""
     if (call := os.environ.pop("MLFLOW_RUN_ID", None)) is not None:
         with attached(call) as track:
             track.set_tags({PARENT: run_id, KIND: kind})
-
-
-def send_unfinished(run_id: str | None = None) -> list[str]:
-    """Send what earlier processes could not, of all runs or of one; returns a line for each, and raises UserError where
-    some is left.
-
-    A run whose process is gone without a word ends as KILLED; it can be gone on with all the same.
-    """
-    lines, problems = [], []
-    for folder in spools(UNFINISHED.absolute()):
-        try:
-            if run_id not in (None, peek(folder).get("run_id")):
-                continue
-            spool = Spool(folder)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        delivery = Delivery(spool)
-        if _is_open(spool) and not _is_taken_up(spool):
-            # The last sign of life was then, and a later call that took up the run may have ended it since.
-            spool.append(lane=VALUES, status=KILLED, waits=True, time=spool.records[-1].get("time", 0))
-        count = delivery.left()
-        try:
-            if count:
-                delivery.send()
-                lines.append(f"run {delivery.run_id}: {count} records sent")
-        except Exception as error:
-            problems.append(f"{folder}: {delivery.left()} records are not sent: {reason(error)}")
-        finally:
-            spool.close(_is_done_with(spool, delivery))
-    if problems:
-        raise UserError("\n".join([*lines, *problems]))
-    return lines
-
-
-def _is_open(spool: Spool) -> bool:
-    """Whether the run began here and nothing was said of its end."""
-    return bool(spool.records) and "attached" not in spool.records[0]["run"] and last_status(spool) in (None, RUNNING)
-
-
-def _is_taken_up(spool: Spool) -> bool:
-    """Whether another spool is of the same run, whose end is then said there."""
-    run_id = spool.state.get("run_id") or spool.records[0]["run"].get("id")
-    for other in spools(spool.folder.parent):
-        with suppress(UserError):
-            first = next(iter(read_journal(other)), {}).get("run", {})
-            if other != spool.folder and "attached" not in first and first.get("id") == run_id is not None:
-                return True
-    return False
-
-
-def last_status(spool: Spool) -> str | None:
-    """What the run was last said to be; None where it began and nothing more is known."""
-    return next((record["status"] for record in reversed(spool.records) if "status" in record), None)
-
-
-def _is_done_with(spool: Spool, delivery: Delivery) -> bool:
-    """Whether nothing in the folder is needed any more: all is sent, and there is nothing to go on with."""
-    return not delivery.left() and (last_status(spool) == FINISHED or not _is_training(spool.folder))
-
-
-def _is_training(folder: Path) -> bool:
-    return begun(folder)[1].get(KIND) == "train"
 
 
 def _new(name: str) -> dict[str, Any]:
@@ -306,13 +218,13 @@ def _sending(spool: Spool) -> Iterator[Tracker]:
             courier.stop()
             spool.close(remove=spool.is_new)
         else:
-            if _is_open(spool):
+            if is_open(spool):
                 # It was interrupted before it began.
                 spool.append(lane=VALUES, status=KILLED, waits=True)
             courier.wait(patience, lambda: tracker.delivery.left() == 0 or refused(courier.problem))
             courier.stop()
             _say_what_is_left(tracker, courier.problem)
-            spool.close(_is_done_with(spool, tracker.delivery))
+            spool.close(is_done_with(spool, tracker.delivery))
 
 
 def _say_what_is_left(tracker: Tracker, problem: Exception | None) -> None:
@@ -320,7 +232,7 @@ def _say_what_is_left(tracker: Tracker, problem: Exception | None) -> None:
         why = f": {reason(problem)}" if problem else ""
         line = f"{left} records of run {tracker.id} are not on {address()}{why}; `elbolab sync` sends them"
         print(f"elbolab: {line} from {tracker.folder}", file=sys.stderr, flush=True)
-    goes_on = _is_training(tracker.folder) and PROCESSES not in begun(tracker.folder)[1]
+    goes_on = is_training(tracker.folder) and PROCESSES not in begun(tracker.folder)[1]
     if goes_on and last_status(tracker.spool) != FINISHED:
         print(f"elbolab: `elbolab resume {tracker.id}` goes on with it", file=sys.stderr, flush=True)
 

@@ -9,11 +9,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import BaseTrial
 from pydantic import Field, ValidationError, model_validator
 
-from elbolab.config import Config, EvaluateConfig, Settings
+from elbolab.config import Config, EvaluateConfig
 from elbolab.errors import UserError
 from elbolab.models import MODELS
 from elbolab.models.latent import LatentModel
 from elbolab.reproduction import Reproduction, Training
+from elbolab.settings import Settings
 
 LATENT_METRICS: dict[str, Literal["maximize", "minimize"]] = {
     "val/log_px": "maximize",

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from elbolab.config import Settings
+from elbolab.settings import Settings
 
 
 class Line(Settings):

@@ -57,7 +57,8 @@ class Store:
         self.clock += 60_000
         observed = "categorical" if model == "cnn" else observed
         tags = {"elbolab.kind": kind, "data.name": data, "data.digest": digest, "observation_model": observed}
-        tags |= {"git.commit": "0123abc", "git.dirty": "False", "device": "cpu", "mlflow.runName": name or model}
+        tags |= {"git.commit": "0123abc", "git.dirty": "False", "mlflow.runName": name or model}
+        tags |= {"device": "cpu", "precision": "bfloat16"}
         given = {
             "model": model,
             "dataset": data,

@@ -136,6 +136,7 @@ def test_bfloat16_is_of_the_nets_while_they_train_and_of_nothing_else(name: str,
     terms, gradients = each(train=True)
     exact, rounded = terms["float32"].log_px_z, terms["bfloat16"].log_px_z
     assert rounded.dtype == torch.float32
+    assert models["bfloat16"].precision == (torch.bfloat16 if gradients else torch.float32)
     if gradients:
         assert not torch.equal(exact, rounded)
         assert torch.cosine_similarity(gradients["float32"], gradients["bfloat16"], dim=0) > 0.98

@@ -77,6 +77,14 @@ def test_the_classifier_is_named_with_its_own_accuracy(report: tuple[Path, dict[
     assert len(re.findall(f"<dt>Classified by</dt><dd><a [^>]*>{cnn}</a>, test accuracy 98.0 %</dd>", html)) == 3
 
 
+def test_a_run_says_where_and_in_what_precision_it_was_trained(report: tuple[Path, dict[str, str], Store]) -> None:
+    folder, ids, _ = report
+    runs = pd.read_csv(folder / "runs.csv").set_index("run")
+    assert runs.loc[ids["vae"], ["device", "precision"]].tolist() == ["cpu", "bfloat16"]
+    for page in ("index.html", "report.md"):
+        assert "cpu, trained in bfloat16" in (folder / page).read_text()
+
+
 def test_pairs_are_compared_image_by_image(report: tuple[Path, dict[str, str], Store]) -> None:
     folder, ids, store = report
     frames = []

@@ -357,7 +357,7 @@ EVIL_TOO = EVIL.replace('"', "'")
 def evil(trained: tuple[Path, str]) -> str:
     """The run with names, tags and parameters that try to become markup, and a reproduction that does too."""
     client, run = mlflow.MlflowClient(), trained[1]
-    for tag in ("mlflow.runName", "data.name", "device", "git.commit", "evaluation.posterior"):
+    for tag in ("mlflow.runName", "data.name", "device", "precision", "git.commit", "evaluation.posterior"):
         client.set_tag(run, tag, EVIL_TOO)
     client.set_tag(run, "observation_model", EVIL)
     client.log_param(run, "note", EVIL_TOO)

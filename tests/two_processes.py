@@ -19,9 +19,15 @@ from elbolab.models import MODELS
 from elbolab.trainer import Event, train
 
 # 41 images leave one in the last batch of 8: one process gets it, the other none.
-SHARED: dict[str, Any] = {"train_size": 41, "val_size": 11, "test_size": 10, "batch_size": 8, "epochs": 3}
-# In bfloat16 the shares of a batch, rounded each for itself, differ by more from the whole.
-SHARED |= {"precision": "float32"}
+SHARED: dict[str, Any] = {
+    "train_size": 41,
+    "val_size": 11,
+    "test_size": 10,
+    "batch_size": 8,
+    "epochs": 3,
+    # In bfloat16 the shares of a batch, rounded each for itself, differ by more from the whole.
+    "precision": "float32",
+}
 CASES: dict[str, dict[str, Any]] = {
     "cnn": {},
     "vae": {"latent_dim": 4},

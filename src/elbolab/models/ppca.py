@@ -68,6 +68,10 @@ class PPCA(LatentModel):
         self.register_buffer("loadings", torch.zeros(pixels, config.latent_dim))
         self.register_buffer("sigma", torch.tensor(config.sigma, dtype=torch.float64))
 
+    @property
+    def precision(self) -> torch.dtype:
+        return torch.float32  # nothing here is a net
+
     def prepare(self, data: Data) -> None:
         x = data.train.images.flatten(1).double() / 255
         sigma = None if self.config.free_sigma else self.config.sigma

@@ -45,7 +45,7 @@ COLUMNS = {
     "curves": "model run key epoch value",
     "ablations": "dataset model field value base runs seeds best_val_elbo best_epochs last_val_elbo "
     "test_log_px test_log_px_se images mean low high",
-    "runs": "run name model started data.name data.digest observation_model git.commit git.dirty device "
+    "runs": "run name model started data.name data.digest observation_model git.commit git.dirty device precision "
     "evaluation.samples evaluation.images evaluation.seed evaluation.posterior evaluation.cnn_run "
     "evaluation.cnn_test_accuracy params",
 }

@@ -20,7 +20,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, mlflow_run
 from mlflow.entities import Run
-from optuna.storages import RDBStorage
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 from sqlalchemy.pool import NullPool
 
@@ -32,9 +32,11 @@ from elbolab.experiment import protocol
 from elbolab.intervals import mean_and_half_width
 from elbolab.mirror import DIED, PARENT, SURPLUS, TRIAL
 from elbolab.models.latent import LatentModel
+from elbolab.storage import Job, open_study
 from elbolab.studies import run_study
 from elbolab.tracker import FAILURE
 from elbolab.trainer import Step, training
+from elbolab.trials import _refuse_surplus, _SurplusError
 from elbolab.tuning import load_study
 
 TINY = '"epochs": 2, "train_size": 40, "val_size": 10, "test_size": 10'
@@ -535,6 +537,27 @@ def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trials(store: Path):
     assert [run.info.status for _, run in sorted(children(parent).items())] == ["FAILED", "FINISHED"]
     assert children(parent)[0].data.tags["failure"] == "interrupted"
     assert records.get_run(parent).status == "FINISHED"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_new_trial_makes_way_for_the_retry_that_was_queued_just_after_it(store: Path):
+    define(store, "late", SEARCH)
+    kind = load_study("late")[1]
+    assert isinstance(kind, Study)
+    job = Job("late", kind, "sqlite:///optuna.db", target=1, seed=0, heartbeat=10)
+    study, _ = open_study(job)
+    died = study.ask()
+    job.study.suggest(died)
+    study.tell(died, state=TrialState.FAIL)
+    new = study.ask()
+    _refuse_surplus(job, new)
+    RetryHeartbeatStaleTrialCallback(max_retry=1)(study, trials_of("late")[died.number])
+    with pytest.raises(_SurplusError):
+        _refuse_surplus(job, new)
+    again = study.ask()
+    assert again.params == died.params
+    study.tell(new, state=TrialState.FAIL)
+    _refuse_surplus(job, again)
 
 
 def test_a_killed_worker_costs_its_trial_a_retry_and_nothing_else(store: Path):

@@ -28,7 +28,7 @@ from elbolab.experiment import prepare
 from elbolab.interrupts import Interruption, postponed
 from elbolab.mirror import DIED, INTERRUPTED, SURPLUS, Mirror
 from elbolab.population import together
-from elbolab.storage import Job, ended, open_study, standing
+from elbolab.storage import AGAIN, Job, ended, open_study, standing
 from elbolab.tracker import FAILURE
 from elbolab.trainer import Event, Step, training
 from elbolab.tuning import with_distortion
@@ -77,9 +77,14 @@ def _training(
 
 
 def _refuse_surplus(job: Job, trial: optuna.Trial) -> None:
-    """Another worker may have asked for the last trial at the same moment: the one of lower number goes on."""
+    """Another worker may have asked for the last trial at the same moment: the one of lower number goes on.
+
+    One that is queued again goes before a new one, which was asked for while another worker was about to queue it.
+    """
     trials = trial.study.get_trials(deepcopy=False)
     before = [one for one in trials if one.state == TrialState.RUNNING and one.number < trial.number]
+    if not _was_queued(trials[trial.number]):
+        before += [one for one in trials if one.state == TrialState.WAITING and one.system_attrs.keys() & set(AGAIN)]
     if len(ended(trials, job.study)) + len(before) >= job.target:
         raise _SurplusError
 
@@ -161,8 +166,7 @@ def _end(
 
     reason = now.user_attrs.get(FAILURE)
     # One that was queued keeps its place there, and one that was interrupted is taken up at the next start.
-    was_queued = bool(now.params) or "fixed_params" in now.system_attrs
-    if reason == INTERRUPTED or (reason == SURPLUS and was_queued):
+    if reason == INTERRUPTED or (reason == SURPLUS and _was_queued(now)):
         _queue_again(study, now)
     if reason == SURPLUS:
         return
@@ -176,6 +180,11 @@ def _end(
         # The exception holds on to the frames of the training, and they to its memory on the device.
         del outcome
         gc.collect()
+
+
+def _was_queued(trial: FrozenTrial) -> bool:
+    """Whether its parameters were there before it was asked for; of a trial that has suggested none yet."""
+    return bool(trial.params) or "fixed_params" in trial.system_attrs
 
 
 def _queue_again(study: optuna.Study, trial: FrozenTrial) -> None:

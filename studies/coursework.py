@@ -4,7 +4,8 @@ from elbolab import EvaluateConfig, Reproduction, Training
 
 STUDY = Reproduction(
     question="Is latent optimisation inferior to amortized inference on 20,000 MNIST images?",
-    base={"dataset": "mnist", "train_size": 20_000, "epochs": 30},
+    # Epochs are the models' own, 30 of the latent-variable models that are trained by gradient.
+    base={"dataset": "mnist", "train_size": 20_000},
     trainings={
         "cnn": Training(model="cnn"),
         "vae": Training(model="vae"),

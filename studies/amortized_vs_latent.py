@@ -5,8 +5,9 @@ import torch
 
 from elbolab import Chart, DiagonalGaussian, EvaluateConfig, Line, Reproduction, Training
 from elbolab.evaluators import Findings, Subject
-from elbolab.evaluators.importance import importance_estimate
+from elbolab.evaluators.importance import importance_estimate, pareto_k
 from elbolab.evaluators.subject import mean_metrics
+from elbolab.intervals import k_threshold
 from elbolab.models.fitting import fit_posterior
 from elbolab.models.latent import LatentModel
 from elbolab.models.latent_opt import START_LOG_VAR, LatentOptConfig
@@ -16,22 +17,29 @@ IMAGES = 200
 
 
 def by_fit_steps(subject: Subject) -> Findings:
-    """Test log p(x) under the model's own q, and under posteriors fitted to its decoder in so many steps."""
+    """Test log p(x) and ELBO under the model's own q, and under posteriors fitted to its decoder in so many steps.
+
+    The decoder alone says what log p(x) is: a better q shows in its ELBO, and in how little the estimate is too low.
+    """
     model, config = subject.model, subject.config
     assert isinstance(model, LatentModel)
     rows = subject.data.test.stratified(IMAGES, config.seed)
-    batch = model.observe(subject.data.test.batch(rows), subject.generator())
-    own = model.infer(batch, subject.generator())
+    batch = model.observe(subject.data.test.batch(rows), subject.generator("test images"))
+    own = model.infer(batch, subject.generator("own"))
     # As latent_opt starts and fits an image that has no row.
     zero, rate = torch.zeros_like(own.mean), LatentOptConfig().fit_lr
     start = DiagonalGaussian(zero, torch.full_like(zero, START_LOG_VAR))
     posteriors = {"own": own} | {
-        steps: fit_posterior(model, batch.x, start, steps, rate, generator=subject.generator()) for steps in STEPS
+        steps: fit_posterior(model, batch.x, start, steps, rate, generator=subject.generator("fit")) for steps in STEPS
     }
     metrics: dict[str, float] = {}
     for name, q in posteriors.items():
-        estimate = importance_estimate(model, batch.x, q, config.samples, subject.generator())
-        metrics |= mean_metrics(f"test/log_px_fit_{name}", estimate.log_px.tolist())
+        estimate = importance_estimate(model, batch.x, q, config.samples, subject.generator("samples"))
+        assert estimate.log_w is not None
+        key, k = f"test/log_px_fit_{name}", pareto_k(estimate.log_w)
+        metrics |= mean_metrics(key, estimate.log_px.tolist())
+        metrics |= {f"{key}_unreliable": (k > k_threshold(config.samples)).double().mean().item()}
+        metrics |= mean_metrics(f"test/elbo_fit_{name}", estimate.elbo.tolist())
     return Findings(metrics)
 
 

@@ -48,10 +48,14 @@ STUDY = Reproduction(
     evaluation=PAPER if torch.cuda.is_available() else SMALL,
     metrics=(
         "train/log_px_ais",
+        "train/gap_log_px",
         "train/elbo_best",
+        "train/gap_elbo",
         "train/approximation_gap",
         "train/amortization_gap",
         "train/inference_gap",
         "test/inference_gap",
+        "train/ais_acceptance",
+        "simulated/bdmc_gap",
     ),
 )

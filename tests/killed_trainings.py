@@ -93,7 +93,7 @@ def outcome(run_id: str) -> dict[str, Any]:
     return {
         "status": run.status,
         "weights": [
-            digest(checkpoint.read(records.fetch(run_id, f"checkpoints/{name}.safetensors"))[0])
+            digest(records.read(run_id, f"checkpoints/{name}.safetensors", checkpoint.read)[0])
             for name in ("last", "best")
         ],
         "history": {

@@ -35,7 +35,7 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
     assert run.params["lr"] == "0.001"
     for tag in ("data.digest", "data.name", "observation_model", "device"):
         assert run.tags[tag]
-    config = json.loads(records.fetch(run_id, "config.json").read_text())
+    config = json.loads(records.read(run_id, "config.json", Path.read_text))
     assert config["latent_dim"] == 4
 
     history = records.history([run_id])
@@ -180,14 +180,14 @@ def test_every_entry_point_by_mlflow_run(store: Path):
     # The parent logs 1e-3 as it was typed; the value that was used is in config.json.
     vae = by_model["vae"].id
     assert by_model["vae"].params["lr"] == "1e-3"
-    assert json.loads(records.fetch(vae, "config.json").read_text())["lr"] == 0.001
+    assert json.loads(records.read(vae, "config.json", Path.read_text))["lr"] == 0.001
 
     done = mlflow_run(store, "evaluate", f"run={vae}", "samples=10", "images=10")
     assert done.returncode == 0, done.stderr
     evaluated = records.get_run(vae)
     assert evaluated.metrics["test/log_px"] < 0
     assert evaluated.tags["evaluation.cnn_run"] == by_model["cnn"].id
-    table = pd.read_parquet(records.fetch(vae, "evaluation/likelihood.parquet"))
+    table = records.read(vae, "evaluation/likelihood.parquet", pd.read_parquet)
     assert len(table) == 30
 
     done = mlflow_run(store, "compare", f"out={store / 'out'}")

@@ -257,7 +257,7 @@ def test_the_curve_is_the_mean_bound_at_every_number_of_samples(digits: Data):
         assert own.log_px[1] == pytest.approx(found.metrics[f"{split}/posterior_elbo"])
         assert own.log_px[5000] == pytest.approx(found.metrics[f"{split}/log_px"])
         assert own.log_px_se[5000] == pytest.approx(found.metrics[f"{split}/log_px_se"])
-        generator = torch.Generator().manual_seed(0)
+        generator = Subject(model, digits, EvaluateConfig()).generator(f"{split} samples")
         log_w = importance_estimate(model, batch.x, model.infer(batch), 5000, generator).log_w
         assert log_w is not None
         for samples in (10, 100, 1000):

@@ -24,6 +24,7 @@ from elbolab.config import (
     ExploreConfig,
     MainConfig,
     PromoteConfig,
+    ResumeConfig,
     Settings,
     StudyConfig,
 )
@@ -33,7 +34,7 @@ from elbolab.options import options_of
 
 # Whose parameters a run keeps.
 TRACKED: list[type[Settings]] = [*(model.Config for model in MODELS.values()), EvaluateConfig, MainConfig]
-ALL = [*TRACKED, CompareConfig, ExploreConfig, StudyConfig, PromoteConfig]
+ALL = [*TRACKED, CompareConfig, ExploreConfig, StudyConfig, PromoteConfig, ResumeConfig]
 FIELDS = [(kind, name) for kind in ALL for name in kind.model_fields]
 
 PLANTED = [
@@ -128,6 +129,8 @@ def configs(draw: st.DrawFn, kinds: list[type[Settings]]) -> tuple[type[Settings
     values = {name: draw(valid(kind, name)) for name in sorted(names)}
     if isinstance(values.get("images", 1000), int) and values.get("gap_images", 0) > values.get("images", 1000):
         del values["gap_images"]
+    if values.get("new_run"):
+        values.setdefault("resume", "run")
     return kind, values
 
 

@@ -63,8 +63,8 @@ def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store
     trained = records.find_runs("train")
     # The second call finds what the first finished.
     assert len(trained) == 4
-    found = json.loads(records.fetch(second, "reproduction.json").read_text())
-    assert found == json.loads(records.fetch(first, "reproduction.json").read_text())
+    found = json.loads(records.read(second, "reproduction.json", Path.read_text))
+    assert found == json.loads(records.read(first, "reproduction.json", Path.read_text))
     rows = {row["training"]: row for row in found["rows"]}
     values = [run.metrics["test/log_px"] for run in trained if run.params["model"] == "vae"]
     mean, half = mean_and_half_width(values)
@@ -110,7 +110,7 @@ def test_fewer_passes_are_another_training(study: str, store: Path):
     page = (store / "docs" / "results.md").read_text()
     assert "`elbolab study question --passes 1 --only 's*'`: seeds 0, 1" in page
     assert "; evaluated with samples 20, images 10; ± is" in page
-    rows = json.loads(records.fetch(parent, "reproduction.json").read_text())["rows"]
+    rows = json.loads(records.read(parent, "reproduction.json", Path.read_text))["rows"]
     assert [(row["training"], row["epochs"]) for row in rows] == [("short", 1)]
     with pytest.raises(UserError, match=r"only=gan names no training; there are: exact, short"):
         run_study(study, StudyConfig(only=("gan",)))
@@ -161,6 +161,7 @@ def test_code_is_changed_by_what_changes_in_the_package(store: Path, monkeypatch
     dirty = []
     for changed in (store / "results.md", package / "tracker.py"):
         changed.write_text("changed")
+        tracker.code_tags.cache_clear()
         with tracker.run("study", "any", {}, {}) as track:
             pass
         dirty.append(records.get_run(track.id).tags["git.dirty"])
@@ -172,7 +173,7 @@ def test_trainings_that_fewer_passes_make_equal_are_one(study: str, store: Path)
     file.write_text(TEXT.replace('"exact": Training(model="ppca")', '"long": Training(model="vae")'))
     parent = run_study(study, StudyConfig(passes=1))
     assert len(records.find_runs("train")) == 2
-    rows = json.loads(records.fetch(parent, "reproduction.json").read_text())["rows"]
+    rows = json.loads(records.read(parent, "reproduction.json", Path.read_text))["rows"]
     assert [row["training"] for row in rows] == ["long"]
 
 
@@ -208,12 +209,12 @@ def test_a_training_may_start_from_an_earlier_one_of_its_seed(study: str):
 
 def test_a_run_that_was_evaluated_otherwise_is_evaluated_again(study: str):
     parent = run_study(study, StudyConfig(only=("exact",)))
-    before = json.loads(records.fetch(parent, "reproduction.json").read_text())
+    before = json.loads(records.read(parent, "reproduction.json", Path.read_text))
     (run, *_) = before["rows"][0]["runs"]
     evaluate_run(run, EvaluateConfig(images=5))
     assert "test/batches_2" not in records.get_run(run).metrics
     again = run_study(study, StudyConfig(only=("exact",)))
-    after = json.loads(records.fetch(again, "reproduction.json").read_text())
+    after = json.loads(records.read(again, "reproduction.json", Path.read_text))
     assert after["rows"] == before["rows"]
     assert records.get_run(run).tags["evaluation.images"] == "10"
 

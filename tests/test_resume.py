@@ -269,19 +269,20 @@ def test_a_training_of_several_processes_is_not_gone_on_with(
             train_model("vae", MODELS["vae"].Config.parse({**TINY, "epochs": 1}))
     assert "goes on with it" not in capsys.readouterr().err
     (run,) = mlflow.MlflowClient().search_runs(["0"])
-    with pytest.raises(UserError, match=f"run {run.info.run_id} was trained by 2 processes, .* by --new-run$"):
+    with pytest.raises(UserError, match=f"run {run.info.run_id} was trained by 2 processes, .* --new-run`$"):
         resume(run.info.run_id)
     assert records.get_run(resume(run.info.run_id, new_run=True)).status == "FINISHED"
 
 
 @pytest.mark.scale
-def test_a_run_goes_on_by_mlflow_run(store: Path):
+@pytest.mark.parametrize(("entry", "parameter"), [("resume", "run"), ("vae", "resume")])
+def test_a_run_goes_on_by_mlflow_run(store: Path, entry: str, parameter: str):
     stopped(store, signal.SIGTERM)
     (run,) = mlflow.MlflowClient().search_runs(["0"])
     # A training is gone on with in the folder in which it was begun, and a project's commands work in its own.
     for name in ("MLproject", "conda.yaml"):
         shutil.copy(REPOSITORY / name, store)
-    done = mlflow_run(store, "resume", f"run={run.info.run_id}", project=store)
+    done = mlflow_run(store, entry, f"{parameter}={run.info.run_id}", project=store)
     assert done.returncode == 0, done.stderr
     assert records.get_run(run.info.run_id).status == "FINISHED"
     (call,) = [found for found in mlflow.MlflowClient().search_runs(["0"]) if found.info.run_id != run.info.run_id]

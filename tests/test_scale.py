@@ -4,6 +4,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import mlflow
 import optuna
@@ -101,6 +102,20 @@ def test_ray_spreads_trials_and_a_node_that_dies_costs_a_retry(store: Path):
     assert Counter(run.info.status for run in runs.values()) == {"FINISHED": 4, "FAILED": 1}
     # The storage is the driver's file whatever folder a node works in.
     assert carry_out("spread", trials=4, heartbeat=3) == out.split()[-1]
+
+
+def test_a_study_on_ray_in_which_everything_fails_ends_and_no_log_has_a_password(store: Path):
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'elbolab[ray]'")
+    define(store, "hopeless", SEARCH.replace('"epochs": 2', '"epochs": 2, "sigma": 1e-30'))
+    password = f"planted{uuid4().hex}"
+    process = begin(store, "hopeless", "--executor", "ray", "--trials", "50", MLFLOW_TRACKING_PASSWORD=password)
+    said = process.communicate(timeout=300)
+    assert process.returncode == 2, said
+    assert "the last 10 trials failed" in said[1]
+    assert 10 <= len(trials_of("hopeless")) < 30
+    logs = [file.read_bytes() for file in Path("/tmp/ray/session_latest/logs").rglob("*") if file.is_file()]
+    assert any(b"OMP_NUM_THREADS" in log for log in logs), "Ray logs what it is given for its tasks"
+    assert not [text for text in (*logs, *map(str.encode, said)) if password.encode() in text]
 
 
 def _runs_of(address: str, experiment: str) -> list[Run]:

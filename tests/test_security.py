@@ -338,7 +338,7 @@ def test_artifacts_stay_in_their_folder(store: Path, malicious: type[Malicious],
     (store / "one" / "two" / "artifacts").mkdir()
     (store / "one" / "escaped").write_text("of another folder")
     with pytest.raises(UserError, match="has no artifact"):
-        records.fetch(RUN, path)
+        records.read(RUN, path, Path.read_bytes)
     with pytest.raises(UserError, match=r"has no trained model|is not a checkpoint"):
         load_model(RUN)
     if root.startswith("mlflow-artifacts"):

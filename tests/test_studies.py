@@ -26,7 +26,7 @@ from sqlalchemy.pool import NullPool
 
 from elbolab import Reproduction, Study, load_model, records
 from elbolab.config import StudyConfig
-from elbolab.data import load_data
+from elbolab.data import Data, load_data
 from elbolab.errors import UserError
 from elbolab.experiment import protocol
 from elbolab.intervals import mean_and_half_width
@@ -102,7 +102,8 @@ def children(parent: str) -> dict[int, Run]:
         ({"search": [], "configs": [{"lr": 1e-3}], "seeds": [0, 0]}, "must each be listed once"),
         ({"metrics": ["val/kl", "val/distortion"], "pruner": "median"}, "needs one metric, not 2"),
         ({"metrics": ["val/kl"]}, "metric 'val/kl' alone is one side of a trade"),
-        ({"metrics": ["val/distortion", "val/distortion"]}, "metric 'val/distortion' alone"),
+        ({"metrics": ["val/elbo", "val/elbo"]}, "has one twice"),
+        ({"model": "ppca", "search": ["latent_dim"], "base": {"free_sigma": True}}, "free_sigma gives every trial"),
         ({"metrics": ["val/mse"]}, "metric 'val/mse' alone"),
     ],
 )
@@ -171,7 +172,49 @@ def test_a_study_has_as_many_trials_as_asked_for_in_all_and_mlflow_says_so(searc
     assert records.get_run(parent).status == "FINISHED"
     figures = {Path(path).name for path in records.list_artifacts(parent, "figures")}
     assert figures == {"history.png", "slice.png", "parallel_coordinates.png", "importances.png"}
-    assert len(records.fetch(parent, "trials.csv").read_text().splitlines()) == 8
+    assert len(records.read(parent, "trials.csv", Path.read_text).splitlines()) == 8
+
+
+def test_a_pruned_trial_counts_and_is_killed_in_mlflow(store: Path):
+    # The median pruner looks on for five trials; the seventh config has hardly a rate.
+    text = f"""
+from elbolab import Study
+RATES = [1e-3 + 1e-5 * place for place in range(6)] + [1e-8]
+STUDY = Study(
+    model="vae", base={{{TINY}, "latent_dim": 4}}, configs=[{{"lr": lr}} for lr in RATES],
+    metrics=["val/elbo"], pruner="median",
+)
+"""
+    parent = carry_out(define(store, "pruned", text))
+    assert [trial.state for trial in trials_of("pruned")] == [TrialState.COMPLETE] * 6 + [TrialState.PRUNED]
+    run = children(parent)[6]
+    assert (run.info.status, run.data.tags["pruned"]) == ("KILLED", "true")
+    assert "objective/elbo" not in run.data.metrics
+
+
+def test_a_trial_has_no_test_images(search: str, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    def watched(model: Any, data: Data, *more: Any) -> Iterator[Step]:
+        seen.append({name: len(split) for name, split in data.splits.items()})
+        yield from training(model, data, *more)
+
+    monkeypatch.setattr("elbolab.trials.training", watched)
+    carry_out(search, trials=1)
+    assert seen == [{"train": 40, "val": 10, "test": 0}]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"executor": "ray", "workers": 2}, "workers: nothing heeds it without executor=local"),
+        ({"cpus_per_trial": 2, "gpus_per_trial": 0.5}, "cpus_per_trial, gpus_per_trial: nothing heeds"),
+        ({"seeds": 3}, "without finalise"),
+    ],
+)
+def test_what_nothing_would_heed_is_refused(search: str, values: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        carry_out(search, **values)
 
 
 def test_equal_seeds_give_equal_trials_however_often_the_study_stops(store: Path):
@@ -322,7 +365,7 @@ def test_the_winner_is_told_with_what_is_not_to_be_trusted(store: Path, capsys: 
     mean, half = mean_and_half_width([metrics["test/log_px"] for metrics in tested])
     said = f"test/log_px {mean:.4g} ± {half:.2g}\u2020 (95% interval of the mean over 2 seeds; \u2020 unreliable by"
     assert said in capsys.readouterr().out
-    assert said in records.fetch(parent, "final.json").read_text().encode().decode("unicode_escape")
+    assert said in records.read(parent, "final.json", Path.read_text).encode().decode("unicode_escape")
 
 
 @pytest.mark.scale
@@ -401,7 +444,7 @@ STUDY = Study(
         assert row["val/log_px"] == pytest.approx(exact.mean().item(), rel=1e-5)
     # A closed form is the same under every seed.
     best = max(rows, key=lambda row: row["val/log_px"])["trial"]
-    final = json.loads(records.fetch(parent, "final.json").read_text())
+    final = json.loads(records.read(parent, "final.json", Path.read_text))
     assert final["trial"] == best
     tested = {row["run"] for row in rows if "test/log_px" in records.get_run(row["run"]).metrics}
     assert tested == {row["run"] for row in rows if row["trial"] == best}

@@ -46,7 +46,7 @@ def main() -> None:
     for name, member in list(vars(tracker.Tracker).items()):
         if callable(member) and not name.startswith("_"):
             waiting.watch(tracker.Tracker, name)
-    for owner, name in ((Courier, "wait"), (Courier, "stop"), (tracker, "_code")):
+    for owner, name in ((Courier, "wait"), (Courier, "stop"), (tracker, "code_tags")):
         waiting.watch(owner, name)
     sending.watch(Delivery, "send")
     config = MODELS["vae"].Config.parse({"epochs": given.epochs, "seed": given.seed})

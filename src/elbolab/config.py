@@ -62,7 +62,7 @@ class GapConfig(Settings):
     takes seconds to minutes."""
     ais_chains: Annotated[int, Field(gt=1)] = 16
     """Chains an image of annealed importance sampling."""
-    ais_distributions: Annotated[int, Field(gt=0)] = 1000
+    ais_distributions: Annotated[int, Field(gt=1)] = 1000
     """Distributions that each chain passes through."""
     ais_leapfrog: Annotated[int, Field(gt=0)] = 10
     """Leapfrog steps of each Hamiltonian move."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from mlflow.exceptions import MlflowException
 
 from elbolab.delivery import Delivery
-from elbolab.errors import UserError, redacted
+from elbolab.errors import UserError, reason
 from elbolab.spool import Spool
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 15.0
@@ -76,12 +76,6 @@ class Courier:
     def _pause(self, over: Callable[[], bool], seconds: float | None = None) -> None:
         with self._changed:
             self._changed.wait_for(over, seconds)
-
-
-def reason(error: Exception) -> str:
-    """What went wrong on the way to the server, in one line."""
-    line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return redacted(line)[:300]
 
 
 def refused(error: Exception | None) -> bool:

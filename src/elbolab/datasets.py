@@ -5,6 +5,7 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def _download(name: str, folder: Path, files: list[Path]) -> None:
 
     try:
         getattr(torchvision.datasets, name)(folder, download=True)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, HTTPException) as error:
         reason = str(error).splitlines()[0]
         wanted = ", ".join(file.name for file in files)
         raise UserError(

@@ -23,6 +23,12 @@ def redacted(text: str) -> str:
     return _CREDENTIALS.sub("***", text)
 
 
+def reason(error: Exception) -> str:
+    """What went wrong, in one line without passwords."""
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return redacted(line)[:300]
+
+
 def shown(value: Any) -> str:
     """A value as Python writes it, in one line of at most ``LONGEST`` characters."""
     try:

@@ -24,7 +24,7 @@ from elbolab.models.latent import Model
 from elbolab.progress import Progress
 from elbolab.registry import load_model
 from elbolab.trainer import Event, train
-from elbolab.unfinished import UNFINISHED, begun, find_unfinished
+from elbolab.unfinished import UNFINISHED, begun, find_unfinished, send_unfinished
 
 PROTOCOL = "evaluation.protocol"
 
@@ -145,8 +145,8 @@ def resume(run_id: str, model: str | None = None, fields: dict[str, Any] | None 
         return train_model(name, wanted)
     if (processes := tags.get(tracker.PROCESSES)) is not None:
         raise UserError(
-            f"run {run_id} was trained by {processes} processes, which keep nothing to go on from; begin afresh, here "
-            "by --new-run"
+            f"run {run_id} was trained by {processes} processes, which keep nothing to go on from; begin afresh by "
+            f"`elbolab {name} --resume {run_id} --new-run`"
         )
     if wanted != config:
         old, new = {"model": name, **config.params()}, {"model": model or name, **(wanted.params() if wanted else {})}
@@ -222,6 +222,8 @@ def evaluate_run(
 
     It takes the place of an earlier one: what only that one measured becomes NaN, since no metric can be deleted.
     """
+    # What an earlier evaluation left unsent would else be sent over this one.
+    send_unfinished(run_id)
     records.get_training(run_id)
     started = time.perf_counter()
     device = choose_device("auto")
@@ -250,7 +252,11 @@ def run_all(given: Given) -> Path:
 
     kinds = {name: MODELS[name].Config for name in ROLES}
     configs = {name: kind.parse(given.shared_with(kind)) for name, kind in kinds.items()}
-    evaluation = EvaluateConfig.parse(given.shared_with(EvaluateConfig))
+    # Under every seed of the trainings the same evaluation, else they could not be averaged.
+    evaluation = EvaluateConfig.parse({**given.shared_with(EvaluateConfig), "seed": EvaluateConfig().seed})
+    for name, config in configs.items():
+        # What is wrong with the last training is told before the first.
+        prepare(name, config)
     with tracker.run("main", "main", given.params(), {}):
         for start in ("zeros", "normal"):
             train_model("latent_opt", configs["latent_opt"].model_copy(update={"latent_init": start}))

@@ -1,5 +1,6 @@
 """The end of a study: its best configs trained anew on fresh seeds, one of them chosen, tested once and registered."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -106,19 +107,19 @@ def _train(job: Job, parent: str, trial: FrozenTrial, seeds: int) -> list[dict[s
     fresh_seed = max(config.seed, *job.study.seeds) + 1
     for seed in range(fresh_seed, fresh_seed + seeds):
         if (run := done.get(str(seed))) is not None:
-            run_id, value = run.id, float(run.tags[VALUE])
+            run_id, judged = run.id, json.loads(run.tags[VALUE])
         else:
             fresh = config.model_copy(update={"seed": seed})
             run_id = train_model(job.study.model, fresh, {STUDY: job.name, TRIAL: str(trial.number)})
-            value = _judge(job, run_id)
+            judged = _judge(job, run_id)
             with tracker.attached(run_id) as track:
-                track.set_tags({VALUE: repr(value)})
-        rows.append({"trial": trial.number, "seed": seed, "run": run_id, job.study.metric: value})
+                track.set_tags({VALUE: json.dumps(judged)})
+        rows.append({"trial": trial.number, "seed": seed, "run": run_id, **judged})
     return rows
 
 
-def _judge(job: Job, run_id: str) -> float:
-    """What a trial would be judged by: a metric of the run's model, which is that of its best epoch."""
+def _judge(job: Job, run_id: str) -> dict[str, float]:
+    """What a trial would be judged by, and whether to trust it: of the run's model, which is that of its best epoch."""
     study = job.study
     if study.metric == "val/log_px":
         model, data = load_run(run_id, choose_device("auto"))
@@ -128,4 +129,4 @@ def _judge(job: Job, run_id: str) -> float:
     kind = MODELS[study.model]
     latent = issubclass(kind, LatentModel)
     best = epochs[f"val/{kind.score_metric}"].argmax() if latent else epochs["val/loss"].argmin()
-    return with_distortion(epochs.iloc[int(best)].to_dict())[study.metric]
+    return {study.metric: with_distortion(epochs.iloc[int(best)].to_dict())[study.metric]}

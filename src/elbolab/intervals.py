@@ -36,9 +36,12 @@ def k_threshold(samples: int) -> float:
 
 
 def is_unreliable(metrics: Mapping[str, float], key: str) -> bool:
-    """Whether most images of the mean ``key`` of log p(x), among a run's ``metrics``, have too high a Pareto k."""
+    """Whether most images of the mean ``key`` of log p(x), among a run's ``metrics``, have too high a Pareto k.
+
+    The share of those that have is ``SPLIT/unreliable``, and of another estimate than log p(x) ``KEY_unreliable``.
+    """
     split, _, name = key.partition("/")
-    share = {"log_px": "unreliable", "log_px_table": "unreliable_table"}.get(name, "")
+    share = {"log_px": "unreliable", "log_px_table": "unreliable_table"}.get(name, f"{name}_unreliable")
     return metrics.get(f"{split}/{share}", 0.0) > 0.5
 
 

@@ -128,10 +128,13 @@ class Mirror:
             self._client.delete_run(twin.info.run_id)
         run = runs[0] if runs else self._restore(trial)
         missing = self._missing(run.data.metrics, trial)
+        epochs = self._unheard(run, trial)
         params = {key: value for key, value in self._params(trial).items() if key not in run.data.params}
-        if len(runs) == 1 and not missing and not params and run.info.status == STATUS[trial.state]:
+        if len(runs) == 1 and not missing and not epochs and not params and run.info.status == STATUS[trial.state]:
             return False
         self._client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
+        for epoch, value in epochs.items():
+            self._log(run.info.run_id, {self._study.epoch_metric: value}, epoch)
         self._end(run.info.run_id, trial, missing)
         return True
 
@@ -141,6 +144,12 @@ class Mirror:
             return {}
         keys = [metric.replace("val/", "objective/") for metric in self._study.metrics]
         return {key: value for key, value in zip(keys, trial.values, strict=True) if metrics.get(key) != value}
+
+    def _unheard(self, run: Run, trial: FrozenTrial) -> dict[int, float]:
+        """The value that pruning read, of the epochs after the last that a run heard of."""
+        # What an outage cuts off is not taken up again.
+        heard = [item.step for item in run.data.to_proto().metrics if item.key == self._study.epoch_metric]
+        return {epoch: value for epoch, value in trial.intermediate_values.items() if epoch > max(heard, default=0)}
 
     def _end(self, run_id: str, trial: FrozenTrial, missing: dict[str, float]) -> None:
         tags = {"pruned": "true"} if trial.state == TrialState.PRUNED else {}
@@ -153,8 +162,6 @@ class Mirror:
     def _restore(self, trial: FrozenTrial) -> Run:
         """A run with what Optuna knows of a trial that MLflow never heard of."""
         run_id = self._create(trial.number, trial.datetime_start, self._params(trial), {})
-        for epoch, value in trial.intermediate_values.items():
-            self._log(run_id, {self._study.epoch_metric: value}, epoch)
         return self._client.get_run(run_id)
 
     def _params(self, trial: FrozenTrial) -> dict[str, str]:

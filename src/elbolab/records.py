@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 from urllib.parse import urlsplit
 from zipfile import BadZipFile
@@ -13,11 +14,11 @@ import mlflow.artifacts
 import pandas as pd
 from mlflow.entities import LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.uri import validate_path_is_safe
+from mlflow.utils.uri import is_local_uri, validate_path_is_safe
 
 from elbolab import histories
 from elbolab.config import ResumeConfig
-from elbolab.errors import UserError, redacted
+from elbolab.errors import UserError, reason, redacted
 from elbolab.sqlite import PREFIX, first_use
 
 KIND, STUDY = "elbolab.kind", "elbolab.study"
@@ -197,25 +198,25 @@ def list_artifacts(run_id: str, path: str = "") -> list[str]:
         raise UserError(f"the artifacts of run {run_id} cannot be listed on {address()}: {error.message}") from error
 
 
-def fetch(run_id: str, path: str) -> Path:
-    """A local copy of an artifact; raises UserError where the run has none of that path in its folder."""
-    try:
-        # What is put behind an address is not looked at by MLflow.
-        validate_path_is_safe(path)
-        # By its address, since MLflow would ask for the run twice more and copy a file that is on this machine.
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{_artifact_uri(run_id)}/{path}"))
-    except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id} has no artifact {path!r}") from error
-
-
 def read(run_id: str, path: str, reader: Callable[[Path], T]) -> T:
-    """What ``reader`` makes of an artifact; raises UserError where the run has none, or one that it cannot read."""
-    file = fetch(run_id, path)
-    try:
-        return reader(file)
-    except (BadZipFile, EOFError, LookupError, OSError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"artifact {path!r} of run {run_id} cannot be read: {reason:.200}; make it anew") from error
+    """What ``reader`` makes of an artifact; raises UserError where the run has none of that path in its folder, or one
+    that it cannot read.
+    """
+    # MLflow leaves what it downloads in a folder of its own for ever.
+    with TemporaryDirectory(prefix="elbolab-") as folder:
+        try:
+            # What is put behind an address is not looked at by MLflow.
+            validate_path_is_safe(path)
+            uri = f"{_artifact_uri(run_id)}/{path}"
+            # By its address, since MLflow would ask for the run twice more and copy a file that is on this machine.
+            file = Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if is_local_uri(uri) else folder))
+        except (MlflowException, OSError) as error:
+            raise UserError(f"run {run_id} has no artifact {path!r} on {address()} ({reason(error)})") from error
+        try:
+            return reader(file)
+        except (BadZipFile, EOFError, LookupError, OSError, TypeError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise UserError(f"artifact {path!r} of run {run_id} cannot be read: {why:.200}; make it anew") from error
 
 
 def _artifact_uri(run_id: str) -> str | None:
@@ -224,12 +225,12 @@ def _artifact_uri(run_id: str) -> str | None:
     return _ARTIFACT_URIS[run_id]
 
 
-def step_images(run_id: str, key: str) -> dict[int, Path]:
+def step_images(run_id: str, key: str) -> dict[int, bytes]:
     """The PNGs that were logged under ``key``, by step."""
     found = {}
     for path in list_artifacts(run_id, "images"):
         # MLflow's names read key%step%5%timestamp%1700000000000%uuid.png.
         parts = Path(path).name.replace("+", "%").split("%")
         if parts[:2] == [key, "step"] and path.endswith(".png"):
-            found[int(parts[2])] = fetch(run_id, path)
+            found[int(parts[2])] = read(run_id, path, Path.read_bytes)
     return dict(sorted(found.items()))

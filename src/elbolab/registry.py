@@ -17,7 +17,7 @@ from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 import elbolab
 from elbolab import serving
 from elbolab.checkpoint import load_checkpoint
-from elbolab.errors import UserError
+from elbolab.errors import UserError, reason
 from elbolab.models.latent import Model
 from elbolab.records import address, model_of, prepare_store
 
@@ -89,8 +89,11 @@ def load_model(source: str, device: str = "cpu") -> Model:
     no such model, or one without a checkpoint of elbolab.
     """
     prepare_store()
-    try:
-        folder = Path(mlflow.artifacts.download_artifacts(source if ":/" in source else f"models:/{model_of(source)}"))
-    except (MlflowException, OSError) as error:
-        raise UserError(f"{source!r} has no trained model on {address()}") from error
-    return load_checkpoint(next(folder.glob("artifacts/*.safetensors"), folder / "artifacts"), device)
+    # MLflow leaves what it downloads in a folder of its own for ever.
+    with TemporaryDirectory(prefix="elbolab-") as copy:
+        try:
+            uri = source if ":/" in source else f"models:/{model_of(source)}"
+            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=copy))
+        except (MlflowException, OSError) as error:
+            raise UserError(f"{source!r} has no trained model on {address()} ({reason(error)})") from error
+        return load_checkpoint(next(folder.glob("artifacts/*.safetensors"), folder / "artifacts"), device)

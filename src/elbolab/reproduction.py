@@ -48,7 +48,7 @@ class Reproduction(Settings):
     """What is trained, by name, in this order."""
     base: dict[str, Any] = Field(default_factory=dict)
     """Values of fields, the same in every training whose model has the field."""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds under which each is trained."""
     evaluation: EvaluateConfig = EvaluateConfig()
     """How each is evaluated; {NAME} in its classifier is the run of the training NAME on the same seed."""

@@ -40,6 +40,8 @@ class Spool:
             self._journal = (folder / "journal.jsonl").open("ab", buffering=0)
             # A line that a crash has cut short was promised to nobody.
             self._journal.truncate(sum(len(_line(record)) for record in self.records))
+            for names in (folder, folder.parent):
+                sync(names)
         except Timeout:
             raise UserError(f"{folder} is in use by another process; wait for its end, or end it") from None
         except UserError:
@@ -87,7 +89,8 @@ class Spool:
         try:
             own.parent.mkdir()
             yield own
-            sync(own)
+            for path in (own, own.parent, own.parent.parent):
+                sync(path)
         except OSError as error:
             raise self._full(error) from error
 

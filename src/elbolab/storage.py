@@ -201,7 +201,7 @@ def queue_points(study: optuna.Study, definition: Study) -> None:
 
 
 def _pruner(study: Study) -> BasePruner:
-    kind = study.pruner or ("none" if study.configs or len(study.metrics) > 1 else "median")
+    kind = study.stops_by
     epochs = study.config_of({} if study.search else {"config": 0, "seed": study.seeds[0]}).epochs
     if kind == "median":
         return MedianPruner(n_warmup_steps=epochs // 3)

@@ -35,6 +35,7 @@ def run_study(name: str, config: StudyConfig) -> str:
         raise UserError(f"study {name} takes no {', '.join(wrong)}; it takes {', '.join(sorted(own))}")
     if isinstance(definition, Reproduction):
         return reproduce(name, definition, config.passes, config.only)
+    _refuse_idle(config)
     points = len(definition.points)
     target = min(config.trials or points or definition.trials, points or sys.maxsize)
     if config.population > 1:
@@ -55,6 +56,17 @@ def run_study(name: str, config: StudyConfig) -> str:
     except (OptunaError, SQLAlchemyError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"storage={config.storage!r} was lost ({reason}); the same command goes on with it") from error
+
+
+def _refuse_idle(config: StudyConfig) -> None:
+    """Raise UserError where something is given that what else is given leaves without a meaning."""
+    for names, needed, is_there in (
+        ({"workers"}, "executor=local", config.executor == "local"),
+        ({"address", "cpus_per_trial", "gpus_per_trial"}, "executor=ray", config.executor == "ray"),
+        ({"seeds"}, "finalise", config.finalise is not None),
+    ):
+        if not is_there and (idle := sorted(names & config.model_fields_set)):
+            raise UserError(f"{', '.join(idle)}: nothing heeds it without {needed}; add that, or leave it out")
 
 
 def _refuse_unequal(study: Study, config: StudyConfig) -> None:
@@ -120,6 +132,9 @@ def _params(job: Job) -> dict[str, str]:
         "study": job.name,
         "model": study.model,
         "metrics": ", ".join(study.metrics),
+        "images": str(study.images),
+        "samples": str(study.samples),
+        "pruner": study.stops_by,
         "search": ", ".join(f"{name}: {wide}" for name, wide in study.space.items()),
         **{f"base.{name}": str(value) for name, value in study.base.items()},
     }

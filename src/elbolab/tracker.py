@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -18,9 +19,9 @@ import pandas as pd
 from mlflow.tracking.context.registry import resolve_tags
 from PIL import Image
 
-from elbolab.courier import Courier, reason, refused
+from elbolab.courier import Courier, refused
 from elbolab.delivery import FAILURE, FILES, PARENT, RUNNING, VALUES, Delivery
-from elbolab.errors import UserError, redacted
+from elbolab.errors import UserError, reason, redacted
 from elbolab.records import KIND, address
 from elbolab.spool import Record, Spool
 from elbolab.unfinished import FINISHED, KILLED, UNFINISHED, begun, is_done_with, is_open, is_training, last_status
@@ -148,7 +149,7 @@ def run(
     says stays in the folder ``unfinished``. Raises UserError where the server refuses it.
     """
     run_id = run_id or (None if folder else os.environ.pop("MLFLOW_RUN_ID", None))
-    own = {KIND: kind, "mlflow.runName": name, **_code(), **tags}
+    own = {KIND: kind, "mlflow.runName": name, **code_tags(), **tags}
     begin: Record = {"tags": {key: redacted(value) for key, value in own.items()}, "params": params}
     spool = Spool(folder or UNFINISHED.absolute() / uuid4().hex)
     if spool.is_new:
@@ -237,7 +238,8 @@ def _say_what_is_left(tracker: Tracker, problem: Exception | None) -> None:
         print(f"elbolab: `elbolab resume {tracker.id}` goes on with it", file=sys.stderr, flush=True)
 
 
-def _code() -> dict[str, str]:
+@cache
+def code_tags() -> dict[str, str]:
     """The commit that this code stands at, and whether it has been changed since; nothing where no git keeps it.
 
     A study writes into the documentation, which changes no code.

@@ -26,15 +26,20 @@ from elbolab.evaluators import Subject
 from elbolab.evaluators.likelihood import mean_log_px
 from elbolab.experiment import prepare
 from elbolab.interrupts import Interruption, postponed
+from elbolab.intervals import is_unreliable
 from elbolab.mirror import DIED, INTERRUPTED, SURPLUS, Mirror
 from elbolab.population import together
+from elbolab.report.numbers import dagger
 from elbolab.storage import AGAIN, Job, ended, open_study, standing
-from elbolab.tracker import FAILURE
+from elbolab.tracker import FAILURE, code_tags
 from elbolab.trainer import Event, Step, training
 from elbolab.tuning import with_distortion
 
 POLL_SECONDS = 0.5
 FAILURES_IN_A_ROW = 10
+TRUST = ("val/pareto_k", "val/unreliable")
+# User attribute of a trial whose log p(x) is not to be trusted.
+UNRELIABLE = "unreliable"
 
 
 def _training(
@@ -50,7 +55,8 @@ def _training(
         config = study.suggest(trial)
         model, data, tags = prepare(study.model, config)
         data = data.without_test()
-        mirror.open(trial.number, trial.datetime_start, {"model": study.model, **config.params()}, tags)
+        params = {"model": study.model, **config.params()}
+        mirror.open(trial.number, trial.datetime_start, params, tags | code_tags())
         judged: dict[str, float] = {}
 
         def report(event: Event) -> None:
@@ -69,7 +75,11 @@ def _training(
             if "val/log_px" in study.metrics:
                 best = load_checkpoint(Path(folder, "best.safetensors"), model.device)
                 subject = Subject(best, data, EvaluateConfig(samples=study.samples, images=study.images))
-                judged["val/log_px"] = mean_log_px(subject, "val")
+                judged |= (found := mean_log_px(subject, "val"))
+                trust = {key: found[key] for key in TRUST if key in found}
+                mirror.report(trial.number, trust, config.epochs)
+                if is_unreliable(found, "val/log_px"):
+                    trial.set_user_attr(UNRELIABLE, True)
         values = [judged[metric] for metric in study.metrics]
         if not all(map(math.isfinite, values)):
             raise UserError(f"{', '.join(study.metrics)} came out as {values}")
@@ -121,7 +131,7 @@ def work(job: Job, parent: str, limit: int | None = None) -> None:
         missing = job.target - len(ended(trials, job.study))
         if missing <= 0:
             return
-        _refuse_hopeless(standing(trials[first:]))
+        refuse_hopeless(trials[first:])
         if (count := min(missing - len(running), job.population)) > 0:
             _run(study, job, mirror, count)
             done += count
@@ -208,8 +218,9 @@ def _fail_dead_trials(study: optuna.Study, mirror: Mirror, running: list[FrozenT
             mirror.close(now)
 
 
-def _refuse_hopeless(trials: list[FrozenTrial]) -> None:
-    last = [trial for trial in trials if trial.state.is_finished()][-FAILURES_IN_A_ROW:]
+def refuse_hopeless(trials: list[FrozenTrial]) -> None:
+    """Raise UserError where the newest of ``trials`` that ended have all failed, so many that others would."""
+    last = [trial for trial in standing(trials) if trial.state.is_finished()][-FAILURES_IN_A_ROW:]
     reasons = [trial.user_attrs.get(FAILURE, DIED) for trial in last if trial.state == TrialState.FAIL]
     if len(reasons) == FAILURES_IN_A_ROW:
         raise UserError(f"the last {FAILURES_IN_A_ROW} trials failed, the newest for: {reasons[-1]}; mend the study")
@@ -220,7 +231,7 @@ def _line(study: optuna.Study, job: Job, trial: FrozenTrial) -> str:
     number = len(ended(study.get_trials(deepcopy=False), job.study))
     if trial.state == TrialState.COMPLETE:
         values = zip(job.study.metrics, trial.values, strict=True)
-        found = ", ".join(f"{metric} {value:.4g}" for metric, value in values)
+        found = dagger(", ".join(f"{metric} {value:.4g}" for metric, value in values), UNRELIABLE in trial.user_attrs)
     else:
         found = trial.user_attrs.get(FAILURE, f"after epoch {trial.last_step}")
     params = " ".join(f"{name}={_short(value)}" for name, value in trial.params.items())

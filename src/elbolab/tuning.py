@@ -52,15 +52,15 @@ class Study(Settings):
     """Values of fields to try, a dict a config, instead of a search."""
     seeds: tuple[int, ...] = (0,)
     """Seeds under which each of ``configs`` is trained."""
-    metrics: tuple[str, ...] = Field(("val/log_px",), min_length=1)
+    metrics: tuple[str, ...] = Field(default=("val/log_px",), min_length=1)
     """What is optimised, each in the direction of its kind; more than one gives a Pareto front."""
-    images: int = Field(200, gt=0)
+    images: int = Field(default=200, gt=0)
     """Validation images, stratified, of which val/log_px is the mean."""
-    samples: int = Field(200, gt=0)
+    samples: int = Field(default=200, gt=0)
     """Importance samples an image of val/log_px."""
     pruner: Literal["median", "hyperband", "none"] | None = None
     """Who stops a trial by its validation value, epoch by epoch; none by default for several metrics or a list."""
-    trials: int = Field(50, gt=0)
+    trials: int = Field(default=50, gt=0)
     """Finished or pruned trials by default; a list of configs has as many as it has points."""
 
     @model_validator(mode="after")
@@ -83,13 +83,17 @@ class Study(Settings):
     def _check_metrics(self) -> None:
         allowed = LATENT_METRICS if issubclass(MODELS[self.model], LatentModel) else CLASSIFIER_METRICS
         changing = set(self.search) | {name for values in self.configs for name in values}
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ValueError(f"metrics={self.metrics} has one twice; give each once")
+        if self.base.get("free_sigma"):
+            raise ValueError("free_sigma gives every trial an observation model of its own; leave it out of base")
         for metric in self.metrics:
             if not metric.startswith("val/"):
                 raise ValueError(f"metric {metric!r} is not of the validation split, all that a study may read")
             if metric not in allowed:
                 beta = " (it is weighted by beta)" if metric == "val/loss" else ""
                 raise ValueError(f"metric {metric!r} does not compare trials{beta}; take one of {', '.join(allowed)}")
-            if metric in ONE_SIDED and len(set(self.metrics)) == 1:
+            if metric in ONE_SIDED and len(self.metrics) == 1:
                 raise ValueError(f"metric {metric!r} alone is one side of a trade; add another, or take val/elbo")
             apart = changing & (DATA_FIELDS if allowed is CLASSIFIER_METRICS else DATA_FIELDS | OBSERVATION_FIELDS)
             if apart:
@@ -131,6 +135,11 @@ class Study(Settings):
     def metric(self) -> str:
         """The metric, where there is one."""
         return self.metrics[0]
+
+    @property
+    def stops_by(self) -> str:
+        """The pruner, given or by default."""
+        return self.pruner or ("none" if self.configs or len(self.metrics) > 1 else "median")
 
     @property
     def epoch_metric(self) -> str:

@@ -3,9 +3,8 @@
 from contextlib import suppress
 from pathlib import Path
 
-from elbolab.courier import reason
 from elbolab.delivery import RUNNING, VALUES, Delivery
-from elbolab.errors import UserError
+from elbolab.errors import UserError, reason
 from elbolab.records import KIND
 from elbolab.spool import Spool, peek, read_journal, spools
 

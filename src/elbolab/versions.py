@@ -2,7 +2,7 @@
 
 import json
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 
 import mlflow
@@ -20,6 +20,8 @@ from elbolab.report.numbers import BRIEFLY, DAGGER, dagger
 # Of a run; two figures compare only if these are equal.
 PROTOCOL = ("data.digest", "observation_model", "evaluation.samples", "evaluation.images", "evaluation.seed")
 SPLITS = ("val", "test")
+# Of a version: why it was given the alias that follows.
+MADE = "made."
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,22 @@ class Card:
 
     def __str__(self) -> str:
         tags = self.tags
-        protocol = ", ".join(f"{key} {tags[f'evaluation.{key}']}" for key in ("samples", "images", "seed"))
         figures = f"{self.say('val')}, {self.say('test')}"
-        doubt = f"{BRIEFLY}; " if DAGGER in figures else ""
+        said = ["± one standard error", *([BRIEFLY] if DAGGER in figures else [])]
+        if not self.counts:
+            said.append(", ".join(f"{key} {tags[f'evaluation.{key}']}" for key in ("samples", "images", "seed")))
+        made = "".join(
+            f" Made {key.removeprefix(MADE)}: {reason}." for key, reason in sorted(tags.items()) if key.startswith(MADE)
+        )
         return (
             f"{tags['model']} on {tags['data.name']}, {tags['observation_model']}. {figures} "
-            f"(± one standard error; {doubt}{protocol}). Run {self.run}."
+            f"({'; '.join(said)}). Run {self.run}.{made}"
         )
+
+    @property
+    def counts(self) -> bool:
+        """Whether its metric counts all images of a split, whatever the evaluation estimates and of how many."""
+        return self.tags["metric"] == "accuracy"
 
     def say(self, split: str) -> str:
         value, error = self.figures[split]
@@ -62,7 +73,7 @@ def register(run_id: str, name: str) -> str:
     What the version is, and how good, goes into its tags and its description. Raises UserError where the run is no
     finished and evaluated training, or where the name is not allowed.
     """
-    return _uri(_register(name, _card(records.get_training(run_id)), ""))
+    return _uri(_register(name, _card(records.get_training(run_id))))
 
 
 def promote(run_id: str, config: PromoteConfig) -> str:
@@ -73,13 +84,10 @@ def promote(run_id: str, config: PromoteConfig) -> str:
     """
     card, client = _card(records.get_training(run_id)), mlflow.MlflowClient()
     champion = _holder(config.name, config.alias)
-    if champion is None:
-        reason = f"the first {config.alias}"
-    elif champion.run_id == run_id:
-        reason = f"{config.alias} already"
-    else:
-        reason = _against(card, champion, config)
-    version = _register(config.name, card, f" Made {config.alias}: {reason}.")
+    if champion is None or champion.run_id != run_id:
+        reason = _against(card, champion, config) if champion else f"the first {config.alias}"
+        card = replace(card, tags={**card.tags, MADE + config.alias: reason})
+    version = _register(config.name, card)
     client.set_registered_model_alias(config.name, config.alias, version.version)
     return _uri(version)
 
@@ -148,7 +156,8 @@ def _against(card: Card, champion: ModelVersion, config: PromoteConfig) -> str:
     other = card_of(champion)
     if other is None:
         raise UserError(f"{place}, says nothing of how good it is; look at it, and then --force")
-    unlike = [key for key in ("metric", *PROTOCOL) if card.tags[key] != other.tags[key]]
+    alike = [key for key in ("metric", *PROTOCOL) if not (card.counts and key.startswith("evaluation."))]
+    unlike = [key for key in alike if card.tags[key] != other.tags[key]]
     if unlike:
         differences = "; ".join(f"{key} is {card.tags[key]!r} here and {other.tags[key]!r} there" for key in unlike)
         raise UserError(f"run {card.run} cannot be measured against {place}: {differences}; --force if you mean it")
@@ -159,7 +168,7 @@ def _against(card: Card, champion: ModelVersion, config: PromoteConfig) -> str:
     return f"version {champion.version} before it had {other.say('val')}"
 
 
-def _register(name: str, card: Card, reason: str) -> ModelVersion:
+def _register(name: str, card: Card) -> ModelVersion:
     client = mlflow.MlflowClient()
     try:
         versions = client.search_model_versions(f"name = '{name}'")
@@ -171,7 +180,9 @@ def _register(name: str, card: Card, reason: str) -> ModelVersion:
         raise UserError(f"name={name!r}: {error.message}") from error
     for key, value in card.tags.items():
         client.set_model_version_tag(name, version.version, key, value)
-    client.update_model_version(name, version.version, f"{card}{reason}")
+    made = {key: value for key, value in version.tags.items() if key.startswith(MADE)}
+    whole = replace(card, tags=made | card.tags)
+    client.update_model_version(name, version.version, str(whole))
     return version
 
 

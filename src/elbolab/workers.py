@@ -15,7 +15,7 @@ from elbolab import sqlite
 from elbolab.config import StudyConfig
 from elbolab.errors import UserError
 from elbolab.storage import Job, ended, open_study
-from elbolab.trials import work
+from elbolab.trials import refuse_hopeless, work
 
 DEATHS_WITHOUT_PROGRESS = 5
 
@@ -102,19 +102,22 @@ def work_on_ray(job: Job, parent: str, config: StudyConfig) -> None:
         raise UserError(f"address={config.address!r} is no Ray cluster: {error}; start one by `ray start`") from error
     environment = {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "ELBOLAB_"))}
     environment["MLFLOW_TRACKING_URI"] = sqlite.absolute(mlflow.get_tracking_uri())
-    environment["OMP_NUM_THREADS"] = str(max(1, int(config.cpus_per_trial)))
+    # Ray writes this environment into its logs, so that no password may be in it.
+    threads = {"OMP_NUM_THREADS": str(max(1, int(config.cpus_per_trial)))}
     task = ray.remote(
         num_cpus=config.cpus_per_trial,
         num_gpus=config.gpus_per_trial,
         max_retries=0,
-        runtime_env={"env_vars": environment},
+        runtime_env={"env_vars": threads},
     )(_one_trial)
     study, _ = open_study(job)
     pending: list[Any] = []
-    losses, before = 0, _count(study, job)
+    losses, before, first = 0, _count(study, job), len(study.get_trials(deepcopy=False))
     try:
         while (missing := job.target - _count(study, job)) > 0:
-            pending += [task.remote(job, parent) for _ in range(missing - len(pending))]
+            # A task knows of its own trial only.
+            refuse_hopeless(study.get_trials(deepcopy=False)[first:])
+            pending += [task.remote(job, parent, environment) for _ in range(missing - len(pending))]
             ready, pending = ray.wait(pending, timeout=5)
             for done in ready:
                 try:
@@ -137,5 +140,6 @@ def work_on_ray(job: Job, parent: str, config: StudyConfig) -> None:
             ray.wait(pending, num_returns=len(pending), timeout=30)
 
 
-def _one_trial(job: Job, parent: str) -> None:
+def _one_trial(job: Job, parent: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     work(job, parent, limit=1)

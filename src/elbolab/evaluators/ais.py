@@ -91,7 +91,7 @@ def anneal(
 
     log w = sum_t (beta_t - beta_(t-1)) (log p(x, z_(t-1)) - log start(z_(t-1))) (Neal 2001, eq. 11). With them the step
     size of each move and chain, (T - 1, S, B), and the mean acceptance of each chain's moves, (S, B). Without
-    ``step_sizes`` each chain's follows its own acceptance towards 65 % (Neal 2011, section 5.4.4): a move that heeds
+    ``step_sizes`` each chain's follows its own acceptance towards 65 % (Neal 2011, section 4.4): a move that heeds
     its past leaves no distribution as it is, and these weights are not unbiased.
     """
 

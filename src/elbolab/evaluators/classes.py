@@ -71,7 +71,7 @@ def _preservation(model: LatentModel, subject: Subject, run: str, cnn: CNN) -> F
 
 def _ten(model: LatentModel, subject: Subject, cnn: CNN, split: str) -> list[dict[str, int]]:
     """The fixed digits that training shows, one a class, with the posteriors that training has for them."""
-    generator = subject.generator()
+    generator = subject.generator("fixed digits")
     batch = model.observe(subject.data.splits[split].one_per_class(), generator)
     with torch.no_grad():
         reconstruction = _predict(cnn, model.reconstruct(model.posterior(batch, generator)))

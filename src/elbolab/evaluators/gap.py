@@ -16,7 +16,9 @@ from elbolab.models.latent import DiagonalGaussian, LatentModel
 
 # All chains of so many images are one batch.
 CHAINS_AT_ONCE = 2000
-GAPS = ("approximation_gap", "amortization_gap", "inference_gap")
+COLUMNS = ("log_px_ais", "log_px", "elbo_best", "elbo", "approximation_gap", "amortization_gap", "inference_gap")
+# As metrics, since those of all evaluated images are called by these words.
+NAMES = {"log_px": "gap_log_px", "elbo": "gap_elbo"}
 
 
 def gap(subject: Subject) -> Findings:
@@ -30,7 +32,7 @@ def gap(subject: Subject) -> Findings:
     model, config = subject.model, subject.config
     if not isinstance(model, LatentModel) or not config.gap_images:
         return Findings()
-    generator = subject.generator()
+    generator = subject.generator("gap")
     parts = [
         _rows(model, subject, batch, posteriors, generator)
         for split in ("train", "test")
@@ -42,8 +44,8 @@ def gap(subject: Subject) -> Findings:
         metrics[f"{split}/ais_acceptance"] = table[table.split == split].ais_acceptance.mean()
         for stored, suffix in ((False, ""), (True, "_table")):
             rows = table[(table.split == split) & ((table.posterior == "table") == stored)]
-            for column in ("log_px_ais", "elbo_best", *GAPS) if len(rows) else ():
-                metrics |= mean_metrics(f"{split}/{column}{suffix}", rows[column])
+            for column in COLUMNS if len(rows) else ():
+                metrics |= mean_metrics(f"{split}/{NAMES.get(column, column)}{suffix}", rows[column])
     lower, upper = _simulated(model, subject, generator)
     metrics |= {
         "simulated/log_px_lower": lower.mean().item(),

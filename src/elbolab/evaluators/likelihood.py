@@ -55,16 +55,20 @@ def _trust(subject: Subject, split: str, k: pd.Series, suffix: str = "") -> dict
     return {f"{split}/pareto_k{suffix}": k.median(), f"{split}/unreliable{suffix}": above.mean()}
 
 
-def mean_log_px(subject: Subject, split: str) -> float:
-    """Mean log p(x), in nats, of the evaluated images of one split, under posteriors that the model infers."""
+def mean_log_px(subject: Subject, split: str) -> dict[str, float]:
+    """log p(x) of the evaluated images of one split, with posteriors that the model infers: the mean, nats, and its
+    standard error as ``SPLIT/log_px`` and ``_se``, and what ``SPLIT/pareto_k`` and ``SPLIT/unreliable`` say of it.
+    """
     assert isinstance(subject.model, LatentModel)
-    parts = _estimates(subject.model, subject, split)
-    return torch.cat([estimate.log_px for _, name, estimate in parts if name != "table"]).double().mean().item()
+    estimates = [found for _, name, found in _estimates(subject.model, subject, split) if name != "table"]
+    metrics = mean_metrics(f"{split}/log_px", torch.cat([found.log_px for found in estimates]).tolist())
+    k = [pareto_k(found.log_w) for found in estimates if found.log_w is not None]
+    return metrics | _trust(subject, split, pd.Series(torch.cat(k).cpu())) if k else metrics
 
 
 def _estimates(model: LatentModel, subject: Subject, split: str) -> Iterator[tuple[Batch, str, Estimate]]:
     """Some images at a time, the name of the posteriors that were sampled from, and what came of it."""
-    generator, samples = subject.generator(), subject.config.samples
+    generator, samples = subject.generator(f"{split} samples"), subject.config.samples
     for batch, q in zip(subject.batches(split), subject.inferred(split), strict=True):
         posteriors = {model.inference.partition(":")[0]: q, "table": model.stored_posterior(batch)}
         for name, posterior in posteriors.items():
@@ -76,8 +80,8 @@ def _estimates(model: LatentModel, subject: Subject, split: str) -> Iterator[tup
 
 
 def _rows(model: LatentModel, subject: Subject, batch: Batch, name: str, estimate: Estimate) -> pd.DataFrame:
-    mean_image = subject.data.train.images.float().mean(0) / 255
-    constant = model.likelihood.log_prob(batch.x, model.likelihood.from_mean(mean_image).expand_as(batch.x))
+    params = model.likelihood.from_mean(subject.mean_image)
+    constant = model.likelihood.log_prob(batch.x, params.expand_as(batch.x))
     unknown = torch.full_like(estimate.log_px, math.nan)
     columns: dict[str | int, Tensor] = {
         "log_px": estimate.log_px,

@@ -31,7 +31,7 @@ def representation(subject: Subject) -> Findings:
             f"{split}/active_units": float(active_units(q)),
             f"{split}/rate": rate,
             f"{split}/distortion": _distortion(subject.model, subject, split),
-            f"{split}/aggregate_kl": rate - mutual_information(q, SAMPLES, subject.generator()),
+            f"{split}/aggregate_kl": rate - mutual_information(q, SAMPLES, subject.generator(f"{split} aggregate")),
         }
     return Findings(metrics)
 
@@ -67,7 +67,7 @@ def mutual_information(q: DiagonalGaussian, samples: int, generator: torch.Gener
 @torch.no_grad()
 def _distortion(model: LatentModel, subject: Subject, split: str) -> float:
     """Mean -E_q[log p(x|z)]; one sample of one batch is decoded at a time."""
-    generator, total, count = subject.generator(), 0.0, 0
+    generator, total, count = subject.generator(f"{split} distortion"), 0.0, 0
     for batch, q in zip(subject.batches(split), subject.inferred(split), strict=True):
         for _ in range(SAMPLES):
             params = model.decode(q.sample(1, generator))

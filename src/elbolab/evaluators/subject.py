@@ -3,9 +3,13 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+from zlib import crc32
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from elbolab.config import EvaluateConfig
 from elbolab.data import Batch, Data
@@ -46,15 +50,26 @@ class Subject:
         self.classifier = classifier
         self._inferred: dict[str, list[DiagonalGaussian]] = {}
 
-    def generator(self) -> torch.Generator:
-        """A fresh stream of random numbers on the model's device."""
-        return torch.Generator(self.model.device).manual_seed(self.config.seed)
+    def generator(self, purpose: str) -> torch.Generator:
+        """A fresh stream of random numbers on the model's device, the same for every model, another for each purpose.
+
+        An estimate of log p(x) is a lower bound in expectation where q was not fitted with the noise that it draws.
+        """
+        words = np.random.SeedSequence([self.config.seed, crc32(purpose.encode())]).generate_state(1, np.uint64)
+        return torch.Generator(self.model.device).manual_seed(int(words[0]))
+
+    @cached_property
+    def mean_image(self) -> Tensor:
+        """The mean of the training images, (C, H, W) in [0, 1]."""
+        images = self.data.train.images
+        total = torch.stack([part.sum(0, dtype=torch.int64) for part in images.split(IMAGES_AT_ONCE)]).sum(0)
+        return (total.double() / (255 * len(images))).float()
 
     def batches(self, split: str) -> Iterator[Batch]:
         """The evaluated images of a split as the observation model sees them: the same for every model and call."""
         images = self.data.splits[split]
         size = len(images) if self.config.images == "all" else self.config.images
-        generator = self.generator()
+        generator = self.generator(f"{split} images")
         for rows in images.stratified(size, self.config.seed).split(IMAGES_AT_ONCE):
             yield self.model.observe(images.batch(rows), generator)
 
@@ -63,6 +78,6 @@ class Subject:
         assert isinstance(self.model, LatentModel)
         # A free posterior costs minutes, and every evaluator asks for it.
         if split not in self._inferred:
-            generator = self.generator()
+            generator = self.generator(f"{split} posteriors")
             self._inferred[split] = [self.model.infer(batch, generator).detach() for batch in self.batches(split)]
         return self._inferred[split]

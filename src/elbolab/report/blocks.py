@@ -226,10 +226,10 @@ def epochs(entries: Sequence[Entry], *keys: str) -> list[int]:
 
 def picture(entry: Entry, key: str, epoch: int, caption: str) -> Picture | None:
     """Return a logged grid of digits, None where that epoch has none."""
-    if (path := entry.pictures[key].get(epoch)) is None:
+    if (content := entry.pictures[key].get(epoch)) is None:
         return None
     what = "digits decoded from the prior" if key == "samples" else "ten originals above their reconstructions"
-    src, width, height = figures.png_file(path)
+    src, width, height = figures.picture(content, f"{key} of run {entry.run.id} at epoch {epoch}")
     return Picture(src, f"{caption}: {what}", width, height, caption, entry.run.id)
 
 

@@ -38,7 +38,7 @@ class Entry:
     likelihoods: tuple[pd.DataFrame, ...]
     classes: dict[str, Any] = field(default_factory=dict)
     examples: dict[str, np.ndarray] = field(default_factory=dict)
-    pictures: dict[str, dict[int, Path]] = field(default_factory=dict)
+    pictures: dict[str, dict[int, bytes]] = field(default_factory=dict)
     bounds: pd.DataFrame = field(default_factory=pd.DataFrame)
     gaps: pd.DataFrame = field(default_factory=pd.DataFrame)
 

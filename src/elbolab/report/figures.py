@@ -232,14 +232,14 @@ def png(pixels: np.ndarray) -> str:
     return _address(buffer.getvalue())
 
 
-def png_file(path: Path) -> tuple[str, int, int]:
-    """Return a PNG file as a data address, and its width and height in pixels; raises UserError where it is none."""
+def picture(content: bytes, name: str) -> tuple[str, int, int]:
+    """Return a PNG as a data address, and its width and height in pixels; raises UserError where it is none."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             width, height = image.size
     except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no picture: {error}") from error
-    return _address(path.read_bytes()), width, height
+        raise UserError(f"{name} is no picture: {error}") from error
+    return _address(content), width, height
 
 
 def _address(content: bytes) -> str:

@@ -41,17 +41,15 @@ def make_decoder(net: str, inputs: int, shape: Shape, hidden: int, activation: s
 
 def mlp_encoder(shape: Shape, outputs: int, hidden: int, activation: type[nn.Module]) -> nn.Sequential:
     """Images (B, C, H, W) of any size to (B, outputs): two dense hidden layers (Burda et al. 2016, section 5)."""
-    return nn.Sequential(nn.Flatten(), *_dense(math.prod(shape), hidden, outputs, activation))
+    first, second = nn.Linear(math.prod(shape), hidden), nn.Linear(hidden, hidden)
+    return nn.Sequential(nn.Flatten(), first, activation(), second, activation(), LatentLinear(hidden, outputs))
 
 
 def mlp_decoder(inputs: int, shape: Shape, hidden: int, activation: type[nn.Module]) -> nn.Sequential:
     """Latent vectors (B, inputs) to unbounded activations (B, C, H, W) of any size: the mirror of ``mlp_encoder``."""
-    return nn.Sequential(*_dense(inputs, hidden, math.prod(shape), activation), nn.Unflatten(1, shape))
-
-
-def _dense(inputs: int, hidden: int, outputs: int, activation: type[nn.Module]) -> list[nn.Module]:
-    first, second, last = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, outputs)
-    return [first, activation(), second, activation(), last]
+    second, last = nn.Linear(hidden, hidden), nn.Linear(hidden, math.prod(shape))
+    first = LatentLinear(inputs, hidden)
+    return nn.Sequential(first, activation(), second, activation(), last, nn.Unflatten(1, shape))
 
 
 def conv_encoder(shape: Shape, outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -65,7 +63,7 @@ def conv_encoder(shape: Shape, outputs: int, activation: type[nn.Module] = nn.Re
         nn.Flatten(),
         nn.Linear(64 * height * width, 256),
         activation(),
-        nn.Linear(256, outputs),
+        LatentLinear(256, outputs),
     )
 
 
@@ -73,7 +71,7 @@ def conv_decoder(inputs: int, shape: Shape, activation: type[nn.Module] = nn.ReL
     """Latent vectors (B, inputs) to unbounded activations (B, C, H, W): the mirror of ``conv_encoder``."""
     height, width = _quarter(shape, CONV_REMEDY)
     net = nn.Sequential(
-        nn.Linear(inputs, 256),
+        LatentLinear(inputs, 256),
         activation(),
         nn.Linear(256, 64 * height * width),
         activation(),
@@ -85,6 +83,18 @@ def conv_decoder(inputs: int, shape: Shape, activation: type[nn.Module] = nn.ReL
     # Transposed convolutions run up to twice as fast on a CPU in this order; the last is a matrix product there.
     net[:-1].to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return net
+
+
+class LatentLinear(nn.Linear):
+    """The dense layer at the latent end of a net, in the type of its weights also where other products are in bfloat16.
+
+    It is a small part of the work; what it gives are a posterior's mean and log-variance, or what a sample becomes.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        # A CPU keeps the program of every size of product in bfloat16 for good: a search over sizes would grow by it.
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
 
 
 class ToImage(nn.ConvTranspose2d):

@@ -8,13 +8,18 @@ import sys
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import Command, free_port, mlflow_run, mlflow_server
 from mlflow.entities import Run
 
 from elbolab import load_model, records
+from elbolab.config import MainConfig
 from elbolab.data import load_data
+from elbolab.errors import UserError
+from elbolab.experiment import run_all
+from elbolab.mirror import PARENT
 from elbolab.models.latent import LatentModel
 
 TINY = ["--train-size", "40", "--val-size", "10", "--test-size", "10", "--epochs", "1"]
@@ -162,6 +167,14 @@ def test_four_first_uses_of_a_store_at_the_same_time(unused_store: Path):
     assert {run.info.status for run in runs()} == {"FINISHED"}
 
 
+def test_what_is_wrong_with_the_last_training_of_main_is_told_before_the_first(store: Path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    np.savez(store / "small.npz", images=images, labels=np.arange(40) % 10)
+    with pytest.raises(UserError, match="latent_dim=200 must be less than"):
+        run_all(MainConfig.parse({"dataset": "npz:small.npz", "val_size": 10, "test_size": 10}))
+    assert not runs()
+
+
 @pytest.mark.scale
 def test_every_entry_point_by_mlflow_run(store: Path):
     small = ["train_size=40", "val_size=10", "test_size=10"]
@@ -200,6 +213,8 @@ def test_every_entry_point_by_mlflow_run(store: Path):
     )
     assert done.returncode == 0, done.stderr
     assert vae in (store / "explorer.html").read_text()
+    calls = {run.data.tags["elbolab.kind"]: run.data.tags[PARENT] for run in runs() if PARENT in run.data.tags}
+    assert calls == {"evaluate call": vae, "explore call": vae}
     assert {run.info.status for run in runs()} == {"FINISHED"}
 
     done = mlflow_run(store, "vae", "latent_dim=0")
@@ -209,9 +224,12 @@ def test_every_entry_point_by_mlflow_run(store: Path):
 
 
 def test_the_whole_experiment_by_mlflow_run(store: Path):
-    small = ["train_size=40", "val_size=10", "test_size=10", "epochs=1", "samples=10", "images=10"]
+    small = ["train_size=40", "val_size=10", "test_size=10", "epochs=1", "samples=10", "images=10", "seed=1"]
     done = mlflow_run(store, "main", *small, f"out={store / 'report'}")
     assert done.returncode == 0, done.stderr
+    # Every seed of the trainings is evaluated alike.
+    assert {(run.params["seed"], run.tags.get("evaluation.seed")) for run in records.find_runs()} >= {("1", "0")}
+    assert "1" not in {run.tags.get("evaluation.seed") for run in records.find_runs()}
     assert {run.info.status for run in runs()} == {"FINISHED"}
     kinds = [run.data.tags["elbolab.kind"] for run in runs()]
     assert sorted(kinds) == ["compare", "main", *["train"] * 6]

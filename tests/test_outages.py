@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 import pytest
 from conftest import Postgres, free_port, mlflow_server
 from mlflow.entities import LoggedModelStatus
@@ -231,9 +233,8 @@ def test_what_mlflow_asks_again_by_itself_is_there_once(wire: Wire, path: str):
     complete(run_id)
 
 
-def test_an_evaluation_is_not_lost_with_the_server(wire: Wire, monkeypatch: pytest.MonkeyPatch):
-    run_id = train_model("vae", CONFIG)
-    monkeypatch.setattr(tracker, "END_SECONDS", 1)
+def evaluated_without_server(wire: Wire, run_id: str) -> dict[str, float]:
+    """What an evaluation found whose server went away before the first of it was sent, and is there again."""
     attached = tracker.attached
 
     @contextmanager
@@ -242,10 +243,18 @@ def test_an_evaluation_is_not_lost_with_the_server(wire: Wire, monkeypatch: pyte
         with attached(run) as track:
             yield track
 
-    monkeypatch.setattr(tracker, "attached", away)
-    found = evaluate_run(run_id, EvaluateConfig(samples=5, images=5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracker, "END_SECONDS", 1)
+        patch.setattr(tracker, "attached", away)
+        found = evaluate_run(run_id, EvaluateConfig(samples=5, images=5))
     assert wire.lost > 0
     wire.mode = "pass"
+    return found
+
+
+def test_an_evaluation_is_not_lost_with_the_server(wire: Wire):
+    run_id = train_model("vae", CONFIG)
+    found = evaluated_without_server(wire, run_id)
     assert "test/log_px" not in records.get_run(run_id).metrics
     send_unfinished()
     run = records.get_run(run_id)
@@ -253,6 +262,25 @@ def test_an_evaluation_is_not_lost_with_the_server(wire: Wire, monkeypatch: pyte
     assert "evaluation.samples" in run.tags
     assert run.status == "FINISHED"
     complete(run_id)
+
+
+def test_an_evaluation_that_was_left_is_not_sent_over_a_later_one(wire: Wire):
+    run_id = train_model("vae", CONFIG)
+    evaluated_without_server(wire, run_id)
+    evaluate_run(run_id, EvaluateConfig(samples=7, images=5))
+    assert send_unfinished() == []
+    assert records.get_run(run_id).tags["evaluation.samples"] == "7"
+    assert len(records.read(run_id, "evaluation/likelihood.parquet", pd.read_parquet)) == 15
+
+
+def test_what_is_read_from_a_server_leaves_no_copy(wire: Wire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    run_id = train_model("vae", CONFIG)
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert load_model(run_id).config.epochs == EPOCHS
+    assert list(records.step_images(run_id, "samples")) == [1, 5]
+    assert not list(folder.iterdir())
 
 
 def test_a_server_on_postgresql_killed_for_twenty_seconds_and_its_database_restarted(

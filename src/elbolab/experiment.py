@@ -225,6 +225,7 @@ def evaluate_run(
     # What an earlier evaluation left unsent would else be sent over this one.
     send_unfinished(run_id)
     records.get_training(run_id)
+    tracker.nest_project_run(run_id, "evaluate call")
     started = time.perf_counter()
     device = choose_device("auto")
     model, data = load_run(run_id, device)

@@ -17,6 +17,7 @@ from elbolab.records import RunRecord
 from elbolab.report.entries import is_latent, public
 from elbolab.report.page import environment
 from elbolab.report.tables import runs_table
+from elbolab.tracker import nest_project_run
 
 
 def explore(ids: Sequence[str], config: ExploreConfig) -> Path:
@@ -32,6 +33,7 @@ def explore(ids: Sequence[str], config: ExploreConfig) -> Path:
     for run in runs:
         if not is_latent(run):
             raise UserError(f"run {run.id} is a classifier's and has no latent space; name a latent-variable model's")
+    nest_project_run(ids[0], "explore call")
     page = render(runs, config.images)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     config.out.write_text(page, encoding="utf-8", newline="\n")

@@ -60,6 +60,10 @@ PARTS: dict[str, Cases] = {
         "latent_opt, batch 64": [Candidate("elbolab", "latent_opt_training", "--images 8000")],
     },
     "limit": {"limit": [Candidate("elbolab", "limit", "--epochs 2")]},
+    "operators": {
+        model: [Candidate("elbolab", "operators", f"--model {model} {SHORT}")] for model in ("vae", "latent_opt", "cnn")
+    },
+    "population": {"population": [Candidate("elbolab", "population", "--images 2000 --epochs 1")]},
     "evaluation": {
         "log p(x) of 20 images at 1,000 samples": [
             Candidate("elbolab", "elbolab_evaluation", "--images 20"),
@@ -89,4 +93,4 @@ PARTS: dict[str, Cases] = {
     },
 }
 # Of what takes long, or is hardly another in the next round.
-MOST_ROUNDS = {"tracking": 3, "scaling": 1, "memory": 1}
+MOST_ROUNDS = {"operators": 1, "tracking": 3, "scaling": 1, "memory": 1}

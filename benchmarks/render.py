@@ -41,6 +41,9 @@ START = "The command `elbolab vae` in an empty folder with a prepared store, its
 TRACKING = """A training of the vae at its defaults took {} s and waited {} s for its tracking: {} % ({}). Sending,
 in a thread beside it, took {} s of a processor."""
 
+OPERATORS = """The operators that took most of an epoch at batch 64 by themselves, without those that they call, by
+`torch.profiler`."""
+
 NOT_MEASURED = """What needs a GPU: a vae at batch 64 and 1,024 against pythae (goal: 8 times at 64), 30 epochs of
 20,000 images (goal: 15 s), log p(x) of 10,000 images at 1,000 samples (goal: 60 s), the share of its bandwidth and
 arithmetic, and 16 trainings as one (goal: 6 times the throughput of one after another)."""
@@ -191,6 +194,28 @@ def start(cases: Cases) -> list[str]:
     return [START, table(["part", "seconds", "least to most"], rows), "\n".join(goals)]
 
 
+def operators(cases: Cases) -> list[str]:
+    blocks = [OPERATORS]
+    for model, case in cases.items():
+        (found,) = case["elbolab"]
+        rows = [
+            [f"`{name}`", f"{100 * share:.0f}", f"{found['calls'][name]:,}"] for name, share in found["shares"].items()
+        ]
+        blocks += [f"### {model}", table(["operator", "share, %", "calls"], rows)]
+    return blocks
+
+
+def population(cases: Cases) -> list[str]:
+    rounds = cases["population"]["elbolab"]
+    alone, beside = (spread(values(rounds, key), ".1f")[0] for key in ("alone_s", "beside_s"))
+    ratios = values(rounds, "ratio")
+    text = (
+        f"Four trainings of the vae on 2,000 images, one epoch each: one after another {alone} s, beside each other in "
+        f"one process, step by step, {beside} s, {' ('.join(spread(ratios, '.2f'))}) times as long."
+    )
+    return [text, goal("on a CPU at most 1.1 times", median(ratios), most=1.1)]
+
+
 def tracking(cases: Cases) -> list[str]:
     rounds = cases["tracking"]["elbolab"]
     share = spread(values(rounds, "share"), ".2f", 100)
@@ -222,6 +247,8 @@ def scaling(cases: Cases) -> list[str]:
 SECTIONS: dict[str, tuple[str, Callable[[Cases], list[str]]]] = {
     "training": ("Training", training),
     "limit": ("Share of the limit", limit),
+    "operators": ("Where a training's time goes", operators),
+    "population": ("Populations", population),
     "evaluation": ("Evaluation", evaluation),
     "start": ("Time to the first loss", start),
     "tracking": ("Tracking", tracking),

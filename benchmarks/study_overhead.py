@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import optuna
+import torch
 
 from elbolab import trials
 from elbolab.config import StudyConfig
@@ -77,7 +78,8 @@ def _sum_up(report: Callable[..., None], total: list[float]) -> Callable[..., No
 def main(count: int, workers: bool) -> None:
     """Overhead a trial over COUNT trials with one worker, then two workers against one on eight equal trials."""
     os.chdir(tempfile.mkdtemp())
-    os.environ["OMP_NUM_THREADS"] = "1"
+    # With one worker this process is it; more of them share its threads, and have one each.
+    torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     seconds = overhead(count)
     few = min(50, count // 4)

@@ -1,6 +1,7 @@
 """Conformance: what every model of MODELS must do. A new model joins by its line there."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,15 @@ def test_sixteen_images_are_learnt_by_heart(name: str, sixteen: Data, tmp_path: 
         assert last["train/mse"] < 0.25 * first["train/mse"] or not model.optimizers()
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("name", MODELS)
 def test_equal_seeds_give_equal_weights_bit_for_bit(name: str, digits: Data, tmp_path: Path):
     states = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from elbolab.compare import named_runs, refuse_mixed
+from elbolab.compare import colours, named_runs, refuse_mixed
 from elbolab.config import EvaluateConfig, ExploreConfig
 from elbolab.errors import UserError
 from elbolab.evaluators import Subject
@@ -44,14 +44,16 @@ def render(runs: Sequence[RunRecord], images: int) -> str:
     """Return the page: the same test images under each run, with the evaluators' choice and inference."""
     device = choose_device("auto")
     names = [run.params["model"] for run in runs]
+    labels = [name if names.count(name) == 1 else f"{name} {run.id[:8]}" for name, run in zip(names, runs, strict=True)]
+    # As the report has them.
+    slots = colours(labels)
     subjects, views, cards = [], [], []
-    for slot, (run, row) in enumerate(zip(runs, runs_table(runs), strict=True), start=1):
+    for run, row, label in zip(runs, runs_table(runs), labels, strict=True):
         model, data = load_run(run.id, device)
         assert isinstance(model, LatentModel)
         subjects.append(Subject(model, data, EvaluateConfig(images=images)))
-        label = row["model"] if names.count(row["model"]) == 1 else f"{row['model']} {run.id[:8]}"
         views.append(view(model, subjects[-1]))
-        cards.append({**row, "label": label, "slot": slot, "url": run.url, "inference": model.inference})
+        cards.append({**row, "label": label, "slot": slots[label], "url": run.url, "inference": model.inference})
     batches = list(subjects[0].batches("test"))
     x = torch.cat([batch.x for batch in batches])
     payload = {

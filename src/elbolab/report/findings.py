@@ -80,7 +80,7 @@ def table_finding(entry: Entry) -> Finding | None:
 
 def extremes_finding(entry: Entry, digits: Sequence[Row]) -> Finding | None:
     """Name the classes with the highest and the lowest mean log p(x) on test images."""
-    means = {row["log_px"]: row for row in digits if (row["run"], row["split"]) == (entry.run.id, "test")}
+    means = {row["log_px"]: row for row in digits if (row["model"], row["split"]) == (entry.label, "test")}
     if len(means) < 2:
         return None
     high, low = means[max(means)], means[min(means)]

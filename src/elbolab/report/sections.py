@@ -29,7 +29,8 @@ from elbolab.report.blocks import (
 )
 from elbolab.report.entries import SPLITS, Comparison, Entry, Row
 from elbolab.report.figures import FLOOR_SLOT, Series
-from elbolab.report.numbers import DASH, dagger, kept, mean_log_px, measured, percent
+from elbolab.report.numbers import DASH, dagger, kept, mean_log_px, measured, number, percent
+from elbolab.report.tables import FLOOR
 
 LOSSES = (("loss", "Total loss", "nats"), ("mse", "Mean squared error", "per pixel"), ("kl", "KL divergence", "nats"))
 CLASSIFIER = (("loss", "Cross entropy", "nats"), ("accuracy", "Accuracy", "rate"))
@@ -145,18 +146,23 @@ def gallery(comparison: Comparison) -> list[Gallery]:
     entries = [entry for entry in comparison.latents if entry.examples]
     if not entries:
         return []
-    numbers = {(row["run"], row["index"]): row for row in comparison.tables["images"]}
+    numbers = {(row["model"], row["index"]): row for row in comparison.tables["images"]}
+    floor = _floor(comparison.tables["images"])
     first, rows = entries[0].examples, []
     for place, (index, digit) in enumerate(zip(first["index"].tolist(), first["label"].tolist(), strict=True)):
         cells: list[tuple[Picture | None, str]] = []
         for entry in entries:
-            row = numbers.get((entry.run.id, index), {})
+            row = numbers.get((entry.label, index), {})
             shown = entry.examples["reconstructions"][entry.examples["index"] == index]
             again = single(shown[0], f"{digit} reconstructed by {entry.label}") if len(shown) else None
             cells.append((again, dagger(measured(row.get("log_px"), row.get("std_err")), row.get("unreliable"))))
+        cells += [(None, number(numbers.get((one.text, index), {}).get("log_px"))) for one in floor]
         rows.append((digit, index, single(first["originals"][place], f"original {digit}"), cells))
-    caption = "(a) Single test images: reconstruction and log p(x) in nats ± noise of the estimate."
-    return [Gallery(caption, [ref(entry) for entry in entries], rows)]
+    caption = (
+        "(a) Single test images: reconstruction and log p(x) in nats ± noise of the estimate; constant: what the image "
+        "is worth if the mean training image is what it is decoded to."
+    )
+    return [Gallery(caption, [*map(ref, entries), *floor], rows)]
 
 
 def single(image: np.ndarray, alt: str) -> Picture:
@@ -166,28 +172,34 @@ def single(image: np.ndarray, alt: str) -> Picture:
 
 def digit_blocks(comparison: Comparison) -> list[Any]:
     """Return mean log p(x) of each class on test images, as figure and table."""
-    rows = {(row["run"], row["digit"]): row for row in comparison.tables["digits"] if row["split"] == "test"}
+    rows = {(row["model"], row["digit"]): row for row in comparison.tables["digits"] if row["split"] == "test"}
     digits = sorted({digit for _, digit in rows})
-    entries = [entry for entry in comparison.entries if any(run == entry.run.id for run, _ in rows)]
+    entries = [entry for entry in comparison.entries if any(model == entry.label for model, _ in rows)]
     if not entries:
         return []
+    names = [*map(ref, entries), *_floor(comparison.tables["digits"])]
     series = []
-    for entry in entries:
-        have = [rows[entry.run.id, digit] for digit in digits if (entry.run.id, digit) in rows]
+    for one in names:
+        have = [rows[one.text, digit] for digit in digits if (one.text, digit) in rows]
         x, y, error = ([row[name] for row in have] for name in ("digit", "log_px", "log_px_se"))
-        series.append(Series(entry.label, entry.slot, x, y, error))
+        assert one.slot is not None
+        series.append(Series(one.text, one.slot, x, y, error))
     empty: Row = {}
     body: list[list[Cell]] = []
     for digit in digits:
-        line = [rows.get((entry.run.id, digit), empty) for entry in entries]
+        line = [rows.get((one.text, digit), empty) for one in names]
         body.append([str(digit), *(mean_log_px(row) for row in line)])
-    names = [ref(entry) for entry in entries]
     svg = figures.by_class(f"digits-{entries[0].run.id[:8]}", "(b) Mean test log p(x) of each class", "nats", series)
     return [
         Figures("Bars: one standard error over images.", names, [svg], wide=True),
         Table("digits", "(b) The same numbers.", ["Class", *names], body, left=1),
         *notes(comparison, "digits"),
     ]
+
+
+def _floor(rows: Sequence[Row]) -> list[Ref]:
+    """Name the constant image with the run that has its numbers, where the rows of a table have any."""
+    return [Ref(FLOOR, row["run"], FLOOR_SLOT) for row in rows if row["model"] == FLOOR][:1]
 
 
 def mean_blocks(comparison: Comparison) -> list[Any]:

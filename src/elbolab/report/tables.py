@@ -82,13 +82,18 @@ def summary_table(entries: Sequence[Entry]) -> list[Row]:
             row |= {"log_px": entry.metric("train/log_px_table"), "log_px_se": entry.metric("train/log_px_table_se")}
             row |= {"images": len(entry.images("train", table=True)) or None}
             rows.append(row | _trust(entry, entry.images("train", "pareto_k", table=True).values()))
-    for entry in [entry for entry in entries if "test/log_px_constant" in entry.run.metrics][:1]:
+    for entry in _with_floor(entries):
         for split in SPLITS:
             values = entry.images(split, "log_px_constant").values()
             row = {"model": FLOOR, "run": entry.run.id, "split": split, "posterior": "none"}
             row |= {"log_px": entry.metric(f"{split}/log_px_constant"), "log_px_se": mean_se(values)[1]}
             rows.append(row | {"images": len(values) or None})
     return rows
+
+
+def _with_floor(entries: Sequence[Entry]) -> list[Entry]:
+    """The entry that says what an image is worth that is decoded to the mean training image, if any does."""
+    return [entry for entry in entries if "test/log_px_constant" in entry.run.metrics][:1]
 
 
 def _trust(entry: Entry, ks: Iterable[float]) -> Row:
@@ -113,6 +118,14 @@ def digits_table(entries: Sequence[Entry]) -> list[Row]:
                 row = {"model": entry.label, "run": entry.run.id, "split": split, "digit": digit, "images": len(group)}
                 row |= {"log_px": entry.metric(f"{prefix}{digit}"), "log_px_se": mean_se(group)[1]}
                 rows.append(row | _trust(entry, (k for index, k in ks.items() if labels[index] == digit)))
+    for entry in _with_floor(entries):
+        for split in SPLITS:
+            labels, values = entry.images(split, "label"), entry.images(split, "log_px_constant")
+            for digit in sorted({int(label) for label in labels.values()}):
+                group = [value for index, value in values.items() if labels[index] == digit]
+                mean, error = mean_se(group)
+                row = {"model": FLOOR, "run": entry.run.id, "split": split, "digit": digit, "images": len(group)}
+                rows.append(row | {"log_px": mean, "log_px_se": error})
     return rows
 
 
@@ -126,6 +139,11 @@ def images_table(entries: Sequence[Entry]) -> list[Row]:
             row: Row = {"digit": int(digit), "index": int(index), "model": entry.label, "run": entry.run.id}
             row |= {name: values.get(int(index), nan) for name, values in columns.items()}
             rows.append(row | _trust(entry, [ks.get(int(index), nan)]))
+    for entry in _with_floor(entries):
+        values = entry.images("test", "log_px_constant")
+        for index, digit in zip(entry.examples.get("index", ()), entry.examples.get("label", ()), strict=True):
+            row = {"digit": int(digit), "index": int(index), "model": FLOOR, "run": entry.run.id}
+            rows.append(row | {"log_px": values.get(int(index), nan)})
     return sorted(rows, key=lambda row: (row["digit"], row["index"]))
 
 

@@ -157,7 +157,7 @@ def test_a_model_without_weights_is_refused(trained: tuple[Path, str], model_fol
     weights = model_folder / "artifacts" / "best.safetensors"
     weights.rename(tmp_path / weights.name)
     try:
-        with pytest.raises(UserError, match="is not a checkpoint of elbolab"):
+        with pytest.raises(UserError, match="has no trained model on"):
             load_model(trained[1])
     finally:
         shutil.move(tmp_path / weights.name, weights)

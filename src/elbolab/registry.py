@@ -11,8 +11,10 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, R
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.utils.uri import is_local_uri
 
 import elbolab
 from elbolab import serving
@@ -92,8 +94,11 @@ def load_model(source: str, device: str = "cpu") -> Model:
     # MLflow leaves what it downloads in a folder of its own for ever.
     with TemporaryDirectory(prefix="elbolab-") as copy:
         try:
-            uri = source if ":/" in source else f"models:/{model_of(source)}"
-            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=copy))
+            model = source if ":/" in source else f"models:/{model_of(source)}"
+            where = f"{ModelsArtifactRepository.get_underlying_uri(model)}/artifacts"
+            names = [Path(item.path).name for item in mlflow.artifacts.list_artifacts(where)]
+            uri = f"{where}/{next((name for name in names if name.endswith('.safetensors')), 'checkpoint')}"
+            local = mlflow.artifacts.download_artifacts(uri, dst_path=None if is_local_uri(uri) else copy)
         except (MlflowException, OSError) as error:
             raise UserError(f"{source!r} has no trained model on {address()} ({reason(error)})") from error
-        return load_checkpoint(next(folder.glob("artifacts/*.safetensors"), folder / "artifacts"), device)
+        return load_checkpoint(Path(local), device)

@@ -76,7 +76,8 @@ def _training(
                 best = load_checkpoint(Path(folder, "best.safetensors"), model.device)
                 subject = Subject(best, data, EvaluateConfig(samples=study.samples, images=study.images))
                 judged |= (found := mean_log_px(subject, "val"))
-                trust = {key: found[key] for key in TRUST if key in found}
+                # A tracking server keeps no figure that is not finite, such as the k of too few samples.
+                trust = {key: found[key] for key in TRUST if math.isfinite(found.get(key, math.nan))}
                 mirror.report(trial.number, trust, config.epochs)
                 if is_unreliable(found, "val/log_px"):
                     trial.set_user_attr(UNRELIABLE, True)

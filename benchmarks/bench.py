@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
-from parts import CORES, MOST_ROUNDS, PARTS, Candidate
+from parts import CORES, MOST_ROUNDS, OWN_DATA, PARTS, Candidate
 from peers import PEERS, PYTHON, make_environment
 from render import render
 
@@ -109,7 +109,8 @@ def main(only: tuple[str, ...], rounds: int, threads: int, images: str | None, e
             cases = runner.rounds(part, count)
             # Only once measured, since the commit may have changed meanwhile.
             where = f"{machine()}; {versions()}; {commit()}, {date.today()}"
-            how = f"{count} round{'s' * (count > 1)}, {threads} threads, images of {runner.data['dataset']}"
+            images = OWN_DATA.get(part, runner.data["dataset"])
+            how = f"{count} round{'s' * (count > 1)}, {threads} threads, images of {images}"
             results[part] = {"where": where, "how": " ".join([how, *caps]), "cases": cases}
             RAW.write_text(json.dumps(results, indent=1))
             PAGE.write_text(render(results))

@@ -92,5 +92,7 @@ PARTS: dict[str, Cases] = {
         ]
     },
 }
+# What takes elbolab's defaults takes its default data.
+OWN_DATA = {"start": "mnist5k", "tracking": "mnist5k"}
 # Of what takes long, or is hardly another in the next round.
 MOST_ROUNDS = {"operators": 1, "tracking": 3, "scaling": 1, "memory": 1}

@@ -24,6 +24,7 @@ rate of 0.001, and has the same threads. The peers' nets are torch's own layers,
 it says with elbolab's nets: those compute the same faster on a CPU. The loss is the mean over its last epoch of the
 negative ELBO (of the cnn the cross-entropy), in nats, constants included: a faster wrong training would show. What
 pythae's IWAE minimises has the gradient of the bound but not its value, so that for iwae too the ELBO is given.
+The vae trains on 20,000 images, the iwae on 4,000, the cnn on 10,000, latent_opt on 8,000.
 elbolab as it comes multiplies in bfloat16 while it trains where the CPU is fast at it (`precision`); its peers, as
 they come, in float32."""
 

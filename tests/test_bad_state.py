@@ -180,4 +180,4 @@ def test_a_commit_is_that_of_the_code_and_not_of_what_lies_around_it(tmp_path: P
     assert tracker.code_tags.__wrapped__() == {}
     git("add", "site-packages")
     git("commit", "--message", "the code")
-    assert tracker.code_tags() == {"git.commit": git("rev-parse", "HEAD"), "git.dirty": "false"}
+    assert tracker.code_tags.__wrapped__() == {"git.commit": git("rev-parse", "HEAD"), "git.dirty": "false"}

@@ -103,7 +103,7 @@ def test_sixteen_images_are_learnt_by_heart(name: str, sixteen: Data, tmp_path: 
         assert last["train/mse"] < 0.25 * first["train/mse"] or not model.optimizers()
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -111,8 +111,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+# Two threads on a busy core wait for each other; one model's share of that is enough.
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "threads"), [*((name, 1) for name in MODELS), ("vae", 2)], indirect=["threads"])
 def test_equal_seeds_give_equal_weights_bit_for_bit(name: str, digits: Data, tmp_path: Path):
     states = []
     for seed in (0, 0, 1):

@@ -1,7 +1,6 @@
 """Trainings that are killed, interrupted or damaged end as if nothing had happened: equal weights, equal history."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -343,9 +342,9 @@ def test_what_the_last_step_spoils_is_no_finished_training(digits: Data, tmp_pat
 def signal_twice() -> None:
     """Get Ctrl-C while one is postponed already."""
     with postponed() as interruption:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert interruption
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         pytest.fail("the second signal was not heeded")
 
 

@@ -5,9 +5,8 @@ import torch
 
 from elbolab import Chart, DiagonalGaussian, EvaluateConfig, Line, Reproduction, Training
 from elbolab.evaluators import Findings, Subject
-from elbolab.evaluators.importance import importance_estimate, pareto_k
+from elbolab.evaluators.importance import importance_estimate, heavy_tailed
 from elbolab.evaluators.subject import mean_metrics
-from elbolab.intervals import k_threshold
 from elbolab.models.fitting import fit_posterior
 from elbolab.models.latent import LatentModel
 from elbolab.models.latent_opt import START_LOG_VAR, LatentOptConfig
@@ -35,10 +34,8 @@ def by_fit_steps(subject: Subject) -> Findings:
     metrics: dict[str, float] = {}
     for name, q in posteriors.items():
         estimate = importance_estimate(model, batch.x, q, config.samples, subject.generator("samples"))
-        assert estimate.log_w is not None
-        key, k = f"test/log_px_fit_{name}", pareto_k(estimate.log_w)
-        metrics |= mean_metrics(key, estimate.log_px.tolist())
-        metrics |= {f"{key}_unreliable": (k > k_threshold(config.samples)).double().mean().item()}
+        metrics |= mean_metrics(key := f"test/log_px_fit_{name}", estimate.log_px.tolist())
+        metrics |= {f"{key}_unreliable": heavy_tailed(estimate).double().mean().item()}
         metrics |= mean_metrics(f"test/elbo_fit_{name}", estimate.elbo.tolist())
     return Findings(metrics)
 

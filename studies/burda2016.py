@@ -7,9 +7,9 @@ import torch
 
 from elbolab import Chart, EvaluateConfig, Line, Reproduction, Training
 from elbolab.evaluators import Findings, Subject
-from elbolab.evaluators.importance import importance_estimate, pareto_k
+from elbolab.evaluators.importance import importance_estimate, heavy_tailed
 from elbolab.evaluators.subject import IMAGES_AT_ONCE
-from elbolab.intervals import k_threshold, mean_se
+from elbolab.intervals import mean_se
 from elbolab.models.latent import LatentModel
 
 # By K, of one stochastic layer: test negative log-likelihood (table 1) and active units (table 2).
@@ -31,7 +31,7 @@ def nll_5000(subject: Subject) -> Findings:
     assert isinstance(subject.model, LatentModel)
     model, test, generator = subject.model, subject.data.test, subject.generator("nll_5000")
     most = len(test) if subject.config.images == "all" else subject.config.images
-    everyone, changes, k = [], [], []
+    everyone, changes, unreliable = [], [], []
     # Stratified, so that the first images are as the others.
     for rows in test.stratified(len(test), subject.config.seed).split(IMAGES_AT_ONCE):
         batch = model.observe(test.batch(rows), generator)
@@ -41,12 +41,11 @@ def nll_5000(subject: Subject) -> Findings:
         if len(changes) < most:
             estimate = importance_estimate(model, batch.x, q, 5000, generator)
             changes += (bound - estimate.log_px).tolist()
-            assert estimate.log_w is not None
-            k += pareto_k(estimate.log_w).tolist()
+            unreliable += heavy_tailed(estimate).tolist()
     (change, change_se), (mean, mean_error) = mean_se(changes), mean_se(everyone)
     # Of the subset and of all, as if these were other images.
-    error, unreliable = hypot(change_se, mean_error), sum(each > k_threshold(5000) for each in k) / len(k)
-    return Findings({"test/nll_5000": change - mean, "test/nll_5000_se": error, "test/nll_5000_unreliable": unreliable})
+    found = {"test/nll_5000": change - mean, "test/nll_5000_se": hypot(change_se, mean_error)}
+    return Findings({**found, "test/nll_5000_unreliable": sum(unreliable) / len(unreliable)})
 
 
 def distance(table: pd.DataFrame) -> Chart:

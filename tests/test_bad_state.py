@@ -177,7 +177,7 @@ def test_a_commit_is_that_of_the_code_and_not_of_what_lies_around_it(tmp_path: P
     git("init")
     git("commit", "--allow-empty", "--message", "something else")
     monkeypatch.setattr(tracker, "__file__", str(code))
-    assert tracker.code_tags.__wrapped__() == {}
+    assert tracker.code_tags() == {}
     git("add", "site-packages")
     git("commit", "--message", "the code")
-    assert tracker.code_tags.__wrapped__() == {"git.commit": git("rev-parse", "HEAD"), "git.dirty": "false"}
+    assert tracker.code_tags() == {"git.commit": git("rev-parse", "HEAD"), "git.dirty": "false"}

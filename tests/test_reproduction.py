@@ -161,11 +161,9 @@ def test_code_is_changed_by_what_changes_in_the_package(store: Path, monkeypatch
     dirty = []
     for changed in (store / "results.md", package / "tracker.py"):
         changed.write_text("changed")
-        tracker.code_tags.cache_clear()
         with tracker.run("study", "any", {}, {}) as track:
             pass
         dirty.append(records.get_run(track.id).tags["git.dirty"])
-    tracker.code_tags.cache_clear()
     assert dirty == ["false", "true"]
 
 

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from elbolab.errors import UserError, redacted
 from elbolab.records import KIND, STUDY, address, prepare_store
 from elbolab.report.study_figures import draw_study
-from elbolab.tracker import FAILURE, PARENT
+from elbolab.tracker import FAILURE, PARENT, code_tags
 from elbolab.tuning import Study
 
 TRIAL = "elbolab.trial"
@@ -67,7 +67,7 @@ class Mirror:
     def open(self, number: int, started: datetime | None, params: dict[str, str], tags: dict[str, str]) -> None:
         """Begin the run of a trial."""
         with self._tolerant(f"trial {number}"):
-            self._open[number] = self._create(number, started, params, tags)
+            self._open[number] = self._create(number, started, params, self._code | tags)
 
     def report(self, number: int, metrics: dict[str, float], epoch: int) -> None:
         """Log an epoch of a trial."""
@@ -84,6 +84,11 @@ class Mirror:
                 self._mend(self.runs(f" and tags.`{TRIAL}` = '{trial.number}'").get(trial.number, []), trial)
             else:
                 self._end(run_id, trial, self._missing({}, trial))
+
+    @cached_property
+    def _code(self) -> dict[str, str]:
+        # To ask git takes longer than some trials.
+        return code_tags()
 
     @cached_property
     def _experiment(self) -> str:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -238,7 +237,6 @@ def _say_what_is_left(tracker: Tracker, problem: Exception | None) -> None:
         print(f"elbolab: `elbolab resume {tracker.id}` goes on with it", file=sys.stderr, flush=True)
 
 
-@cache
 def code_tags() -> dict[str, str]:
     """The commit that this code stands at, and whether it has been changed since; nothing where no git keeps it.
 

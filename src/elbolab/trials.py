@@ -31,7 +31,7 @@ from elbolab.mirror import DIED, INTERRUPTED, SURPLUS, Mirror
 from elbolab.population import together
 from elbolab.report.numbers import dagger
 from elbolab.storage import AGAIN, Job, ended, open_study, standing
-from elbolab.tracker import FAILURE, code_tags
+from elbolab.tracker import FAILURE
 from elbolab.trainer import Event, Step, training
 from elbolab.tuning import with_distortion
 
@@ -56,7 +56,7 @@ def _training(
         model, data, tags = prepare(study.model, config)
         data = data.without_test()
         params = {"model": study.model, **config.params()}
-        mirror.open(trial.number, trial.datetime_start, params, tags | code_tags())
+        mirror.open(trial.number, trial.datetime_start, params, tags)
         judged: dict[str, float] = {}
 
         def report(event: Event) -> None:

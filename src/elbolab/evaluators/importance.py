@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbolab.intervals import k_threshold
 from elbolab.models.latent import DiagonalGaussian, LatentModel
 
 # In logarithms, what double precision holds.
@@ -90,6 +91,12 @@ def bound(log_w: Tensor, samples: int) -> Tensor:
     """
     groups = log_w[: len(log_w) // samples * samples].unflatten(0, (-1, samples))
     return (groups.logsumexp(1) - math.log(samples)).mean(0)
+
+
+def heavy_tailed(estimate: Estimate) -> Tensor:
+    """Whether each image's importance weights have a Pareto k above what so many samples allow, (B,)."""
+    assert estimate.log_w is not None, "a closed form has no weights"
+    return pareto_k(estimate.log_w) > k_threshold(len(estimate.log_w))
 
 
 def pareto_k(log_w: Tensor) -> Tensor:

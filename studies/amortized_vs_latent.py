@@ -5,7 +5,7 @@ import torch
 
 from elbolab import Chart, DiagonalGaussian, EvaluateConfig, Line, Reproduction, Training
 from elbolab.evaluators import Findings, Subject
-from elbolab.evaluators.importance import importance_estimate, heavy_tailed
+from elbolab.evaluators.importance import heavy_tailed, importance_estimate
 from elbolab.evaluators.subject import mean_metrics
 from elbolab.models.fitting import fit_posterior
 from elbolab.models.latent import LatentModel

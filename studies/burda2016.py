@@ -7,7 +7,7 @@ import torch
 
 from elbolab import Chart, EvaluateConfig, Line, Reproduction, Training
 from elbolab.evaluators import Findings, Subject
-from elbolab.evaluators.importance import importance_estimate, heavy_tailed
+from elbolab.evaluators.importance import heavy_tailed, importance_estimate
 from elbolab.evaluators.subject import IMAGES_AT_ONCE
 from elbolab.intervals import mean_se
 from elbolab.models.latent import LatentModel

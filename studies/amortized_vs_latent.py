@@ -42,12 +42,13 @@ def by_fit_steps(subject: Subject) -> Findings:
 
 def against_steps(table: pd.DataFrame) -> Chart:
     """Mean over seeds by steps, beside what the model's own inference gives."""
-    means = table.groupby(["training", "metric"], sort=False).value.mean()
-    lines = []
+    grouped, lines = table.groupby(["training", "metric"], sort=False), []
+    means, marked = grouped.value.mean(), grouped.unreliable.any()
     for training in table.training.unique():
         values = [means[training, f"test/log_px_fit_{steps}"] for steps in STEPS]
         own = None if training.startswith("latent_opt") else means[training, "test/log_px_fit_own"]
-        lines.append(Line(name=training, x=STEPS, y=values, level=own))
+        unreliable = bool(any(marked[training, f"test/log_px_fit_{steps}"] for steps in STEPS))
+        lines.append(Line(name=training, x=STEPS, y=values, level=own, unreliable=unreliable))
     return Chart(
         x="steps of fitting each image's own posterior, decoder frozen",
         y="test log p(x), nats",
@@ -61,7 +62,7 @@ def against_steps(table: pd.DataFrame) -> Chart:
 STUDY = Reproduction(
     question="Where does latent optimisation lose to an encoder, and how many fitting steps buy the encoder back?",
     # One step of the decoder at every visit of a batch, whatever the inference.
-    base={"epochs": 30, "latent_steps": 1, "net": "mlp", "latent_dim": 50},
+    base={"epochs": 30, "latent_steps": 1, "beta_warmup": 0.0, "net": "mlp", "latent_dim": 50},
     trainings={
         "vae": Training(model="vae"),
         "semi_amortized": Training(model="semi_amortized"),

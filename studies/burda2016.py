@@ -1,6 +1,7 @@
 """How far do VAE and IWAE get in each stage of the schedule of Burda et al. 2016, and do they end where theirs did?"""
 
 from math import hypot
+from typing import Any
 
 import pandas as pd
 import torch
@@ -19,7 +20,13 @@ MODELS = {
     "iwae5": ("iwae", {"iw_samples": 5}),
     "iwae50": ("iwae", {"iw_samples": 50}),
 }
-PASSES = [sum(3**j for j in range(i + 1)) for i in range(8)]
+STAGES = range(8)
+
+
+def stage_fields(name: str, stage: int) -> dict[str, Any]:
+    """A stage of the schedule, each a training of its own that goes on from the nets of the one before."""
+    start = {"start": f"{{{name} i={stage - 1}}}"} if stage else {}
+    return {"epochs": 3**stage, "lr": 1e-3 * 10 ** (-stage / 7), **start}
 
 
 def nll_5000(subject: Subject) -> Findings:
@@ -53,9 +60,11 @@ def distance(table: pd.DataFrame) -> Chart:
     own, lines = table[table.metric == "test/nll_5000"], []
     for name, (reported, _) in REPORTED.items():
         if len(rows := own[own.training.str.startswith(f"{name} ")]):
-            lines.append(Line(name=name, x=rows.epochs, y=rows.value - reported, error=rows.std_err, level=0))
+            passes = rows.epochs.cumsum()
+            line = {"x": passes, "y": rows.value - reported, "error": rows.std_err, "level": 0}
+            lines.append(Line(name=name, unreliable=bool(rows.unreliable.any()), **line))
     return Chart(
-        x="passes over the training images, at the end of each stage",
+        x="passes over the training images up to the end of each stage",
         y="test -L_5000 less the paper's, nats",
         lines=lines,
         dotted="the paper's",
@@ -74,15 +83,14 @@ STUDY = Reproduction(
         "activation": "tanh",
         "latent_dim": 50,
         "batch_size": 20,
-        "lr": 1e-3,
         "adam_eps": 1e-4,
-        "schedule": "staged",
+        "schedule": "constant",
         "precision": "float32",
     },
     trainings={
-        f"{name} i={stage}": Training(model=model, fields={"epochs": passes, **fields})
+        f"{name} i={stage}": Training(model=model, fields={**fields, **stage_fields(name, stage)})
         for name, (model, fields) in MODELS.items()
-        for stage, passes in enumerate(PASSES)
+        for stage in STAGES
     },
     # So many images take a CPU hours.
     evaluation=EvaluateConfig(images=10_000 if torch.cuda.is_available() else 1000),
@@ -90,9 +98,9 @@ STUDY = Reproduction(
     references={
         f"{name} i={stage}": dict(zip(("test/nll_5000", "test/active_units"), values, strict=True))
         for name, values in REPORTED.items()
-        for stage in range(8)
+        for stage in STAGES
     },
-    source="Burda et al. 2016, tables 1 and 2, one stochastic layer, after stage i=7 (3,280 passes)",
+    source="Burda et al. 2016, tables 1 and 2, one stochastic layer, after stage i=7 (3,280 passes in all)",
     evaluators=(nll_5000,),
     figure=distance,
 )

@@ -44,7 +44,11 @@ STUDY = Reproduction(
         "epochs": 3280,
         "beta_warmup": 0.0,
     },
-    trainings={name: Training(model="vae", fields={"dataset": name}) for name in ("mnist", "fashion_mnist")},
+    trainings={
+        # As the authors' published code has them, which reads Larochelle's draw of MNIST where this makes its own.
+        "mnist, binarised once": Training(model="vae", fields={"dataset": "mnist", "binarise": "once"}),
+        "fashion_mnist, at a half": Training(model="vae", fields={"dataset": "fashion_mnist", "binarise": "half"}),
+    },
     evaluation=PAPER if torch.cuda.is_available() else SMALL,
     metrics=(
         "train/log_px_ais",

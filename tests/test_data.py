@@ -166,3 +166,22 @@ def test_a_run_finds_its_data_in_this_machine_s_folder_where_its_own_is_not_ther
     experiment._load.cache_clear()
     with pytest.raises(UserError, match="was trained on data with digest"):
         experiment.load_run(run, "cpu")
+
+
+def test_binarised_pixels_are_white_as_often_as_they_are_grey():
+    sizes = 4000, 500, 500
+    grey, half, once, again, other = (
+        load_data("mnist5k", Path(), *sizes, split_seed=seed, binarise=how)
+        for how, seed in (("no", 0), ("half", 0), ("once", 0), ("once", 0), ("once", 1))
+    )
+    for split, images in grey.splits.items():
+        assert torch.equal(half.splits[split].images, (images.images > 127).byte() * 255)
+        drawn = once.splits[split].images
+        assert drawn.unique().tolist() == [0, 255]
+        assert torch.equal(drawn, again.splits[split].images)
+        # Black stays black, and white white.
+        assert torch.equal(drawn[images.images % 255 == 0], images.images[images.images % 255 == 0])
+    pixels, drawn = grey.train.images.double() / 255, once.train.images.double() / 255
+    error = ((pixels * (1 - pixels)).sum() / pixels.numel() ** 2).sqrt()
+    assert abs(drawn.mean() - pixels.mean()) < 4 * error
+    assert len({data.spec.digest for data in (grey, half, once, other)}) == 4

@@ -1,4 +1,4 @@
-"""A table whose rows start from the posteriors of another run's encoder."""
+"""Models that start from another run: a table's rows at the posteriors of its encoder, nets from its nets."""
 
 import re
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_the_rows_start_at_the_posteriors_of_the_encoder(store: Path, tmp_path: 
     train(model, data, lambda _: None, tmp_path)
     loaded = load_checkpoint(tmp_path / "last.safetensors")
     assert isinstance(loaded, LatentOpt)
-    assert loaded.source == source
+    assert loaded.sources == {"latent_init": source}
     assert torch.equal(loaded.train_rows, model.get_parameter("train_rows"))
 
 
@@ -62,6 +62,31 @@ def test_a_run_that_does_not_fit_is_refused_with_both_values(store: Path):
     assert "CNN, which has no encoder" in refused(cnn)
     assert re.search("data digest [0-9a-f]{32}, but this model has [0-9a-f]{32}", refused(vae, split_seed=1))
     assert "'nothing' has no trained model on sqlite" in refused("nothing")
+
+
+def test_nets_start_from_those_of_a_run_and_a_step_that_moves_nothing_keeps_them(store: Path, tmp_path: Path):
+    source = train_model("vae", config("vae"))
+    first = load_model(source)
+    for name, fields in (("iwae", {}), ("latent_opt", {"latent_init": f"encoder:{source}"})):
+        model, data, _ = prepare(name, config(name, start=source, lr=1e-30, **fields))
+        train(model, data, lambda _: None, tmp_path)
+        last = load_checkpoint(tmp_path / "last.safetensors")
+        theirs = {key: value for key, value in first.state_dict().items() if key in last.state_dict()}
+        assert {key.partition(".")[0] for key in theirs} == {"decoder", "encoder"} - ({"encoder"} if fields else set())
+        for key, value in theirs.items():
+            assert torch.equal(last.state_dict()[key], value), (name, key)
+
+
+def test_nets_of_other_sizes_or_none_are_no_start(store: Path):
+    vae, ppca = train_model("vae", config("vae")), train_model("ppca", config("ppca"))
+    for run, fields, told in (
+        (vae, {"net": "mlp"}, "start='.*' has net conv, but this model has mlp; name a run that has the same"),
+        (vae, {"latent_dim": 5}, "latent_dim 4, but this model has 5"),
+        (vae, {"binarise": "half"}, r"pixels in \[0,1\], but this model has .* binarised at a half"),
+        (ppca, {}, "is a PPCA; name a run of a model with nets"),
+    ):
+        with pytest.raises(UserError, match=told):
+            prepare("vae", config("vae", start=run, **fields))
 
 
 def test_what_the_field_may_be_is_told_and_a_study_searches_the_three_that_need_no_run():

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,11 @@ def test_the_shipped_studies_are_sound():
     burda = found["burda2016"]
     assert isinstance(burda, Reproduction)
     # Rate 10^(-i/7) for 3^i passes, from i = 0 to 7.
-    stages = [burda.config(f"iwae50 i={stage}", 0, {}) for stage in range(8)]
-    assert [config.epochs for config in stages] == [1, 4, 13, 40, 121, 364, 1093, 3280]
+    runs = {f"iwae50 i={stage}": f"run{stage}" for stage in range(8)}
+    stages = [burda.config(name, 0, runs) for name in runs]
+    assert [config.epochs for config in stages] == [1, 3, 9, 27, 81, 243, 729, 2187]
+    assert [round(7 * log10(1e-3 / config.lr), 9) for config in stages] == [*range(8)]
+    assert [getattr(config, "start", None) for config in stages] == [None, *list(runs.values())[:-1]]
     assert {"cremer2018", "amortized_vs_latent"} <= found.keys()
     coursework = found["coursework"]
     assert isinstance(coursework, Reproduction)

@@ -33,7 +33,10 @@ class Config(Settings):
     test_size: Annotated[int, Field(gt=0)] | None = None
     """Number of test images, stratified by class [default: the dataset's]."""
     split_seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the stratified split."""
+    """Seed of the stratified split and of pixels that are binarised once."""
+    binarise: Literal["no", "once", "half"] = "no"
+    """Whether all images are made black and white before anything sees them: every pixel white with the probability of
+    its grey, drawn once, or where it is above a half."""
     epochs: Annotated[int, Field(gt=0)] = 30
     """Passes over the training images."""
     batch_size: Annotated[int, Field(gt=0), IntDistribution(16, 512, log=True)] = 64

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbolab.datasets import DATASETS
+from elbolab.datasets import DATASETS, Arrays
 from elbolab.errors import UserError
 
 
@@ -126,13 +126,17 @@ def load_data(
     val_size: int | None = None,
     test_size: int | None = None,
     split_seed: int = 0,
+    binarise: str = "no",
     device: str | torch.device = "cpu",
 ) -> Data:
-    """Read a dataset and cut it; raises UserError for an unknown name, missing files or sizes that it cannot give."""
+    """Read a dataset, binarise it if so wanted ("once" or at a "half"), and cut it.
+
+    Raises UserError for an unknown name, missing files or sizes that it cannot give.
+    """
     name, _, path = dataset.partition(":")
     if name not in DATASETS or bool(path) != (name == "npz"):
         raise UserError(f"dataset={dataset!r} does not exist; there are: {', '.join(DATASETS)} (npz as npz:PATH)")
-    stored = DATASETS[name](Path(path) if path else data_dir)
+    stored = _binarised(DATASETS[name](Path(path) if path else data_dir), binarise, split_seed)
     val_size = val_size or stored.val_size
     test_size = test_size or stored.test_size
     order = stratified_order(stored.labels, split_seed)
@@ -180,6 +184,22 @@ def load_data(
     classes = int(stored.labels.max()) + 1
     spec = DataSpec((shape[0], shape[1], shape[2]), classes, train_size, val_size, content)
     return Data(dataset, **splits, spec=spec)
+
+
+def _binarised(stored: Arrays, how: str, seed: int) -> Arrays:
+    """The images black and white: white with the probability of their grey, or above a half."""
+    if how == "no":
+        return stored
+    # Of another stream than the split's.
+    rng = np.random.default_rng([seed, 1])
+
+    def black_and_white(images: np.ndarray) -> np.ndarray:
+        # A draw from 0 to 254 is below v with probability v / 255.
+        limit = rng.integers(0, 255, images.shape, np.uint8) if how == "once" else np.uint8(127)
+        return np.where(images > limit, np.uint8(255), np.uint8(0))
+
+    test = stored.test and (black_and_white(stored.test[0]), stored.test[1])
+    return replace(stored, images=black_and_white(stored.images), test=test)
 
 
 def _digest(parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> str:

@@ -44,17 +44,17 @@ def _load(
     val_size: int | None,
     test_size: int | None,
     split_seed: int,
+    binarise: str,
     device: str,
 ) -> Data:
     # The trainings of one process, a study's above all, mostly share their data.
-    return load_data(dataset, data_dir, train_size, val_size, test_size, split_seed, device)
+    return load_data(dataset, data_dir, train_size, val_size, test_size, split_seed, binarise, device)
 
 
 def load_for(config: Config, device: str = "cpu") -> Data:
     """The data that ``config`` names, on ``device``; raises UserError where they are not to be had."""
-    return _load(
-        config.dataset, config.data_dir, config.train_size, config.val_size, config.test_size, config.split_seed, device
-    )
+    sizes = config.train_size, config.val_size, config.test_size
+    return _load(config.dataset, config.data_dir, *sizes, config.split_seed, config.binarise, device)
 
 
 def prepare(name: str, config: Config) -> tuple[Model, Data, dict[str, str]]:
@@ -67,8 +67,8 @@ def prepare(name: str, config: Config) -> tuple[Model, Data, dict[str, str]]:
         data = load_for(config, device)
     torch.manual_seed(config.seed)
     model = MODELS[name](config, data.spec).to(device)
-    if model.source is not None:
-        model.start_from(load_model(model.source, device))
+    for field, run_id in model.sources.items():
+        model.start_from(field, load_model(run_id, device))
     return (
         model,
         data,

@@ -11,6 +11,7 @@ from torch import Tensor
 PIXELS = (-3, -2, -1)
 # A pixel that is black in every training image would otherwise make one white pixel impossible.
 LEAST_MEAN = 1e-3
+DYNAMICALLY = " binarised dynamically"
 
 
 class Likelihood(Protocol):
@@ -86,7 +87,7 @@ class Bernoulli:
 
     @property
     def description(self) -> str:
-        return "bernoulli, pixels binarised dynamically"
+        return f"bernoulli, pixels{DYNAMICALLY}"
 
     def observe(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.bernoulli(x, generator=generator)

@@ -18,7 +18,7 @@ from elbolab.trainer import Objective, Step
 Result = TypeVar("Result")
 
 # Fields of a config that no step's forward pass reads.
-BESIDE_THE_FORWARD = {"seed", "epochs", "lr", "schedule", "adam_eps", "beta", "beta_warmup"}
+BESIDE_THE_FORWARD = {"seed", "start", "epochs", "lr", "schedule", "adam_eps", "beta", "beta_warmup"}
 
 
 def together(

@@ -27,7 +27,7 @@ LATENT_METRICS: dict[str, Literal["maximize", "minimize"]] = {
 ONE_SIDED = {"val/distortion", "val/kl", "val/mse"}
 CLASSIFIER_METRICS: dict[str, Literal["maximize", "minimize"]] = {"val/accuracy": "maximize", "val/loss": "minimize"}
 # Under other values of these the same number means something else.
-DATA_FIELDS = {"dataset", "data_dir", "train_size", "val_size", "test_size", "split_seed"}
+DATA_FIELDS = {"dataset", "data_dir", "train_size", "val_size", "test_size", "split_seed", "binarise"}
 OBSERVATION_FIELDS = {"likelihood", "sigma", "free_sigma"}
 
 

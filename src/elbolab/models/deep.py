@@ -9,7 +9,8 @@ from torch import Tensor
 
 from elbolab.bounds import WIDEST
 from elbolab.data import Batch, DataSpec
-from elbolab.models.latent import DiagonalGaussian, LatentConfig, LatentModel
+from elbolab.errors import UserError
+from elbolab.models.latent import DiagonalGaussian, LatentConfig, LatentModel, Model
 from elbolab.nets import make_decoder, make_encoder
 
 
@@ -22,6 +23,8 @@ class DeepLatentConfig(LatentConfig):
     """Width of both hidden layers of mlp nets; conv nets have widths of their own."""
     activation: Annotated[Literal["relu", "tanh", "elu"], CategoricalDistribution(["relu", "tanh", "elu"])] = "relu"
     """Nonlinearity between the layers of either kind."""
+    start: Annotated[str, Field(pattern=r"^\w+$")] | None = None
+    """Run whose trained nets are the first ones, decoder and, where both have one, encoder [default: drawn by seed]."""
 
 
 class BetaConfig(DeepLatentConfig):
@@ -43,6 +46,34 @@ class DeepLatentModel(LatentModel):
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.decoder = make_decoder(config.net, config.latent_dim, spec.shape, config.hidden, config.activation)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        return {"start": self.config.start} if self.config.start else {}
+
+    def start_from(self, field: str, source: Model) -> None:
+        if not isinstance(source, DeepLatentModel):
+            raise UserError(
+                f"{field}={self.config.start!r} is a {type(source).__name__}; name a run of a model with nets"
+            )
+        self.refuse_other(field, source, "net", "hidden", "activation")
+        theirs = dict(source.named_children())
+        for name, net in self.named_children():
+            if name in theirs:
+                net.load_state_dict(theirs[name].state_dict())
+
+    def refuse_other(self, field: str, source: "DeepLatentModel", *names: str) -> None:
+        """Raise UserError where the model that ``field`` names is of other sizes, data or fields ``names``."""
+        for name, own, theirs in (
+            ("image shape", self.spec.shape, source.spec.shape),
+            ("observation model", self.observation_model, source.observation_model),
+            # Else it may have seen images that this run is tested on.
+            ("data digest", self.spec.digest, source.spec.digest),
+            *((name, *(getattr(model.config, name) for model in (self, source))) for name in ("latent_dim", *names)),
+        ):
+            if own != theirs:
+                where = f"{field}={getattr(self.config, field)!r}"
+                raise UserError(f"{where} has {name} {theirs}, but this model has {own}; name a run that has the same")
 
     def decode(self, z: Tensor) -> Tensor:
         activations = self.compute(self.decoder, z.reshape(-1, z.shape[-1]))

@@ -17,10 +17,11 @@ from elbolab.bounds import WIDEST
 from elbolab.config import Config
 from elbolab.data import Batch, Data, DataSpec
 from elbolab.draws import draw
-from elbolab.likelihoods import PIXELS, Likelihood, make_likelihood
+from elbolab.likelihoods import DYNAMICALLY, PIXELS, Likelihood, make_likelihood
 from elbolab.objectives import Terms, beta_loss, elbo
 
 LOG_2PI = math.log(2 * math.pi)
+BINARISED = {"once": " binarised once", "half": " binarised at a half"}
 
 
 @cache
@@ -73,11 +74,11 @@ class Model(nn.Module, ABC):
         """What is logged of a batch beside its loss, each (B,)."""
 
     @property
-    def source(self) -> str | None:
-        """The run whose trained model ``start_from`` must get before ``prepare``; none for most."""
-        return None
+    def sources(self) -> dict[str, str]:
+        """The runs whose trained models ``start_from`` must get before ``prepare``, by the field that names them."""
+        return {}
 
-    def start_from(self, source: "Model") -> None:
+    def start_from(self, field: str, source: "Model") -> None:
         """Take what the start needs from another trained model; raises UserError where the two do not fit."""
 
     def prepare(self, data: Data) -> None:
@@ -219,7 +220,11 @@ class LatentModel(Model):
 
     @property
     def observation_model(self) -> str:
-        return self.likelihood.description
+        description, binarise = self.likelihood.description, self.config.binarise
+        if binarise == "no":
+            return description
+        # Of black and white pixels the likelihood's own draws change nothing.
+        return f"{description.removesuffix(DYNAMICALLY)}{BINARISED[binarise]}"
 
     def observe(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         return batch.with_x(self.likelihood.observe(batch.x, generator))

@@ -101,22 +101,21 @@ class LatentOpt(DeepLatentModel):
         self._encode: Callable[[Batch], DiagonalGaussian] | None = None
 
     @property
-    def source(self) -> str | None:
+    def _encoder_run(self) -> str | None:
         return self.config.latent_init.removeprefix("encoder:") if ":" in self.config.latent_init else None
 
-    def start_from(self, source: Model) -> None:
-        where = f"latent_init={self.config.latent_init!r}"
+    @property
+    def sources(self) -> dict[str, str]:
+        return super().sources | ({"latent_init": self._encoder_run} if self._encoder_run else {})
+
+    def start_from(self, field: str, source: Model) -> None:
+        if field != "latent_init":
+            super().start_from(field, source)
+            return
         if not isinstance(source, EncoderModel):
+            where = f"latent_init={self.config.latent_init!r}"
             raise UserError(f"{where} is a {type(source).__name__}, which has no encoder; name a run of a vae")
-        for name, own, theirs in (
-            ("latent_dim", self.config.latent_dim, source.config.latent_dim),
-            ("image shape", self.spec.shape, source.spec.shape),
-            ("observation model", self.observation_model, source.observation_model),
-            # Else the encoder may have seen images that this run is tested on.
-            ("data digest", self.spec.digest, source.spec.digest),
-        ):
-            if own != theirs:
-                raise UserError(f"{where} has {name} {theirs}, but this model has {own}; name a run that has the same")
+        self.refuse_other(field, source)
         # A method, since a module would become a part of this one and of its checkpoints.
         self._encode = lambda batch: source.infer(source.observe(batch))
 
@@ -140,7 +139,7 @@ class LatentOpt(DeepLatentModel):
             # Fewer pixels than latent dimensions leave some without a component: these start at the prior.
             pad = (0, shape[1] - q.mean.shape[1])
             return torch.cat([F.pad(q.mean, pad), F.pad(q.log_var, pad)], -1)
-        if self.source is not None:
+        if self._encoder_run is not None:
             assert self._encode is not None, f"latent_init={self.config.latent_init!r} needs start_from() first"
             posteriors = [self._encode(batch) for batch in split.batches(ENCODED_AT_ONCE)]
             return torch.cat([torch.cat([q.mean, q.log_var], -1) for q in posteriors])

@@ -4,6 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from elbolab.report.numbers import BRIEFLY, dagger
 from elbolab.settings import Settings
 
 
@@ -20,6 +21,13 @@ class Line(Settings):
     """The standard error of each."""
     level: float | None = None
     """A value to compare the line with, dotted."""
+    unreliable: bool = False
+    """Whether some of it is estimated with a Pareto k that is too high."""
+
+    @property
+    def label(self) -> str:
+        """What the line is of, marked where it is unreliable."""
+        return dagger(self.name, self.unreliable)
 
     @model_validator(mode="after")
     def _even(self) -> Self:
@@ -48,7 +56,7 @@ class Chart(Settings):
     def alt(self) -> str:
         """What the figure shows, in words."""
         spans = [
-            f"{line.name} from {line.y[0]:.2f} at {line.x[0]:g} to {line.y[-1]:.2f} at {line.x[-1]:g}"
+            f"{line.label} from {line.y[0]:.2f} at {line.x[0]:g} to {line.y[-1]:.2f} at {line.x[-1]:g}"
             + (f", dotted {line.level:.2f}" if line.level is not None else "")
             for line in self.lines
         ]
@@ -56,7 +64,8 @@ class Chart(Settings):
 
     @property
     def caption(self) -> str:
-        """What bars and dots are."""
+        """What bars, dots and daggers are."""
         bars = ["Bars: one standard error."] * any(line.error for line in self.lines)
         dots = [f"Dotted: {self.dotted}."] * any(line.level is not None for line in self.lines)
-        return " ".join(bars + dots)
+        marks = [f"{BRIEFLY}."] * any(line.unreliable for line in self.lines)
+        return " ".join(bars + dots + marks)

@@ -16,7 +16,7 @@ from elbolab.records import RunRecord
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 PICTURES = ("reconstructions_train", "reconstructions_val", "samples")
-DATA_FLAGS = ("dataset", "train_size", "val_size", "test_size", "split_seed")
+DATA_FLAGS = ("dataset", "train_size", "val_size", "test_size", "split_seed", "binarise")
 
 T = TypeVar("T")
 Row = dict[str, Any]

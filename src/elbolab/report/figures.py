@@ -107,7 +107,7 @@ def chart(name: str, shown: Chart) -> str:
 
 def slots(shown: Chart) -> dict[str, int]:
     """The colour slot of each line of a reproduction's figure, by name."""
-    return dict(zip((line.name for line in shown.lines), cycle(CHART_SLOTS), strict=False))
+    return dict(zip((line.label for line in shown.lines), cycle(CHART_SLOTS), strict=False))
 
 
 def save_chart(shown: Chart, path: Path) -> None:
@@ -122,7 +122,9 @@ def save_chart(shown: Chart, path: Path) -> None:
 
 def _paint_chart(axes: Axes, shown: Chart, tint: Callable[[int], str] = colour) -> None:
     slot = slots(shown)
-    lines = [Series(one.name, slot[one.name], one.x, one.y, one.error or None, level=one.level) for one in shown.lines]
+    lines = [
+        Series(one.label, slot[one.label], one.x, one.y, one.error or None, level=one.level) for one in shown.lines
+    ]
     _logarithmic(axes, shown.x, lines, tint)
     if shown.bottom is not None:
         axes.set_ylim(bottom=shown.bottom)

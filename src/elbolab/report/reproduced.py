@@ -145,8 +145,8 @@ def markdown(found: dict[str, Any], chart: Chart | None) -> str:
     body = [[row["training"], str(row["epochs"]), *(cell(row, *column) for column in shown)] for row in found["rows"]]
     lines = [f"| {' | '.join(line)} |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
     source = f" Reported: {found['source']}." if found["source"] else ""
-    note = ["", UNRELIABLE] if any(DAGGER in line for line in lines) else []
     picture = ["", f"![{chart.alt}]({found['name']}.png)"] if chart else []
+    note = ["", UNRELIABLE] if any(DAGGER in line for line in lines + picture) else []
     return "\n".join([f"`{found['command']}`: {facts(found)}.{source}", "", *lines, *note, *picture])
 
 

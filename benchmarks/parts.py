@@ -63,6 +63,12 @@ PARTS: dict[str, Cases] = {
     "operators": {
         model: [Candidate("elbolab", "operators", f"--model {model} {SHORT}")] for model in ("vae", "latent_opt", "cnn")
     },
+    "compiled": {
+        "vae, batch 64": [Candidate("elbolab", "compiled", SHORT)],
+        "vae, batch 256": [Candidate("elbolab", "compiled", f"{SHORT} --batch-size 256")],
+        "cnn, batch 64": [Candidate("elbolab", "compiled", f"--model cnn {SHORT}")],
+        "vae of dense nets, batch 20": [Candidate("elbolab", "compiled", f"{SHORT} --nets dense --batch-size 20")],
+    },
     "population": {"population": [Candidate("elbolab", "population", "--images 2000 --epochs 1")]},
     "evaluation": {
         "log p(x) of 20 images at 1,000 samples": [
@@ -95,4 +101,4 @@ PARTS: dict[str, Cases] = {
 # What takes elbolab's defaults takes its default data.
 OWN_DATA = {"start": "mnist5k", "tracking": "mnist5k"}
 # Of what takes long, or is hardly another in the next round.
-MOST_ROUNDS = {"operators": 1, "tracking": 3, "scaling": 1, "memory": 1}
+MOST_ROUNDS = {"operators": 1, "compiled": 3, "tracking": 3, "scaling": 1, "memory": 1}

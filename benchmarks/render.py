@@ -45,6 +45,10 @@ in a thread beside it, took {} s of a processor."""
 OPERATORS = """The operators that took most of an epoch at batch 64 by themselves, without those that they call, by
 `torch.profiler`."""
 
+COMPILED = """A step's forward and backward pass and its optimiser, with the terms and the loss of the batch as one
+graph that `torch.compile` has compiled, or as they come, in turn in one process and with the same random numbers. It
+repays itself after so many steps as make up for the seconds that it compiled."""
+
 NOT_MEASURED = """What needs a GPU: a vae at batch 64 and 1,024 against pythae (goal: 8 times at 64), 30 epochs of
 20,000 images (goal: 15 s), log p(x) of 10,000 images at 1,000 samples (goal: 60 s), the share of its bandwidth and
 arithmetic, and 16 trainings as one (goal: 6 times the throughput of one after another)."""
@@ -206,6 +210,20 @@ def operators(cases: Cases) -> list[str]:
     return blocks
 
 
+def compiled(cases: Cases) -> list[str]:
+    rows = []
+    for name, case in cases.items():
+        rounds = case["elbolab"]
+        eager, faster = (median(values(rounds, key)) for key in ("eager_ms", "compiled_ms"))
+        compiling = median(values(rounds, "compile_s"))
+        ratios = [found["eager_ms"] / found["compiled_ms"] for found in rounds]
+        repaid = f"{1000 * compiling / (eager - faster):,.0f}" if eager > faster else "never"
+        label = f"{name}, {rounds[0]['precision']}"
+        rows.append([label, f"{eager:.2f}", f"{faster:.2f}", *spread(ratios, ".2f"), f"{compiling:.1f}", repaid])
+    header = ["training", "ms a step", "compiled", "times as fast", "least to most", "compiling, s", "repaid after"]
+    return [COMPILED, table(header, rows)]
+
+
 def population(cases: Cases) -> list[str]:
     rounds = cases["population"]["elbolab"]
     alone, beside = (spread(values(rounds, key), ".1f")[0] for key in ("alone_s", "beside_s"))
@@ -249,6 +267,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Cases], list[str]]]] = {
     "training": ("Training", training),
     "limit": ("Share of the limit", limit),
     "operators": ("Where a training's time goes", operators),
+    "compiled": ("Compiled steps", compiled),
     "population": ("Populations", population),
     "evaluation": ("Evaluation", evaluation),
     "start": ("Time to the first loss", start),

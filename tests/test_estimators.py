@@ -302,6 +302,21 @@ def test_all_images_can_be_evaluated(digits: Data):
     assert "test/ess" not in found.metrics
 
 
+def test_an_evaluation_that_takes_long_says_how_far_it_is(
+    digits: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    model, config = trained("vae", digits, latent_dim=4), EvaluateConfig(samples=20, images=10)
+    likelihood(Subject(model, digits, config))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("elbolab.progress.SECONDS_A_LINE", -1)
+    monkeypatch.setattr("elbolab.evaluators.likelihood.WEIGHTS_AT_ONCE", 80)
+    likelihood(Subject(model, digits, config))
+    told = [line.rpartition(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == [
+        f"{split} log p(x): {done} of 10 images" for split in ("train", "val", "test") for done in (4, 8, 10)
+    ]
+
+
 def test_nothing_keeps_a_model_after_its_evaluation(digits: Data):
     model = trained("vae", digits, latent_dim=4)
     likelihood(Subject(model, digits, EvaluateConfig(samples=2, images=2)))

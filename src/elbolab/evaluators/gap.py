@@ -1,6 +1,6 @@
 """The inference gap: how far the ELBO of q is below log p(x), and how much of it a better q of its family would win."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 import torch
@@ -13,6 +13,7 @@ from elbolab.evaluators.importance import estimate_log_px, log_weights
 from elbolab.evaluators.subject import Findings, Subject, mean_metrics
 from elbolab.models.fitting import choose, fit_posterior
 from elbolab.models.latent import DiagonalGaussian, LatentModel
+from elbolab.progress import counted
 
 # All chains of so many images are one batch.
 CHAINS_AT_ONCE = 2000
@@ -32,12 +33,13 @@ def gap(subject: Subject) -> Findings:
     model, config = subject.model, subject.config
     if not isinstance(model, LatentModel) or not config.gap_images:
         return Findings()
-    generator = subject.generator("gap")
-    parts = [
-        _rows(model, subject, batch, posteriors, generator)
-        for split in ("train", "test")
-        for batch, posteriors in _chosen(model, subject, split)
-    ]
+    generator, parts = subject.generator("gap"), []
+    with counted("inference gap", 3 * config.gap_images) as done:
+        for split in ("train", "test"):
+            for batch, posteriors in _chosen(model, subject, split):
+                parts.append(_rows(model, subject, batch, posteriors, generator))
+                done(len(batch))
+        lower, upper = _simulated(model, subject, generator, done)
     table = pd.concat(parts, ignore_index=True)
     metrics: dict[str, float] = {}
     for split in ("train", "test"):
@@ -46,7 +48,6 @@ def gap(subject: Subject) -> Findings:
             rows = table[(table.split == split) & ((table.posterior == "table") == stored)]
             for column in COLUMNS if len(rows) else ():
                 metrics |= mean_metrics(f"{split}/{NAMES.get(column, column)}{suffix}", rows[column])
-    lower, upper = _simulated(model, subject, generator)
     metrics |= {
         "simulated/log_px_lower": lower.mean().item(),
         "simulated/log_px_upper": upper.mean().item(),
@@ -154,7 +155,9 @@ def _rows(
     return pd.concat(frames, ignore_index=True)
 
 
-def _simulated(model: LatentModel, subject: Subject, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _simulated(
+    model: LatentModel, subject: Subject, generator: torch.Generator, done: Callable[[int], None]
+) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds on log p(x) of as many images that the model itself makes, (gap_images,) each."""
     config, bounds = subject.config, []
     for count in torch.arange(config.gap_images).split(_images_at_once(config)):
@@ -166,5 +169,6 @@ def _simulated(model: LatentModel, subject: Subject, generator: torch.Generator)
             nothing = torch.zeros(len(z), dtype=torch.int64, device=z.device)
             start = model.infer(Batch(x, nothing, nothing, "simulated", ""), generator)
         bounds.append(bidirectional_bounds(model, x, z, start, config, generator))
+        done(len(z))
     lower, upper = (torch.cat(values) for values in zip(*bounds, strict=True))
     return lower, upper

@@ -13,6 +13,7 @@ from elbolab.evaluators.importance import Estimate, bound, estimate_log_px, pare
 from elbolab.evaluators.subject import Findings, Subject, mean_metrics
 from elbolab.intervals import k_threshold
 from elbolab.models.latent import LatentModel
+from elbolab.progress import counted
 
 CURVE = (1, 10, 100, 1000, 5000)
 # Log weights are kept until an image's diagnostics are found: 40 MB of them, or those of one image.
@@ -69,14 +70,16 @@ def mean_log_px(subject: Subject, split: str) -> dict[str, float]:
 def _estimates(model: LatentModel, subject: Subject, split: str) -> Iterator[tuple[Batch, str, Estimate]]:
     """Some images at a time, the name of the posteriors that were sampled from, and what came of it."""
     generator, samples = subject.generator(f"{split} samples"), subject.config.samples
-    for batch, q in zip(subject.batches(split), subject.inferred(split), strict=True):
-        posteriors = {model.inference.partition(":")[0]: q, "table": model.stored_posterior(batch)}
-        for name, posterior in posteriors.items():
-            if posterior is None:
-                continue
+    inferred = subject.inferred(split)
+    with counted(f"{split} log p(x)", sum(len(q.mean) for q in inferred)) as done:
+        for batch, q in zip(subject.batches(split), inferred, strict=True):
+            posteriors = {model.inference.partition(":")[0]: q, "table": model.stored_posterior(batch)}
             for rows in torch.arange(len(batch), device=batch.x.device).split(max(1, WEIGHTS_AT_ONCE // samples)):
                 part = batch[rows]
-                yield part, name, estimate_log_px(model, part.x, posterior[rows], samples, generator)
+                for name, posterior in posteriors.items():
+                    if posterior is not None:
+                        yield part, name, estimate_log_px(model, part.x, posterior[rows], samples, generator)
+                done(len(part))
 
 
 def _rows(model: LatentModel, subject: Subject, batch: Batch, name: str, estimate: Estimate) -> pd.DataFrame:

@@ -70,12 +70,13 @@ class RowAdam(torch.optim.Optimizer):
                     state["steps"] = torch.zeros(len(table), 1, device=table.device)
                 gradient = table.grad.coalesce()
                 rows, values = gradient.indices()[0], gradient.values()
-                steps = state["steps"][rows] + 1
-                mean = torch.lerp(values, state["mean"][rows], first)
-                square = torch.lerp(values.square(), state["square"][rows], second)
-                state["steps"][rows], state["mean"][rows], state["square"][rows] = steps, mean, square
-                scale = (square / (1 - second**steps)).sqrt_().add_(group["eps"])
-                table[rows] -= group["lr"] * (mean / (1 - first**steps)) / scale
+                steps = state["steps"].index_select(0, rows).add_(1)
+                mean = state["mean"].index_select(0, rows).lerp_(values, 1 - first)
+                square = state["square"].index_select(0, rows).lerp_(values.square(), 1 - second)
+                for name, moment in (("steps", steps), ("mean", mean), ("square", square)):
+                    state[name].index_copy_(0, rows, moment)
+                scale = square.div_(1 - second**steps).sqrt_().add_(group["eps"])
+                table.index_add_(0, rows, mean.div_(1 - first**steps).div_(scale), alpha=-group["lr"])
 
 
 class LatentOpt(DeepLatentModel):

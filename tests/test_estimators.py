@@ -33,7 +33,8 @@ def test_ppca_is_the_multivariate_normal(latent_dim: int, sigma: float):
     model, x = linear_gaussian(latent_dim, sigma)
     covariance = (model.loadings @ model.loadings.T).double() + sigma**2 * torch.eye(12, dtype=torch.float64)
     expected = multivariate_normal.logpdf(x.flatten(1).numpy(), model.mean.numpy(), covariance.numpy())  # pyright: ignore
-    np.testing.assert_allclose(model.exact_log_px(x).numpy(), expected, rtol=1e-5)
+    # Sums of single precision, some of which nearly cancel.
+    np.testing.assert_allclose(model.exact_log_px(x).numpy(), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("latent_dim", [1, 3, 7])
@@ -309,7 +310,7 @@ def test_an_evaluation_that_takes_long_says_how_far_it_is(
     likelihood(Subject(model, digits, config))
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("elbolab.progress.SECONDS_A_LINE", -1)
-    monkeypatch.setattr("elbolab.evaluators.likelihood.WEIGHTS_AT_ONCE", 80)
+    monkeypatch.setitem(likelihood.__globals__, "WEIGHTS_AT_ONCE", 80)
     likelihood(Subject(model, digits, config))
     told = [line.rpartition(",")[0] for line in capsys.readouterr().err.splitlines()]
     assert told == [

@@ -55,7 +55,7 @@ def mlp_decoder(inputs: int, shape: Shape, hidden: int, activation: type[nn.Modu
 def conv_encoder(shape: Shape, outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Images (B, C, H, W) to (B, outputs): two strided convolutions of 32 and 64 channels, a dense layer of 256."""
     height, width = _quarter(shape, CONV_REMEDY)
-    return nn.Sequential(
+    return _fast(
         nn.Conv2d(shape[0], 32, 4, stride=2, padding=1),
         activation(),
         nn.Conv2d(32, 64, 4, stride=2, padding=1),
@@ -70,7 +70,7 @@ def conv_encoder(shape: Shape, outputs: int, activation: type[nn.Module] = nn.Re
 def conv_decoder(inputs: int, shape: Shape, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Latent vectors (B, inputs) to unbounded activations (B, C, H, W): the mirror of ``conv_encoder``."""
     height, width = _quarter(shape, CONV_REMEDY)
-    net = nn.Sequential(
+    return _fast(
         LatentLinear(inputs, 256),
         activation(),
         nn.Linear(256, 64 * height * width),
@@ -80,9 +80,15 @@ def conv_decoder(inputs: int, shape: Shape, activation: type[nn.Module] = nn.ReL
         activation(),
         ToImage(32, shape[0], 4, stride=2, padding=1),
     )
-    # Transposed convolutions run up to twice as fast on a CPU in this order; the last is a matrix product there.
-    net[:-1].to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return net
+
+
+def _fast(*layers: nn.Module) -> nn.Sequential:
+    """The layers one after another, their convolutions' weights in the order in which a CPU is up to twice as fast."""
+    for layer in layers:
+        # On a CPU that one is a matrix product.
+        if not isinstance(layer, ToImage):
+            layer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return nn.Sequential(*layers)
 
 
 class LatentLinear(nn.Linear):
@@ -134,7 +140,7 @@ class Dropout(nn.Dropout):
 def lenet(shape: Shape, classes: int) -> nn.Sequential:
     """Images (B, C, H, W) to logits (B, classes): LeNet's layout (LeCun et al. 1998) with ReLU and max pooling."""
     height, width = _quarter(shape, "pad or crop them")
-    return nn.Sequential(
+    return _fast(
         nn.Conv2d(shape[0], 16, 5, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(2),

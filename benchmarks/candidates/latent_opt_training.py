@@ -1,31 +1,22 @@
-"""elbolab's training of latent_opt, and its steps beside those of the decoder alone on given latent vectors."""
+"""elbolab's training of latent_opt, and its steps in turn with those of the decoder alone on given latent vectors."""
 
 import statistics
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from itertools import islice
 
 import torch
 from common import LR, arguments
 from elbolab_training import measure, prepared
 
-from elbolab import trainer
 from elbolab.data import Data
 from elbolab.models.latent import LatentModel
 from elbolab.models.latent_opt import LatentOpt
+from elbolab.trainer import Objective, Step
 
-
-def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
-    """``function``, with the seconds of every call noted."""
-
-    def call(*arguments: Any) -> Any:
-        began = time.perf_counter()
-        result = function(*arguments)
-        seconds.append(time.perf_counter() - began)
-        return result
-
-    return call
+# After every epoch, each beside one of the decoder alone: machines change within seconds.
+STEPS = 120
 
 
 def decoder_step(model: LatentModel, decoder: torch.nn.Module, data: Data) -> Callable[[], None]:
@@ -46,18 +37,19 @@ def main() -> None:
     given = arguments()
     model, data = prepared("latent_opt", given)
     assert isinstance(model, LatentOpt)
-    whole: list[float] = []
-    bare: list[float] = []
-    trainer.Step.take = timed(trainer.Step.take, whole)
-    step = timed(decoder_step(model, deepcopy(model.decoder), data), bare)
+    objective, bare = Objective(model), decoder_step(model, deepcopy(model.decoder), data)
 
     def between() -> dict[str, float]:
-        warm = len(bare)
         model.train()
-        for _ in range(len(whole) - warm):
-            step()
-        of_epoch = [1000 * statistics.median(found[warm:]) for found in (whole, bare)]
-        return {"step_ms": of_epoch[0], "decoder_ms": of_epoch[1], "ratio": of_epoch[0] / of_epoch[1]}
+        seconds: dict[str, list[float]] = {"step": [], "decoder": []}
+        for batch in islice(data.train.batches(given.batch_size), STEPS):
+            whole = Step(objective, model.optimizers(), model.observe(batch), 1.0, "a step").take
+            for name, step in (("step", whole), ("decoder", bare)):
+                began = time.perf_counter()
+                step()
+                seconds[name].append(time.perf_counter() - began)
+        own, decoder = (1000 * statistics.median(found) for found in seconds.values())
+        return {"step_ms": own, "decoder_ms": decoder, "ratio": own / decoder}
 
     measure(given, model, data, between)
 

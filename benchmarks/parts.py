@@ -57,8 +57,8 @@ PARTS: dict[str, Cases] = {
         "vae, batch 256": trainings("--model vae --batch-size 256", VAE_PEERS),
         "iwae with K = 5, batch 64": trainings("--model iwae --images 4000", "pythae"),
         "cnn, batch 64": trainings("--model cnn --images 10000", "Lightning, DataLoader loop"),
-        "latent_opt, batch 64": [Candidate("elbolab", "latent_opt_training", "--images 8000")],
     },
+    "rows": {"latent_opt, batch 64": [Candidate("elbolab", "latent_opt_training", "--images 8000")]},
     "limit": {"limit": [Candidate("elbolab", "limit", "--epochs 2")]},
     "operators": {
         model: [Candidate("elbolab", "operators", f"--model {model} {SHORT}")] for model in ("vae", "latent_opt", "cnn")

@@ -55,6 +55,9 @@ class Config(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the nets' matrix products while they train: auto takes bfloat16 on a CPU that has instructions for it.
     Weights, likelihoods and every evaluation are in float32."""
+    compile: Literal["auto", "no"] = "auto"
+    """Whether steps are compiled: auto does where it repays itself, in long trainings of dense nets on a CPU with a C++
+    compiler."""
 
 
 class GapConfig(Settings):

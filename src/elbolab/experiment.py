@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from elbolab import distributed, records, tracker
+from elbolab.compiling import is_worth_compiling
 from elbolab.config import CompareConfig, Config, EvaluateConfig, Given, default_data_dir
 from elbolab.data import Data, load_data
 from elbolab.errors import UserError
@@ -78,6 +79,7 @@ def prepare(name: str, config: Config) -> tuple[Model, Data, dict[str, str]]:
             "observation_model": model.observation_model,
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "precision": str(model.precision).removeprefix("torch."),
+            "compiled": str(is_worth_compiling(model, data)).lower(),
         },
     )
 

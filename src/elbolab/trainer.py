@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from elbolab import distributed
 from elbolab.checkpoint import save_checkpoint
+from elbolab.compiling import compiled, is_worth_compiling
 from elbolab.config import Config
 from elbolab.data import Batch, Data, Split
 from elbolab.errors import UserError
@@ -116,6 +117,8 @@ def training(
     if len(at.order):
         shuffle.set_state(at.order)
     objective = distributed.parallel(Objective(model), [f"model.{name}" for name in model.sharded])
+    model.train()
+    of_whole = compiled(objective, model, data) if is_worth_compiling(model, data) else objective
     steps_an_epoch = math.ceil(len(data.train) / config.batch_size)
     first, started = at.epoch, time.perf_counter()
 
@@ -132,7 +135,8 @@ def training(
             is_checked = model.device.type == "cpu" or at.step % CHECK_STEPS == 0
             checked = f"step {at.step + 1} of epoch {epoch}" if is_checked else None
             with distributed.share(model.observe(batch), model.owners) as own:
-                step = Step(objective, optimizers, own, model.kl_weight(epochs), checked)
+                its = of_whole if len(own) == config.batch_size else objective
+                step = Step(its, optimizers, own, model.kl_weight(epochs), checked)
                 for _ in range(model.steps_per_visit):
                     yield step
             at.means.add(own, step.loss, model.metrics(step.terms), model.score(step.terms))

@@ -87,5 +87,10 @@ class EncoderModel(DeepLatentModel):
         super().__init__(config, spec)
         self.encoder = make_encoder(config.net, spec.shape, 2 * config.latent_dim, config.hidden, config.activation)
 
+    @property
+    def compiles(self) -> bool:
+        # What cannot be stacked is no pure function of its weights and images, as a compiler would have it.
+        return self.config.net == "mlp" and self.stacks
+
     def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
         return DiagonalGaussian(*self.compute(self.encoder, batch.x).chunk(2, -1))

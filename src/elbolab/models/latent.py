@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -46,9 +46,9 @@ class Model(nn.Module, ABC):
     def device(self) -> torch.device:
         return next(chain(self.parameters(), self.buffers())).device
 
-    @property
+    @cached_property
     def precision(self) -> torch.dtype:
-        """The type of the matrix products of ``compute`` while the model trains."""
+        """The type of the matrix products of ``compute`` while the model trains, on the device that it trains on."""
         wanted = self.config.precision
         if wanted == "auto":
             wanted = "bfloat16" if self.device.type == "cpu" and has_fast_bfloat16() else "float32"
@@ -105,6 +105,11 @@ class Model(nn.Module, ABC):
     def stacks(self) -> bool:
         """Whether ``torch.vmap`` can compute a step of several such models as one."""
         return not self.sharded
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a compiled step is faster on a CPU than one as it comes."""
+        return False
 
     @property
     def steps_per_visit(self) -> int:

@@ -57,7 +57,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "alias": st.sampled_from(["champion", "best-of_3", "A"]),
     "name": TEXT.filter(lambda text: not set("/:") & set(text) and text.strip() not in ("", ".", "..")),
     "latent_init": st.sampled_from(["zeros", "normal", "pca"]) | st.from_regex(r"encoder:\w+", fullmatch=True),
-    "start": st.from_regex(r"\w+", fullmatch=True),
+    "start": st.from_regex(r"[a-zA-Z0-9_]+", fullmatch=True),
 }
 
 

@@ -23,7 +23,7 @@ class DeepLatentConfig(LatentConfig):
     """Width of both hidden layers of mlp nets; conv nets have widths of their own."""
     activation: Annotated[Literal["relu", "tanh", "elu"], CategoricalDistribution(["relu", "tanh", "elu"])] = "relu"
     """Nonlinearity between the layers of either kind."""
-    start: Annotated[str, Field(pattern=r"^\w+$")] | None = None
+    start: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_]+$")] | None = None
     """Run whose trained nets are the first ones, decoder and, where both have one, encoder [default: drawn by seed]."""
 
 

@@ -1,6 +1,7 @@
 """Probabilistic PCA in closed form, with its exact posterior and exact log p(x): the baseline and the ground truth."""
 
 import math
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
@@ -68,7 +69,7 @@ class PPCA(LatentModel):
         self.register_buffer("loadings", torch.zeros(pixels, config.latent_dim))
         self.register_buffer("sigma", torch.tensor(config.sigma, dtype=torch.float64))
 
-    @property
+    @cached_property
     def precision(self) -> torch.dtype:
         return torch.float32  # nothing here is a net
 

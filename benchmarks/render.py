@@ -135,7 +135,7 @@ def training(cases: Cases) -> list[str]:
 
 
 def rows(cases: Cases) -> list[str]:
-    ((_, case),) = cases.items()
+    (case,) = cases.values()
     step = case["elbolab"]
     ratios = spread(values(step, "ratio"), ".2f")
     sentence = (

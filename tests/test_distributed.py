@@ -20,7 +20,8 @@ from elbolab.checkpoint import load_checkpoint
 from elbolab.data import Data
 from elbolab.errors import UserError
 from elbolab.models import MODELS
-from elbolab.models.latent import LatentModel, Model
+from elbolab.models.latent import LatentModel
+from elbolab.models.model import Model
 
 pytestmark = pytest.mark.scale
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -13,9 +13,11 @@ from elbolab.checkpoint import load_checkpoint
 from elbolab.config import Config
 from elbolab.data import Data, load_data
 from elbolab.errors import UserError
-from elbolab.models import MODELS, latent
-from elbolab.models.latent import DiagonalGaussian, LatentModel, Model
+from elbolab.models import MODELS
+from elbolab.models import model as contract
+from elbolab.models.latent import DiagonalGaussian, LatentModel
 from elbolab.models.latent_opt import RowAdam
+from elbolab.models.model import Model
 from elbolab.nets import ACTIVATIONS, ToImage
 from elbolab.objectives import elbo
 from elbolab.trainer import Event, _snapshot, rate_factor, train
@@ -168,7 +170,7 @@ def test_bfloat16_is_of_the_nets_while_they_train_and_of_nothing_else(name: str,
 def test_precision_is_the_wanted_one_or_what_the_cpu_is_fast_at(
     wanted: str, fast: bool, expected: torch.dtype, digits: Data, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(latent, "has_fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(contract, "has_fast_bfloat16", lambda: fast)
     assert make("vae", digits, precision=wanted).precision == expected
 
 

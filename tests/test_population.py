@@ -17,7 +17,7 @@ from elbolab.data import Data, load_data
 from elbolab.errors import UserError
 from elbolab.interrupts import Interruption
 from elbolab.models import MODELS
-from elbolab.models.latent import Model
+from elbolab.models.model import Model
 from elbolab.population import together
 from elbolab.trainer import Event, Step, train, training
 

@@ -1,4 +1,4 @@
-"""A model's training steps through `torch.compile`, whole graph by whole graph, in turn with the same steps without."""
+"""A model's training steps compiled as elbolab does, in turn with the same steps without."""
 
 import os
 import statistics
@@ -8,10 +8,10 @@ import time
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(os.getcwd(), "compiled")
 
 import torch
-import torch._inductor.config
 from common import arguments, report
 from elbolab_training import prepared
 
+from elbolab.compiling import Compiled
 from elbolab.trainer import Objective
 
 STEPS, TURNS = 40, 7
@@ -21,18 +21,14 @@ DENSE = {"net": "mlp", "hidden": 200, "activation": "tanh", "latent_dim": 50, "l
 
 def main() -> None:
     given = arguments()
-    # The same random numbers either way.
-    torch._inductor.config.fallback_random = True
     fields = {**DENSE, "precision": "float32"} if given.nets == "dense" else {}
     model, data = prepared(given.model, given, **fields)
-    # What the type is must be said: a compiler does not look into what the CPU can do.
     precision = str(model.precision).removeprefix("torch.")
-    model, data = prepared(given.model, given, **{**fields, "precision": precision})
     model.prepare(data)
     model.train()
     optimizers, objective = model.optimizers(), Objective(model)
     batches = [model.observe(batch) for batch in data.train.batches(given.batch_size, torch.Generator())][:STEPS]
-    ways = {"eager": objective, "compiled": torch.compile(objective, fullgraph=True, dynamic=False)}
+    ways = {"eager": objective, "compiled": Compiled(objective)}
 
     def seconds(way: str, count: int) -> float:
         began = time.perf_counter()

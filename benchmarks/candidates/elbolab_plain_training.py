@@ -7,7 +7,7 @@ from torch import Tensor
 
 from elbolab.data import Batch, Data, Split
 from elbolab.models.deep import DeepLatentModel
-from elbolab.models.latent import Model
+from elbolab.models.model import Model
 
 
 def take_fast_path_away(model: Model, data: Data) -> None:

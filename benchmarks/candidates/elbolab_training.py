@@ -10,7 +10,7 @@ from common import IW_SAMPLES, LR, SIGMA, arguments, report_training
 from elbolab import experiment
 from elbolab.data import Data
 from elbolab.models import MODELS
-from elbolab.models.latent import Model
+from elbolab.models.model import Model
 from elbolab.trainer import Event, train
 
 VAL_SIZE = 500

@@ -17,7 +17,7 @@ from elbolab.data import DataSpec
 from elbolab.durable import replace
 from elbolab.errors import UserError
 from elbolab.models import MODELS
-from elbolab.models.latent import Model
+from elbolab.models.model import Model
 
 
 def save_checkpoint(path: Path, model: Model, epoch: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from elbolab import distributed
 from elbolab.data import Batch, Data
 from elbolab.errors import reason
-from elbolab.models.latent import Model
+from elbolab.models.model import Model
 from elbolab.objectives import Terms
 
 # As benchmarks/results.md has it, of dense nets at batch 20; convolutions are slower compiled.

@@ -21,7 +21,7 @@ from elbolab.errors import UserError
 from elbolab.evaluators import EVALUATORS, Findings, Subject
 from elbolab.models import MODELS
 from elbolab.models.cnn import CNN
-from elbolab.models.latent import Model
+from elbolab.models.model import Model
 from elbolab.progress import Progress
 from elbolab.registry import load_model
 from elbolab.trainer import Event, train

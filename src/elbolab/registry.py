@@ -20,7 +20,7 @@ import elbolab
 from elbolab import serving
 from elbolab.checkpoint import load_checkpoint
 from elbolab.errors import UserError, reason
-from elbolab.models.latent import Model
+from elbolab.models.model import Model
 from elbolab.records import address, model_of, prepare_store
 
 NAME = "model"

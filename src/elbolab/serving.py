@@ -19,7 +19,8 @@ from elbolab.data import Batch
 from elbolab.errors import shown
 from elbolab.evaluators.importance import estimate_log_px
 from elbolab.models.cnn import CNN
-from elbolab.models.latent import LatentModel, Model
+from elbolab.models.latent import LatentModel
+from elbolab.models.model import Model
 
 # What keeps an answer within the minute that MLflow's server gives it.
 MOST_IMAGES = 500

@@ -14,7 +14,7 @@ from elbolab import distributed
 from elbolab.checkpoint import read, write
 from elbolab.data import Batch
 from elbolab.errors import UserError
-from elbolab.models.latent import Model
+from elbolab.models.model import Model
 
 PATTERN = "state-*.safetensors"
 # Writing takes at most a hundredth of the time.

@@ -17,7 +17,8 @@ from elbolab.config import Config
 from elbolab.data import Batch, Data, Split
 from elbolab.errors import UserError
 from elbolab.interrupts import Interruption, postponed
-from elbolab.models.latent import LatentModel, Model
+from elbolab.models.latent import LatentModel
+from elbolab.models.model import Model
 from elbolab.objectives import Terms
 from elbolab.states import Means, States
 

@@ -15,7 +15,8 @@ from elbolab.config import EvaluateConfig
 from elbolab.data import Batch, Data
 from elbolab.intervals import mean_se
 from elbolab.models.cnn import CNN
-from elbolab.models.latent import DiagonalGaussian, LatentModel, Model
+from elbolab.models.latent import DiagonalGaussian, LatentModel
+from elbolab.models.model import Model
 
 IMAGES_AT_ONCE = 500
 

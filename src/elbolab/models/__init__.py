@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from elbolab.models.latent import Model
+    from elbolab.models.model import Model
 
 
 class _Models(Mapping[str, type["Model"]]):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from elbolab.config import Config
 from elbolab.data import Batch, DataSpec
-from elbolab.models.latent import Model
+from elbolab.models.model import Model
 from elbolab.nets import lenet
 from elbolab.objectives import Terms
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from elbolab.bounds import WIDEST
 from elbolab.data import Batch, DataSpec
 from elbolab.errors import UserError
-from elbolab.models.latent import DiagonalGaussian, LatentConfig, LatentModel, Model
+from elbolab.models.latent import DiagonalGaussian, LatentConfig, LatentModel
+from elbolab.models.model import Model
 from elbolab.nets import make_decoder, make_encoder
 
 

@@ -15,7 +15,8 @@ from elbolab.data import Batch, Data, DataSpec, Split
 from elbolab.errors import UserError
 from elbolab.models.deep import BetaConfig, DeepLatentModel, EncoderModel
 from elbolab.models.fitting import choose, fit_posterior
-from elbolab.models.latent import DiagonalGaussian, Model
+from elbolab.models.latent import DiagonalGaussian
+from elbolab.models.model import Model
 from elbolab.models.ppca import fit_ppca, linear_posterior
 
 START_LOG_VAR = -2.0

@@ -20,12 +20,11 @@ change with the hour."""
 
 TRAINING = """Images a second of the training loop in the epochs after the first, without validation, tracking and
 start-up. Every candidate trains nets of the same layers and first weights on the same images, by Adam at a constant
-rate of 0.001, and has the same threads. The peers' encoders and classifiers are elbolab's, in an order of memory that
-a CPU is fast at; their decoders are torch's own layers in torch's order, as one writes them by hand, but where it says
-with elbolab's nets: those compute the same faster on a CPU. The loss is the mean over its last epoch of the
-negative ELBO (of the cnn the cross-entropy), in nats, constants included: a faster wrong training would show. What
-pythae's IWAE minimises has the gradient of the bound but not its value, so that for iwae too the ELBO is given.
-The vae trains on 20,000 images, the iwae on 4,000, the cnn on 10,000, latent_opt on 8,000.
+rate of 0.001, and has the same threads. The peers' nets are torch's own layers in torch's own order of memory, as one
+writes them by hand, but where it says with elbolab's nets: those compute the same faster on a CPU. The loss is the
+mean over its last epoch of the negative ELBO (of the cnn the cross-entropy), in nats, constants included: a faster
+wrong training would show. What pythae's IWAE minimises has the gradient of the bound but not its value, so that for
+iwae too the ELBO is given. The vae trains on 20,000 images, the iwae on 4,000, the cnn on 10,000, latent_opt on 8,000.
 elbolab as it comes multiplies in bfloat16 while it trains where the CPU is fast at it (`precision`); its peers, as
 they come, in float32."""
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elbolab.nets import conv_decoder, conv_encoder, lenet
+from elbolab.nets import ToImage, conv_decoder, conv_encoder, lenet
 
 SHAPE = (1, 28, 28)
 CLASSES = 10
@@ -64,20 +64,21 @@ def load_images(given: argparse.Namespace) -> Tensor:
     return torch.from_numpy(load_array(given, "images")).float() / 255
 
 
-def plain(decoder: nn.Sequential) -> nn.Sequential:
-    """A decoder of the same weights by torch's own layers in torch's own order, as one writes it by hand."""
-    *layers, last = decoder
-    assert isinstance(last, nn.ConvTranspose2d)
-    own = nn.ConvTranspose2d(last.in_channels, last.out_channels, 4, stride=2, padding=1)
-    own.load_state_dict(last.state_dict())
-    return nn.Sequential(*layers, own).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+def plain(net: nn.Sequential) -> nn.Sequential:
+    """A net of the same weights by torch's own layers in torch's own order, as one writes it by hand."""
+    *layers, last = net
+    if isinstance(last, ToImage):
+        own = nn.ConvTranspose2d(last.in_channels, last.out_channels, 4, stride=2, padding=1)
+        own.load_state_dict(last.state_dict())
+        last = own
+    return nn.Sequential(*layers, last).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
 
 def make_nets(given: argparse.Namespace) -> tuple[nn.Sequential, nn.Sequential]:
     """Decoder and encoder of the default vae; made in elbolab's order, equal seeds give equal weights."""
     decoder = conv_decoder(given.latent_dim, SHAPE)
     encoder = conv_encoder(SHAPE, 2 * given.latent_dim)
-    return decoder if given.nets == "elbolab" else plain(decoder), encoder
+    return (decoder, encoder) if given.nets == "elbolab" else (plain(decoder), plain(encoder))
 
 
 class PlainVAE(nn.Module):
@@ -100,7 +101,7 @@ class PlainCNN(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = lenet(SHAPE, CLASSES)
+        self.net = plain(lenet(SHAPE, CLASSES))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(self.net(x), y)

@@ -6,13 +6,13 @@ from elbolab_training import measure, prepared
 from torch import Tensor
 
 from elbolab.data import Batch, Data, Split
-from elbolab.models.deep import DeepLatentModel
 from elbolab.models.model import Model
 
 
 def take_fast_path_away(model: Model, data: Data) -> None:
-    if isinstance(model, DeepLatentModel):
-        model.decoder = plain(model.decoder)
+    for name, net in list(model.named_children()):
+        assert isinstance(net, torch.nn.Sequential)
+        setattr(model, name, plain(net))
     adam = torch.optim.Adam(model.parameters(), model.config.lr, eps=model.config.adam_eps)
     model.optimizers = lambda: [adam]
     pixels = {split.name: split.images.float() / 255 for split in data.splits.values()}

@@ -11,7 +11,6 @@ from torch import Tensor
 PIXELS = (-3, -2, -1)
 # A pixel that is black in every training image would otherwise make one white pixel impossible.
 LEAST_MEAN = 1e-3
-DYNAMICALLY = " binarised dynamically"
 
 
 class Likelihood(Protocol):
@@ -19,7 +18,12 @@ class Likelihood(Protocol):
 
     @property
     def description(self) -> str:
-        """The observation model in words: likelihood, its constants, pixel range and binarisation."""
+        """The likelihood and its constants, in words."""
+        ...
+
+    @property
+    def pixels(self) -> str:
+        """What ``observe`` makes of pixels in [0, 1], in words."""
         ...
 
     def observe(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -55,7 +59,11 @@ class Gaussian:
 
     @property
     def description(self) -> str:
-        return f"gaussian sigma={self.sigma:g}, pixels in [0,1]"
+        return f"gaussian sigma={self.sigma:g}"
+
+    @property
+    def pixels(self) -> str:
+        return "pixels in [0,1]"
 
     def observe(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return x
@@ -87,7 +95,11 @@ class Bernoulli:
 
     @property
     def description(self) -> str:
-        return f"bernoulli, pixels{DYNAMICALLY}"
+        return "bernoulli"
+
+    @property
+    def pixels(self) -> str:
+        return "pixels binarised dynamically"
 
     def observe(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.bernoulli(x, generator=generator)
@@ -122,7 +134,11 @@ class ContinuousBernoulli:
 
     @property
     def description(self) -> str:
-        return "continuous bernoulli, pixels in [0,1]"
+        return "continuous bernoulli"
+
+    @property
+    def pixels(self) -> str:
+        return "pixels in [0,1]"
 
     def observe(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return x

@@ -14,12 +14,12 @@ from elbolab.bounds import WIDEST
 from elbolab.config import Config
 from elbolab.data import Batch, DataSpec
 from elbolab.draws import draw
-from elbolab.likelihoods import DYNAMICALLY, PIXELS, Likelihood, make_likelihood
+from elbolab.likelihoods import PIXELS, Likelihood, make_likelihood
 from elbolab.models.model import Model
 from elbolab.objectives import Terms, elbo
 
 LOG_2PI = math.log(2 * math.pi)
-BINARISED = {"once": " binarised once", "half": " binarised at a half"}
+BINARISED = {"once": "pixels binarised once", "half": "pixels binarised at a half"}
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,9 @@ class LatentModel(Model):
 
     @property
     def observation_model(self) -> str:
-        description, binarise = self.likelihood.description, self.config.binarise
-        if binarise == "no":
-            return description
         # Of black and white pixels the likelihood's own draws change nothing.
-        return f"{description.removesuffix(DYNAMICALLY)}{BINARISED[binarise]}"
+        pixels = BINARISED.get(self.config.binarise, self.likelihood.pixels)
+        return f"{self.likelihood.description}, {pixels}"
 
     def observe(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         return batch.with_x(self.likelihood.observe(batch.x, generator))

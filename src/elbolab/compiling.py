@@ -13,8 +13,8 @@ from elbolab.errors import reason
 from elbolab.models.model import Model
 from elbolab.objectives import Terms
 
-# As benchmarks/results.md has it, of dense nets at batch 20; convolutions are slower compiled.
-REPAID_AFTER = 30_000
+# On either machine that docs/results.md tells of, for dense nets at batch 20; convolutions are no faster compiled.
+REPAID_AFTER = 50_000
 
 
 def is_worth_compiling(model: Model, data: Data) -> bool:

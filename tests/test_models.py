@@ -386,14 +386,21 @@ def test_the_classifier_reads_the_embedded_digits(tmp_path: Path):
     assert accuracy >= 0.95
 
 
-@pytest.mark.parametrize(("batch", "channels"), [(5, 1), (5, 3), (0, 1)])
-def test_the_last_layer_of_a_decoder_is_a_transposed_convolution(batch: int, channels: int):
-    layer = ToImage(8, channels, 4, stride=2, padding=1)
-    base = torch.nn.ConvTranspose2d(8, channels, 4, stride=2, padding=1)
+@pytest.mark.parametrize(
+    ("batch", "channels", "kernel", "stride", "padding"),
+    [(5, 1, 4, 2, 1), (5, 3, 4, 2, 1), (0, 1, 4, 2, 1), (5, 3, 6, 2, 2), (5, 2, 3, 3, 0)],
+)
+def test_the_last_layer_of_a_decoder_is_a_transposed_convolution(
+    batch: int, channels: int, kernel: int, stride: int, padding: int
+):
+    layer = ToImage(8, channels, kernel, stride=stride, padding=padding)
+    base = torch.nn.ConvTranspose2d(8, channels, kernel, stride=stride, padding=padding)
     base.load_state_dict(layer.state_dict())
     x = torch.randn(batch, 8, 6, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
     one, other = layer(x), base(x)
     torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), other)
     weights = torch.randn_like(other)
     gradients = [
         torch.autograd.grad((y * weights).sum(), [x, *net.parameters()]) for y, net in ((one, layer), (other, base))

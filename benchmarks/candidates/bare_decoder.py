@@ -5,6 +5,8 @@ import time
 import torch
 from common import arguments, make_nets, report
 
+from elbolab.memory import tune_memory
+
 BATCHES = (100, 200, 500, 1000, 2000)
 
 
@@ -12,6 +14,7 @@ BATCHES = (100, 200, 500, 1000, 2000)
 def main() -> None:
     given = arguments()
     given.nets = "elbolab"
+    tune_memory()
     decoder, _ = make_nets(given)
     decodes = given.images * given.samples
 

@@ -9,6 +9,7 @@ from common import IW_SAMPLES, LR, SIGMA, arguments, report_training
 
 from elbolab import experiment
 from elbolab.data import Data
+from elbolab.memory import tune_memory
 from elbolab.models import MODELS
 from elbolab.models.model import Model
 from elbolab.trainer import Event, train
@@ -36,6 +37,8 @@ def prepared(name: str, given: argparse.Namespace, **more: Any) -> tuple[Model, 
         "iw_samples": IW_SAMPLES,
         **more,
     }
+    # As the command does.
+    tune_memory()
     config = kind.parse({key: value for key, value in fields.items() if key in kind.model_fields})
     model, data, _ = experiment.prepare(name, config)
     return model, data

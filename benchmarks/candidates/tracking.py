@@ -10,6 +10,7 @@ from common import arguments, report
 from elbolab import experiment, records, tracker
 from elbolab.courier import Courier
 from elbolab.delivery import Delivery
+from elbolab.memory import tune_memory
 from elbolab.models import MODELS
 
 
@@ -41,6 +42,8 @@ class Clock:
 
 def main() -> None:
     given = arguments()
+    # As the command does.
+    tune_memory()
     records.prepare_store()
     waiting, sending = Clock(time.perf_counter), Clock(time.thread_time)
     for name, member in list(vars(tracker.Tracker).items()):

@@ -1,7 +1,6 @@
 """The command line: a training command for every model, the others beside them, and how each of them ends."""
 
 import errno
-import gc
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from elbolab.errors import UserError, redacted
+from elbolab.memory import tune_memory
 from elbolab.models import MODELS
 
 if TYPE_CHECKING:
@@ -214,8 +214,7 @@ def _terminate(number: int, frame: Any) -> NoReturn:
 def main() -> None:
     """Run the command line: 0 when done, 2 and one line on a mistake of the user, 130 or 143 when interrupted."""
     signal.signal(signal.SIGTERM, _terminate)
-    # Imports leave a million objects that stay; to look through them for garbage is a fifth of a short command's time.
-    gc.set_threshold(100_000)
+    tune_memory()
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     # All of torchrun's processes make the same mistake; one of them says so.

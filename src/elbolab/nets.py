@@ -1,6 +1,8 @@
 """Network bodies: images to features and latent vectors to images."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,10 @@ from elbolab.draws import draw
 from elbolab.errors import UserError
 
 Shape = tuple[int, int, int]
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU}
+Activation = Callable[[], nn.Module]
+# Nothing else reads what a layer gives; to keep it beside its positive part takes log p(x) a thirtieth longer.
+relu = partial(nn.ReLU, inplace=True)
+ACTIVATIONS: dict[str, Activation] = {"relu": relu, "tanh": nn.Tanh, "elu": nn.ELU}
 
 CONV_REMEDY = "pad or crop them, or take net=mlp"
 
@@ -39,20 +44,20 @@ def make_decoder(net: str, inputs: int, shape: Shape, hidden: int, activation: s
     return conv_decoder(inputs, shape, ACTIVATIONS[activation])
 
 
-def mlp_encoder(shape: Shape, outputs: int, hidden: int, activation: type[nn.Module]) -> nn.Sequential:
+def mlp_encoder(shape: Shape, outputs: int, hidden: int, activation: Activation) -> nn.Sequential:
     """Images (B, C, H, W) of any size to (B, outputs): two dense hidden layers (Burda et al. 2016, section 5)."""
     first, second = nn.Linear(math.prod(shape), hidden), nn.Linear(hidden, hidden)
     return nn.Sequential(nn.Flatten(), first, activation(), second, activation(), LatentLinear(hidden, outputs))
 
 
-def mlp_decoder(inputs: int, shape: Shape, hidden: int, activation: type[nn.Module]) -> nn.Sequential:
+def mlp_decoder(inputs: int, shape: Shape, hidden: int, activation: Activation) -> nn.Sequential:
     """Latent vectors (B, inputs) to unbounded activations (B, C, H, W) of any size: the mirror of ``mlp_encoder``."""
     second, last = nn.Linear(hidden, hidden), nn.Linear(hidden, math.prod(shape))
     first = LatentLinear(inputs, hidden)
     return nn.Sequential(first, activation(), second, activation(), last, nn.Unflatten(1, shape))
 
 
-def conv_encoder(shape: Shape, outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+def conv_encoder(shape: Shape, outputs: int, activation: Activation = relu) -> nn.Sequential:
     """Images (B, C, H, W) to (B, outputs): two strided convolutions of 32 and 64 channels, a dense layer of 256."""
     height, width = _quarter(shape, CONV_REMEDY)
     return _channels_last(
@@ -67,7 +72,7 @@ def conv_encoder(shape: Shape, outputs: int, activation: type[nn.Module] = nn.Re
     )
 
 
-def conv_decoder(inputs: int, shape: Shape, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+def conv_decoder(inputs: int, shape: Shape, activation: Activation = relu) -> nn.Sequential:
     """Latent vectors (B, inputs) to unbounded activations (B, C, H, W): the mirror of ``conv_encoder``."""
     height, width = _quarter(shape, CONV_REMEDY)
     return _channels_last(
@@ -152,15 +157,15 @@ def lenet(shape: Shape, classes: int) -> nn.Sequential:
     height, width = _quarter(shape, "pad or crop them")
     return _channels_last(
         nn.Conv2d(shape[0], 16, 5, padding=2),
-        nn.ReLU(),
+        relu(),
         nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 5, padding=2),
-        nn.ReLU(),
+        relu(),
         nn.MaxPool2d(2),
         nn.Flatten(),
         Dropout(0.25),
         nn.Linear(32 * height * width, 128),
-        nn.ReLU(),
+        relu(),
         Dropout(0.25),
         nn.Linear(128, classes),
     )

@@ -14,6 +14,7 @@ import torch
 from elbolab import sqlite
 from elbolab.config import StudyConfig
 from elbolab.errors import UserError
+from elbolab.memory import tune_memory
 from elbolab.storage import Job, ended, open_study
 from elbolab.trials import refuse_hopeless, work
 
@@ -78,6 +79,7 @@ def _begin(job: Job, parent: str, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
     torch.set_num_threads(threads)
+    tune_memory()
     try:
         work(job, parent)
     except UserError as error:
@@ -142,4 +144,5 @@ def work_on_ray(job: Job, parent: str, config: StudyConfig) -> None:
 
 def _one_trial(job: Job, parent: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    tune_memory()
     work(job, parent, limit=1)

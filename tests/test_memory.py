@@ -18,20 +18,28 @@ if "tuned" in sys.argv:
     tune_memory()
 
 
-def compute():
-    for numbers in (1_000_000, 2_000_000, 4_000_000):
-        x = torch.ones(numbers)
+def compute(millions):
+    for numbers in (1, 2, 4):
+        x = torch.ones(int(numbers * millions * 1e6))
         y = x + 1
         z = y * 2
         del x
 
 
-for _ in range(4):
-    compute()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(30):
-    compute()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+pages = 0
+# Where the system's own rule strikes is luck.
+for millions in (0.5, 0.7, 0.9, 1.1, 1.3):
+    for _ in range(4):
+        compute(millions)
+    before = faults()
+    for _ in range(20):
+        compute(millions)
+    pages += faults() - before
+print(pages)
 """
 
 
@@ -41,4 +49,4 @@ def test_freed_memory_is_used_again_instead_of_asked_for_anew():
         how: int(subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, check=True).stdout)
         for how in ("tuned", "as it comes")
     }
-    assert pages["tuned"] < pages["as it comes"] / 4
+    assert pages["tuned"] < pages["as it comes"] / 10

@@ -69,7 +69,7 @@ PARTS: dict[str, Cases] = {
         "cnn, batch 64": [Candidate("elbolab", "compiled", f"--model cnn {SHORT}")],
         "vae of dense nets, batch 20": [Candidate("elbolab", "compiled", f"{SHORT} --nets dense --batch-size 20")],
     },
-    "population": {"population": [Candidate("elbolab", "population", "--images 2000 --epochs 1")]},
+    "population": {"population": [Candidate("elbolab", "population", "--images 8000 --epochs 1")]},
     "evaluation": {
         "log p(x) of 20 images at 1,000 samples": [
             Candidate("elbolab", "elbolab_evaluation", "--images 20"),

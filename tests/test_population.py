@@ -29,6 +29,12 @@ MEMBERS: list[dict[str, Any]] = [
 TINY = '"epochs": 2, "train_size": 40, "val_size": 10, "test_size": 10, "latent_dim": 4, "net": "mlp"'
 
 
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many turns as these few steps allow."""
+    monkeypatch.setattr("elbolab.population.STEPS_AT_A_TURN", 2)
+
+
 @pytest.fixture(scope="module")
 def data() -> Data:
     """Of a size that leaves a last batch of another length."""
@@ -185,6 +191,8 @@ def test_an_interrupted_population_is_queued_again(store: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patched:
         patched.setattr("elbolab.trials.training", interrupted)
+        # None is to end in its first turn.
+        patched.setattr("elbolab.population.STEPS_AT_A_TURN", 1)
         with pytest.raises(KeyboardInterrupt):
             carry_out(several, population=4)
     parent = carry_out(several, population=4)

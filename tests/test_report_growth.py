@@ -2,6 +2,8 @@
 
 import html
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -265,6 +267,19 @@ def test_latex_tables_hold_the_numbers_of_the_page(wide: Wide) -> None:
     ]
     heads = [[[re.sub(r" [0-9a-f]{8}$", "", cell) for cell in table[0]], *table[1:]] for table in page]
     assert tables == heads
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on PATH")
+def test_latex_compiles_the_tables_and_none_is_wider_than_a_line(wide: Wide, tmp_path: Path) -> None:
+    tables = (wide.folder / "tables.tex").read_text()
+    (packages,) = re.findall(r"\\usepackage\{.*\}", tables)
+    document = rf"\documentclass{{article}}{packages}\begin{{document}}{tables}\end{{document}}"
+    (tmp_path / "document.tex").write_text(document)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    log = (tmp_path / "document.log").read_text()
+    assert [line for line in log.splitlines() if "Overfull" in line] == []
 
 
 def test_tables_sort_by_mouse_and_keyboard(wide: Wide, browser: Any) -> None:

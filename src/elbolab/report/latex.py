@@ -12,7 +12,9 @@ ESCAPES = str.maketrans(
     | {"±": r"$\pm$", "\u2212": "$-$", "→": r"$\to$", "\u2013": "--"}
     | {"\u2020": r"\textdagger{}", "é": r"\'e"}
 )
-HEAD = "% The tables of an elbolab report; in the preamble: \\usepackage{booktabs}\n"
+HEAD = "% The tables of an elbolab report; in the preamble: \\usepackage{booktabs,graphicx}\n"
+# Only what is wider than a line gets smaller.
+FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
 
 
 def write(parts: Iterable[tuple[str, Sequence[Any]]]) -> str:
@@ -29,14 +31,14 @@ def table(data: str, block: Table) -> str:
         r"\begin{table}",
         r"\centering\small",
         rf"\caption{{{caption}}}",
-        rf"\label{{tab:{label}}}",
-        rf"\begin{{tabular}}{{{columns}}}",
+        rf"\label{{tab:{label}}}\smallskip",
+        FITTED + rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         row(block.head),
         r"\midrule",
         *(row(cells) for cells in block.rows),
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}}",
         *([rf"\par\smallskip\footnotesize {escape(block.note)}"] if block.note else []),
         r"\end{table}",
     ]

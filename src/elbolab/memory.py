@@ -5,6 +5,7 @@ import gc
 
 # The names of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+# The largest block that glibc comes to keep by itself, and of such blocks more than a batch has.
 LARGEST_BLOCK, MOST_KEPT = 32 * 2**20, 256 * 2**20
 
 

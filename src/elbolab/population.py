@@ -67,7 +67,7 @@ def together(
 
 
 def _failed(training: Generator[Step, None, Any], error: Exception) -> Exception:
-    """What becomes of a training whose step raised ``error``."""
+    """What becomes of a training that raised ``error``, or whose step did."""
     try:
         training.throw(error)
     except Exception as raised:

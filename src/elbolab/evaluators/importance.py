@@ -12,7 +12,7 @@ from elbolab.models.latent import DiagonalGaussian, LatentModel
 
 # In logarithms, what double precision holds.
 LARGEST_RATIO = 600.0
-# What a core's cache holds, where larger chunks are slower; a GPU wants enough to do.
+# On a CPU fewer are slower and more no faster; a GPU wants enough to do.
 DECODES_AT_ONCE = {"cpu": 500, "cuda": 20_000}
 
 

@@ -17,7 +17,7 @@ from parts import CORES, MOST_ROUNDS, OWN_DATA, PARTS, Candidate
 from peers import PEERS, PYTHON, make_environment
 from render import render
 
-from elbolab.config import default_data_dir
+from elbolab.config.schema import default_data_dir
 
 # No torch here: the peak memory of a process begins at that of the one that started it.
 

@@ -43,10 +43,11 @@ def fill(runs: int) -> None:
     """Train and evaluate what `elbolab main` does, but small, and copy it until the store has ``runs`` runs."""
     import mlflow
 
-    from elbolab.compare import ROLES
-    from elbolab.config import EvaluateConfig
-    from elbolab.experiment import evaluate_run, train_model
+    from elbolab.config.schema import EvaluateConfig
+    from elbolab.experiment.evaluate import evaluate_run
+    from elbolab.experiment.train import train_model
     from elbolab.models import MODELS
+    from elbolab.report.compare import ROLES
 
     mlflow.set_tracking_uri(STORE)
     for name, changes in [*((name, {}) for name in ROLES), ("latent_opt", {"latent_init": "zeros"})]:

@@ -16,7 +16,7 @@ import mlflow
 from soak import free_port, serve
 
 from elbolab.cli import ENVIRONMENT
-from elbolab.experiment import train_model
+from elbolab.experiment.train import train_model
 from elbolab.models import MODELS
 
 AWAY_SECONDS, BEFORE_SECONDS = 20, 5

@@ -66,10 +66,11 @@ def serve(port: int) -> subprocess.Popen[bytes]:
 
 def train(until: float) -> None:
     """Train, evaluate and compare again and again in this one process."""
-    from elbolab.compare import compare
-    from elbolab.config import CompareConfig, EvaluateConfig
-    from elbolab.experiment import evaluate_run, train_model
+    from elbolab.config.schema import CompareConfig, EvaluateConfig
+    from elbolab.experiment.evaluate import evaluate_run
+    from elbolab.experiment.train import train_model
     from elbolab.models import MODELS
+    from elbolab.report.compare import compare
 
     seed = 0
     while time.time() < until:
@@ -84,13 +85,14 @@ def train(until: float) -> None:
 
 def search(until: float) -> None:
     """Work on the trials of one study in this process, which is one of its workers, ten at a time."""
-    from elbolab import sqlite
-    from elbolab.config import StudyConfig
-    from elbolab.mirror import RUN_OF_STUDY
-    from elbolab.storage import Job, open_study
-    from elbolab.studies import run_study
-    from elbolab.trials import work
-    from elbolab.tuning import Study, load_study
+    from elbolab.config.schema import StudyConfig
+    from elbolab.support import sqlite
+    from elbolab.tuning.command import run_study
+    from elbolab.tuning.loader import load_study
+    from elbolab.tuning.mlflow_mirror import RUN_OF_STUDY
+    from elbolab.tuning.optuna_storage import Job, open_study
+    from elbolab.tuning.study import Study
+    from elbolab.tuning.trial import work
 
     run_study("soak", StudyConfig.parse({"trials": 1}))
     name, definition = load_study("soak")

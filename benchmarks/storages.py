@@ -12,7 +12,7 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from elbolab import sqlite
+from elbolab.support import sqlite
 
 PLAIN, WAL = "sqlite:///plain.db", "sqlite:///wal.db"
 

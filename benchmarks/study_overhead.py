@@ -14,9 +14,9 @@ import click
 import optuna
 import torch
 
-from elbolab import trials
-from elbolab.config import StudyConfig
-from elbolab.studies import run_study
+from elbolab.config.schema import StudyConfig
+from elbolab.tuning import trial
+from elbolab.tuning.command import run_study
 
 TRIVIAL = """
 from elbolab import Study
@@ -45,7 +45,7 @@ def define(name: str, text: str) -> str:
 def overhead(count: int) -> list[float]:
     """Seconds from the end of each of ``count`` trials of a trivial training to that of the next, less its training."""
     training: list[float] = []
-    trials.training = _timed(trials.training, training)
+    trial.training = _timed(trial.training, training)
     carry_out(define("trivial", TRIVIAL), trials=count)
     done = optuna.load_study(study_name="trivial", storage="sqlite:///optuna.db").get_trials(deepcopy=False)
     ends = [trial.datetime_complete.timestamp() for trial in done if trial.datetime_complete]

@@ -4,9 +4,9 @@ import pandas as pd
 import torch
 
 from elbolab import Chart, DiagonalGaussian, EvaluateConfig, Line, Reproduction, Training
-from elbolab.evaluators import Findings, Subject
-from elbolab.evaluators.importance import heavy_tailed, importance_estimate
-from elbolab.evaluators.subject import mean_metrics
+from elbolab.evaluation import Evaluation, Results
+from elbolab.evaluation.base import mean_metrics
+from elbolab.evaluation.importance_sampling import heavy_tailed, importance_estimate
 from elbolab.models.fitting import fit_posterior
 from elbolab.models.latent import LatentModel
 from elbolab.models.latent_opt import START_LOG_VAR, LatentOptConfig
@@ -15,29 +15,30 @@ STEPS = (1, 3, 10, 30, 100, 300, 1000)
 IMAGES = 200
 
 
-def by_fit_steps(subject: Subject) -> Findings:
+def by_fit_steps(evaluation: Evaluation) -> Results:
     """Test log p(x) and ELBO under the model's own q, and under posteriors fitted to its decoder in so many steps.
 
     The decoder alone says what log p(x) is: a better q shows in its ELBO, and in how little the estimate is too low.
     """
-    model, config = subject.model, subject.config
+    model, config = evaluation.model, evaluation.config
     assert isinstance(model, LatentModel)
-    rows = subject.data.test.stratified(IMAGES, config.seed)
-    batch = model.observe(subject.data.test.batch(rows), subject.generator("test images"))
-    own = model.infer(batch, subject.generator("own"))
+    rows = evaluation.data.test.stratified(IMAGES, config.seed)
+    batch = model.observe(evaluation.data.test.batch(rows), evaluation.generator("test images"))
+    own = model.infer(batch, evaluation.generator("own"))
     # As latent_opt starts and fits an image that has no row.
     zero, rate = torch.zeros_like(own.mean), LatentOptConfig().fit_lr
     start = DiagonalGaussian(zero, torch.full_like(zero, START_LOG_VAR))
     posteriors = {"own": own} | {
-        steps: fit_posterior(model, batch.x, start, steps, rate, generator=subject.generator("fit")) for steps in STEPS
+        steps: fit_posterior(model, batch.x, start, steps, rate, generator=evaluation.generator("fit"))
+        for steps in STEPS
     }
     metrics: dict[str, float] = {}
     for name, q in posteriors.items():
-        estimate = importance_estimate(model, batch.x, q, config.samples, subject.generator("samples"))
+        estimate = importance_estimate(model, batch.x, q, config.samples, evaluation.generator("samples"))
         metrics |= mean_metrics(key := f"test/log_px_fit_{name}", estimate.log_px.tolist())
         metrics |= {f"{key}_unreliable": heavy_tailed(estimate).double().mean().item()}
         metrics |= mean_metrics(f"test/elbo_fit_{name}", estimate.elbo.tolist())
-    return Findings(metrics)
+    return Results(metrics)
 
 
 def against_steps(table: pd.DataFrame) -> Chart:

@@ -7,11 +7,11 @@ import pandas as pd
 import torch
 
 from elbolab import Chart, EvaluateConfig, Line, Reproduction, Training
-from elbolab.evaluators import Findings, Subject
-from elbolab.evaluators.importance import heavy_tailed, importance_estimate
-from elbolab.evaluators.subject import IMAGES_AT_ONCE
-from elbolab.intervals import mean_se
+from elbolab.evaluation import Evaluation, Results
+from elbolab.evaluation.base import IMAGES_AT_ONCE
+from elbolab.evaluation.importance_sampling import heavy_tailed, importance_estimate
 from elbolab.models.latent import LatentModel
+from elbolab.support.statistics import mean_se
 
 # By K, of one stochastic layer: test negative log-likelihood (table 1) and active units (table 2).
 REPORTED = {"vae": (86.76, 19), "iwae5": (85.54, 22), "iwae50": (84.78, 25)}
@@ -29,18 +29,18 @@ def stage_fields(name: str, stage: int) -> dict[str, Any]:
     return {"epochs": 3**stage, "lr": 1e-3 * 10 ** (-stage / 7), **start}
 
 
-def nll_5000(subject: Subject) -> Findings:
+def nll_5000(evaluation: Evaluation) -> Results:
     """-L_5000 of the test images, nats (Burda et al. 2016, section 5).
 
     The mean of -L_100 over all, and of L_100 - L_5000 over as many as are evaluated, in whole batches: for the others
     L_100 stands, and what it lacks is taken from these.
     """
-    assert isinstance(subject.model, LatentModel)
-    model, test, generator = subject.model, subject.data.test, subject.generator("nll_5000")
-    most = len(test) if subject.config.images == "all" else subject.config.images
+    assert isinstance(evaluation.model, LatentModel)
+    model, test, generator = evaluation.model, evaluation.data.test, evaluation.generator("nll_5000")
+    most = len(test) if evaluation.config.images == "all" else evaluation.config.images
     everyone, changes, unreliable = [], [], []
     # Stratified, so that the first images are as the others.
-    for rows in test.stratified(len(test), subject.config.seed).split(IMAGES_AT_ONCE):
+    for rows in test.stratified(len(test), evaluation.config.seed).split(IMAGES_AT_ONCE):
         batch = model.observe(test.batch(rows), generator)
         q = model.infer(batch, generator)
         bound = importance_estimate(model, batch.x, q, 100, generator).log_px
@@ -52,7 +52,7 @@ def nll_5000(subject: Subject) -> Findings:
     (change, change_se), (mean, mean_error) = mean_se(changes), mean_se(everyone)
     # Of the subset and of all, as if these were other images.
     found = {"test/nll_5000": change - mean, "test/nll_5000_se": hypot(change_se, mean_error)}
-    return Findings({**found, "test/nll_5000_unreliable": sum(unreliable) / len(unreliable)})
+    return Results({**found, "test/nll_5000_unreliable": sum(unreliable) / len(unreliable)})
 
 
 def distance(table: pd.DataFrame) -> Chart:

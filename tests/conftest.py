@@ -23,9 +23,9 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
-from elbolab.data import Batch, Data, DataSpec, load_data
+from elbolab.data.splits import Batch, Data, DataSpec, load_data
 from elbolab.models.ppca import PPCA, PPCAConfig
-from elbolab.records import prepare_store
+from elbolab.tracking.mlflow_reader import prepare_store
 
 REPOSITORY = Path(__file__).parent.parent
 Command = Callable[..., subprocess.CompletedProcess[str]]

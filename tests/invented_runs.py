@@ -12,9 +12,9 @@ import pytest
 from mlflow.entities import Metric, Param, RunTag
 from PIL import Image
 
-from elbolab.records import KIND
-from elbolab.report.charts import Chart, Line
-from elbolab.report.reproduced import FOUND, REPRODUCTION, summarise
+from elbolab.report.chart import Chart, Line
+from elbolab.report.sections.reproductions import FOUND, summarise
+from elbolab.tracking.keys import KIND, REPRODUCTION
 
 GAUSSIAN = "gaussian sigma=0.4, pixels in [0,1]"
 CLASSES = 10

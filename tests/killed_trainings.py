@@ -19,11 +19,12 @@ from typing import Any
 import mlflow
 import torch
 
-from elbolab import checkpoint, records, states
-from elbolab.experiment import resume, train_model
+from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
-from elbolab.spool import spools
-from elbolab.unfinished import UNFINISHED, begun, send_unfinished
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking.journal import journals
+from elbolab.tracking.offline import UNFINISHED, begun, send_unfinished
+from elbolab.training import checkpoint, resume_state
 
 FIELDS: dict[str, dict[str, Any]] = {
     "vae": {"likelihood": "bernoulli", "latent_dim": 8},
@@ -88,12 +89,12 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 
 def outcome(run_id: str) -> dict[str, Any]:
     """What the server has of a run: its weights, as digests, and the values of each metric but the speed, by step."""
-    run = records.get_run(run_id)
+    run = mlflow_reader.get_run(run_id)
     client = mlflow.MlflowClient()
     return {
         "status": run.status,
         "weights": [
-            digest(records.read(run_id, f"checkpoints/{name}.safetensors", checkpoint.read)[0])
+            digest(mlflow_reader.read(run_id, f"checkpoints/{name}.safetensors", checkpoint.read)[0])
             for name in ("last", "best")
         ],
         "history": {
@@ -101,13 +102,13 @@ def outcome(run_id: str) -> dict[str, Any]:
             for key in sorted(run.metrics)
             if key != "train/images_per_s"
         },
-        "images": sorted(records.step_images(run_id, "samples")) if "cnn" not in run.params["model"] else [],
+        "images": sorted(mlflow_reader.step_images(run_id, "samples")) if "cnn" not in run.params["model"] else [],
     }
 
 
 def newest_outcome() -> dict[str, Any]:
     """The outcome of the newest finished run, read in a process of its own: a database survives no fork."""
-    killed(lambda: Path("outcome.json").write_text(json.dumps(outcome(records.find_runs(limit=1)[0].id))), None)
+    killed(lambda: Path("outcome.json").write_text(json.dumps(outcome(mlflow_reader.find_runs(limit=1)[0].id))), None)
     return json.loads(Path("outcome.json").read_text())
 
 
@@ -116,7 +117,7 @@ def main() -> None:
     os.chdir(place)
     mlflow.set_tracking_uri(f"sqlite:///{place}/mlflow.db")
     # A state at each step, so that every kill finds another.
-    states.LEAST_SECONDS = states.TIMES_ITS_COST = 0
+    resume_state.LEAST_SECONDS = resume_state.TIMES_ITS_COST = 0
     moments = random.Random(int(seed))
     config = MODELS[model].Config.parse({**SHARED, **FIELDS[model], "epochs": int(epochs)})
 
@@ -138,17 +139,17 @@ def main() -> None:
     seconds = time.monotonic() - began
     expected, found = newest_outcome(), []
     while kills < int(times):
-        before, work, folder = set(spools(UNFINISHED)), fresh, None
+        before, work, folder = set(journals(UNFINISHED)), fresh, None
         while not attempt(work):
             kills += 1
             if folder is not None and not folder.exists():
                 # It had come to its end, and only its process had not.
                 break
-            for left in set(spools(UNFINISHED)) - before:
+            for left in set(journals(UNFINISHED)) - before:
                 if any(begun(left)):
                     work, folder = partial(resume, left.name), left
             resumed += folder is not None
-            with_state += folder is not None and any(folder.glob(states.PATTERN))
+            with_state += folder is not None and any(folder.glob(resume_state.PATTERN))
         found.append(newest_outcome())
     # What was killed before it had said anything leaves a folder with nothing in it.
     killed(send_unfinished, None)

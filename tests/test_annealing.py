@@ -7,13 +7,13 @@ import torch
 from conftest import batch_of, linear_gaussian
 from test_estimators import trained
 
-from elbolab.config import EvaluateConfig
-from elbolab.data import Data, DataSpec
-from elbolab.evaluators import Subject
-from elbolab.evaluators.ais import ACCEPTANCE, annealed_estimate, betas, bidirectional_bounds
-from elbolab.evaluators.gap import best_factorised, gap, standard_normal
-from elbolab.evaluators.importance import importance_estimate
-from elbolab.models.latent import DiagonalGaussian
+from elbolab.config.schema import EvaluateConfig
+from elbolab.data.splits import Data, DataSpec
+from elbolab.evaluation import Evaluation
+from elbolab.evaluation.annealing import ACCEPTANCE, annealed_estimate, betas, bidirectional_bounds
+from elbolab.evaluation.importance_sampling import importance_estimate
+from elbolab.evaluation.inference_gap import best_factorised, gap, standard_normal
+from elbolab.models.posteriors import DiagonalGaussian
 from elbolab.models.ppca import PPCA, PPCAConfig
 
 
@@ -135,7 +135,7 @@ def test_the_best_q_is_not_below_the_models_own_however_short_the_search(digits:
     model = trained("latent_opt", digits, latent_dim=4, fit_steps=50, net="mlp", hidden=8)
     values = {"images": 10, "gap_images": 10, "ais_chains": 2, "ais_distributions": 2, "ais_leapfrog": 1}
     config = EvaluateConfig.parse({**values, "local_steps": 1, "local_start": start})
-    found = gap(Subject(model, digits, config))
+    found = gap(Evaluation(model, digits, config))
     table = found.files["gap.parquet"]
     assert (table.amortization_gap > -0.1).all()
     if start == "prior":
@@ -149,7 +149,7 @@ def test_gaps_add_up_and_vanish_for_the_exact_posterior(digits: Data):
     config = EvaluateConfig(
         images=10, gap_images=4, samples=500, ais_distributions=500, ais_leapfrog=5, local_steps=100, local_samples=5
     )
-    found = gap(Subject(model, digits, config))
+    found = gap(Evaluation(model, digits, config))
     table = found.files["gap.parquet"]
     assert table.groupby("split").size().to_dict() == {"train": 4, "test": 4}
     assert (table.inference_gap - table.approximation_gap - table.amortization_gap).abs().max() < 1e-9
@@ -166,5 +166,5 @@ def test_gaps_add_up_and_vanish_for_the_exact_posterior(digits: Data):
 
 def test_no_gap_is_measured_unless_asked_for(digits: Data):
     model = PPCA(PPCAConfig(dataset="mnist5k", latent_dim=4), DataSpec((1, 28, 28), 10, 64, 20, ""))
-    found = gap(Subject(model, digits, EvaluateConfig(images=10)))
+    found = gap(Evaluation(model, digits, EvaluateConfig(images=10)))
     assert (found.metrics, found.files) == ({}, {})

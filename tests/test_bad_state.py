@@ -12,13 +12,14 @@ from urllib.parse import quote
 import mlflow
 import pytest
 
-from elbolab import records, tracker
 from elbolab.cli import cli
-from elbolab.compare import compare
-from elbolab.config import CompareConfig, ExploreConfig, MainConfig
-from elbolab.errors import UserError
-from elbolab.spool import Spool
-from elbolab.sqlite import first_use
+from elbolab.config.schema import CompareConfig, ExploreConfig, MainConfig
+from elbolab.report.compare import compare
+from elbolab.support.errors import UserError
+from elbolab.support.sqlite import first_use
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking import run as tracking
+from elbolab.tracking.journal import Journal
 
 TINY = ["--train-size", "40", "--val-size", "10", "--test-size", "10"]
 
@@ -39,7 +40,7 @@ def as_nobody(folder: Path, url: str) -> str:
         for action in (
             lambda: CompareConfig.parse({"out": str(folder / "new")}),
             lambda: use(url),
-            lambda: Spool(folder / "unfinished" / "run"),
+            lambda: Journal(folder / "unfinished" / "run"),
         ):
             try:
                 action()
@@ -155,7 +156,7 @@ def test_a_clock_that_goes_back_an_hour_loses_no_epoch(odd: tuple[Path, str]):
     assert run.info.status == "FINISHED"
     assert run.info.end_time is not None
     assert run.info.end_time < run.info.start_time - 3_000_000
-    history = records.history([run_id])
+    history = mlflow_reader.history([run_id])
     assert all(sorted(part.step) == [1, 2, 3, 4, 5] for _, part in history.groupby("key"))
     assert (history[history.key == "train/images_per_s"].value > 0).all()
     last = history[(history.key == "val/elbo") & (history.step == 5)].value.item()
@@ -163,7 +164,7 @@ def test_a_clock_that_goes_back_an_hour_loses_no_epoch(odd: tuple[Path, str]):
 
 
 def test_a_clock_that_goes_back_makes_no_negative_duration(odd: tuple[Path, str]):
-    assert records.get_run(odd[1]).seconds >= 0
+    assert mlflow_reader.get_run(odd[1]).seconds >= 0
 
 
 def test_a_commit_is_that_of_the_code_and_not_of_what_lies_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -176,8 +177,8 @@ def test_a_commit_is_that_of_the_code_and_not_of_what_lies_around_it(tmp_path: P
     code.touch()
     git("init")
     git("commit", "--allow-empty", "--message", "something else")
-    monkeypatch.setattr(tracker, "__file__", str(code))
-    assert tracker.code_tags() == {}
+    monkeypatch.setattr(tracking, "CODE", code)
+    assert tracking.code_tags() == {}
     git("add", "site-packages")
     git("commit", "--message", "the code")
-    assert tracker.code_tags() == {"git.commit": git("rev-parse", "HEAD"), "git.dirty": "false"}
+    assert tracking.code_tags() == {"git.commit": git("rev-parse", "HEAD"), "git.dirty": "false"}

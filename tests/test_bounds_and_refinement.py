@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from elbolab.data import Batch, Data
-from elbolab.models.deep import EncoderModel
+from elbolab.data.splits import Batch, Data
 from elbolab.models.iwae import IWAE
-from elbolab.models.latent import DiagonalGaussian, LatentModel
+from elbolab.models.latent import LatentModel
+from elbolab.models.neural import EncoderModel
+from elbolab.models.posteriors import DiagonalGaussian
 from elbolab.models.semi_amortized import SemiAmortized
-from elbolab.trainer import train
+from elbolab.training.trainer import train
 
 SMALL: dict[str, Any] = {"latent_dim": 3, "net": "mlp", "hidden": 16, "activation": "tanh"}
 

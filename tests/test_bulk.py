@@ -16,7 +16,7 @@ import pytest
 from conftest import free_port, mlflow_server
 from mlflow.entities import Metric, Param
 
-from elbolab import histories, records
+from elbolab.tracking import metric_histories, mlflow_reader
 
 RUNS = 7
 
@@ -98,7 +98,7 @@ def ids(
 
 @pytest.fixture(scope="module")
 def expected(filled: tuple[Path, list[str]]) -> pd.DataFrame:
-    """What `records.history` is to give of the runs, by MLflow's public calls."""
+    """What `mlflow_reader.history` is to give of the runs, by MLflow's public calls."""
     client = mlflow.MlflowClient(f"sqlite:///{filled[0]}/mlflow.db")
     rows = [
         (run, key, item.step, item.value)
@@ -119,25 +119,25 @@ def by_run_and_key(frame: pd.DataFrame) -> pd.DataFrame:
 def test_histories_in_bulk_are_those_one_by_one(
     ids: list[str], expected: pd.DataFrame, runs: int, values: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(histories, "RUNS_A_CALL", runs)
-    monkeypatch.setattr(histories, "VALUES_A_CALL", values)
-    pd.testing.assert_frame_equal(by_run_and_key(records.history(ids)), expected)
+    monkeypatch.setattr(metric_histories, "RUNS_A_CALL", runs)
+    monkeypatch.setattr(metric_histories, "VALUES_A_CALL", values)
+    pd.testing.assert_frame_equal(by_run_and_key(mlflow_reader.history(ids)), expected)
 
 
 def test_the_server_chooses_runs_as_python_would(ids: list[str]):
-    everything = records.find_runs()
+    everything = mlflow_reader.find_runs()
     assert [run.id for run in everything] == ids[5::-1]
     for model, digest, limit in (("vae", "d1", 1), ("vae", "d1", None), ("cnn", "d0", 2), ("ppca", "d0", None)):
         chosen = [run.id for run in everything if (run.params["model"], run.tags["data.digest"]) == (model, digest)]
         tags = {"data.digest": digest, "data.name": "npz:it's mine"}
-        found = records.find_runs("train", {"model": model}, tags, limit)
+        found = mlflow_reader.find_runs("train", {"model": model}, tags, limit)
         assert [run.id for run in found] == chosen[:limit]
-    assert records.find_runs("study") == []
+    assert mlflow_reader.find_runs("study") == []
 
 
 def test_a_history_is_looked_for_in_its_own_run(filled: tuple[Path, list[str]], store: Path):
     mlflow.set_tracking_uri(f"sqlite:///{filled[0]}/mlflow.db")
-    records.prepare_store()
+    mlflow_reader.prepare_store()
     asked = "select * from metrics where run_uuid = '' and key = '' order by timestamp, step, value"
     with closing(sqlite3.connect(filled[0] / "mlflow.db")) as database:
         plan = str(database.execute(f"explain query plan {asked}").fetchall())

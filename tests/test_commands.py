@@ -14,13 +14,14 @@ import pytest
 from conftest import Command, free_port, mlflow_run, mlflow_server
 from mlflow.entities import Run
 
-from elbolab import load_model, records
-from elbolab.config import MainConfig
-from elbolab.data import load_data
-from elbolab.errors import UserError
-from elbolab.experiment import run_all
-from elbolab.mirror import PARENT
+from elbolab import load_model
+from elbolab.config.schema import MainConfig
+from elbolab.data.splits import load_data
+from elbolab.experiment.suite import run_all
 from elbolab.models.latent import LatentModel
+from elbolab.support.errors import UserError
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking.keys import PARENT
 
 TINY = ["--train-size", "40", "--val-size", "10", "--test-size", "10", "--epochs", "1"]
 
@@ -33,17 +34,17 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
     done = command("vae", "--latent-dim", "4", *TINY[:-1], "5", "--lr", "1e-3")
     assert done.returncode == 0, done.stderr
     run_id = done.stdout.strip()
-    run = records.get_run(run_id)
+    run = mlflow_reader.get_run(run_id)
     assert run.status == "FINISHED"
     assert run.params["model"] == "vae"
     assert run.params["latent_dim"] == "4"
     assert run.params["lr"] == "0.001"
     for tag in ("data.digest", "data.name", "observation_model", "device"):
         assert run.tags[tag]
-    config = json.loads(records.read(run_id, "config.json", Path.read_text))
+    config = json.loads(mlflow_reader.read(run_id, "config.json", Path.read_text))
     assert config["latent_dim"] == 4
 
-    history = records.history([run_id])
+    history = mlflow_reader.history([run_id])
     keys = {f"{split}/{key}" for split in ("train", "val") for key in ("loss", "elbo", "mse", "kl")}
     assert set(history.key) == keys | {"train/lr", "train/images_per_s"}
     assert all(list(part.step) == [1, 2, 3, 4, 5] for _, part in history.groupby("key"))
@@ -52,8 +53,8 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
     assert last["val/loss"] == pytest.approx(-last["val/elbo"], rel=1e-5)
 
     for key in ("reconstructions_train", "reconstructions_val", "samples"):
-        assert list(records.step_images(run_id, key)) == [1, 5]
-    assert set(records.list_artifacts(run_id, "checkpoints")) == {
+        assert list(mlflow_reader.step_images(run_id, key)) == [1, 5]
+    assert set(mlflow_reader.list_artifacts(run_id, "checkpoints")) == {
         "checkpoints/best.safetensors",
         "checkpoints/last.safetensors",
     }
@@ -102,7 +103,8 @@ def test_a_mistake_is_one_line_and_leaves_no_run(command: Command, arguments: li
 # Where a report should be written, or a temporary file.
 FULL = """
 import errno, os, sys
-from elbolab import cli, compare
+from elbolab import cli
+from elbolab.report import compare
 def full(config):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "report/index.html")
 compare.compare = full
@@ -188,19 +190,19 @@ def test_every_entry_point_by_mlflow_run(store: Path):
     ):
         done = mlflow_run(store, name, *small, *more)
         assert done.returncode == 0, done.stderr
-    by_model = {run.params["model"]: run for run in records.find_runs()}
+    by_model = {run.params["model"]: run for run in mlflow_reader.find_runs()}
     assert set(by_model) == {"cnn", "vae", "iwae", "semi_amortized", "latent_opt", "ppca"}
     # The parent logs 1e-3 as it was typed; the value that was used is in config.json.
     vae = by_model["vae"].id
     assert by_model["vae"].params["lr"] == "1e-3"
-    assert json.loads(records.read(vae, "config.json", Path.read_text))["lr"] == 0.001
+    assert json.loads(mlflow_reader.read(vae, "config.json", Path.read_text))["lr"] == 0.001
 
     done = mlflow_run(store, "evaluate", f"run={vae}", "samples=10", "images=10")
     assert done.returncode == 0, done.stderr
-    evaluated = records.get_run(vae)
+    evaluated = mlflow_reader.get_run(vae)
     assert evaluated.metrics["test/log_px"] < 0
     assert evaluated.tags["evaluation.cnn_run"] == by_model["cnn"].id
-    table = records.read(vae, "evaluation/likelihood.parquet", pd.read_parquet)
+    table = mlflow_reader.read(vae, "evaluation/likelihood.parquet", pd.read_parquet)
     assert len(table) == 30
 
     done = mlflow_run(store, "compare", f"out={store / 'out'}")
@@ -228,12 +230,12 @@ def test_the_whole_experiment_by_mlflow_run(store: Path):
     done = mlflow_run(store, "main", *small, f"out={store / 'report'}")
     assert done.returncode == 0, done.stderr
     # Every seed of the trainings is evaluated alike.
-    assert {(run.params["seed"], run.tags.get("evaluation.seed")) for run in records.find_runs()} >= {("1", "0")}
-    assert "1" not in {run.tags.get("evaluation.seed") for run in records.find_runs()}
+    assert {(run.params["seed"], run.tags.get("evaluation.seed")) for run in mlflow_reader.find_runs()} >= {("1", "0")}
+    assert "1" not in {run.tags.get("evaluation.seed") for run in mlflow_reader.find_runs()}
     assert {run.info.status for run in runs()} == {"FINISHED"}
     kinds = [run.data.tags["elbolab.kind"] for run in runs()]
     assert sorted(kinds) == ["compare", "main", *["train"] * 6]
-    starts = [run.params["latent_init"] for run in records.find_runs() if run.params["model"] == "latent_opt"]
+    starts = [run.params["latent_init"] for run in mlflow_reader.find_runs() if run.params["model"] == "latent_opt"]
     assert sorted(starts) == ["normal", "pca", "zeros"]
     for name in ("index.html", "report.md"):
         assert (store / "report" / name).stat().st_size > 1000

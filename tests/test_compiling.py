@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from elbolab import compiling
-from elbolab.compiling import is_worth_compiling
-from elbolab.experiment import prepare
+from elbolab.experiment.train import prepare
 from elbolab.models import MODELS
-from elbolab.trainer import Event, train
+from elbolab.training import compiled_steps
+from elbolab.training.compiled_steps import is_worth_compiling
+from elbolab.training.trainer import Event, train
 
 SMALL: dict[str, Any] = {"train_size": 50, "val_size": 10, "test_size": 10, "batch_size": 20, "epochs": 3}
 DENSE: dict[str, Any] = {"net": "mlp", "hidden": 8, "latent_dim": 3}
@@ -38,7 +38,7 @@ def test_only_long_trainings_of_dense_nets_are_compiled(monkeypatch: pytest.Monk
         return is_worth_compiling(model, data)
 
     # Two whole batches an epoch.
-    long = compiling.REPAID_AFTER // 2 + 1
+    long = compiled_steps.REPAID_AFTER // 2 + 1
     assert worth("vae", epochs=long)
     assert worth("iwae", epochs=long)
     for name, fields in (
@@ -68,7 +68,7 @@ def test_a_compiler_that_fails_is_said_and_nothing_is_lost(
         return call
 
     expected = trained(tmp_path / "plain", likelihood="bernoulli")
-    monkeypatch.setattr(compiling, "REPAID_AFTER", 0)
+    monkeypatch.setattr(compiled_steps, "REPAID_AFTER", 0)
     monkeypatch.setattr("shutil.which", lambda name: name)
     monkeypatch.setattr("torch.compile", fails)
     got = trained(tmp_path / "failed", likelihood="bernoulli")
@@ -85,7 +85,7 @@ def test_compiled_steps_are_those_that_are_not_and_one_graph_serves_them_all(
     # A KL term of growing weight, pixels drawn at every visit, a smaller last batch.
     fields = {"likelihood": "bernoulli", "beta_warmup": 3.0, "precision": "float32"}
     expected = trained(tmp_path / "plain", name, **fields)
-    monkeypatch.setattr(compiling, "REPAID_AFTER", 0)
+    monkeypatch.setattr(compiled_steps, "REPAID_AFTER", 0)
     torch._dynamo.utils.counters.clear()
     got = trained(tmp_path / "compiled", name, **fields)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
@@ -95,9 +95,9 @@ def test_compiled_steps_are_those_that_are_not_and_one_graph_serves_them_all(
 
 @pytest.mark.scale
 def test_a_compiled_training_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(compiling, "REPAID_AFTER", 0)
-    monkeypatch.setattr("elbolab.states.LEAST_SECONDS", 0)
-    monkeypatch.setattr("elbolab.states.TIMES_ITS_COST", 0)
+    monkeypatch.setattr(compiled_steps, "REPAID_AFTER", 0)
+    monkeypatch.setattr("elbolab.training.resume_state.LEAST_SECONDS", 0)
+    monkeypatch.setattr("elbolab.training.resume_state.TIMES_ITS_COST", 0)
     expected = trained(tmp_path / "whole")
     model, data, _ = prepared("vae")
 

@@ -14,11 +14,11 @@ from conftest import REPOSITORY
 from optuna.distributions import BaseDistribution
 
 from elbolab.cli import cli
-from elbolab.config import CompareConfig, Config, EvaluateConfig, ExploreConfig, MainConfig, StudyConfig
-from elbolab.errors import UserError
+from elbolab.config.base import Settings
+from elbolab.config.click_options import options_of
+from elbolab.config.schema import CompareConfig, Config, EvaluateConfig, ExploreConfig, MainConfig, StudyConfig
 from elbolab.models import MODELS
-from elbolab.options import options_of
-from elbolab.settings import Settings
+from elbolab.support.errors import UserError
 
 ALL: list[type[Settings]] = [
     *(model.Config for model in MODELS.values()),

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from elbolab import experiment
-from elbolab.config import default_data_dir
-from elbolab.data import load_data, stratified_order
-from elbolab.datasets import DATASETS, Arrays
-from elbolab.errors import UserError
+from elbolab.config.schema import default_data_dir
+from elbolab.data.readers import DATASETS, Arrays
+from elbolab.data.splits import load_data, stratified_order
+from elbolab.experiment import loading, train
 from elbolab.models import MODELS
+from elbolab.support.errors import UserError
 
 
 def test_mnist5k_has_the_declared_split_and_every_digit_in_its_proportion():
@@ -157,15 +157,15 @@ def test_a_run_finds_its_data_in_this_machine_s_folder_where_its_own_is_not_ther
     there.mkdir()
     np.save(there / "own.npy", images)
     fields = {"dataset": "own", "data_dir": there, "latent_dim": 2, "epochs": 1}
-    run = experiment.train_model("ppca", MODELS["ppca"].Config.parse(fields))
+    run = train.train_model("ppca", MODELS["ppca"].Config.parse(fields))
     there.rename(here)
     monkeypatch.setenv("ELBOLAB_DATA", str(here))
-    model, data = experiment.load_run(run, "cpu")
+    model, data = loading.load_run(run, "cpu")
     assert data.spec == model.spec
     np.save(here / "own.npy", 255 - images)
-    experiment._load.cache_clear()
+    loading._load.cache_clear()
     with pytest.raises(UserError, match="was trained on data with digest"):
-        experiment.load_run(run, "cpu")
+        loading.load_run(run, "cpu")
 
 
 def test_binarised_pixels_are_white_as_often_as_they_are_grey():

@@ -15,13 +15,16 @@ import torch
 from mlflow.entities import Run
 from two_processes import CASES, SHARED, fit
 
-from elbolab import distributed, experiment, load_model, records
-from elbolab.checkpoint import load_checkpoint
-from elbolab.data import Data
-from elbolab.errors import UserError
+from elbolab import load_model
+from elbolab.data.splits import Data
+from elbolab.experiment import train
 from elbolab.models import MODELS
+from elbolab.models.base import Model
 from elbolab.models.latent import LatentModel
-from elbolab.models.model import Model
+from elbolab.support.errors import UserError
+from elbolab.tracking import mlflow_reader
+from elbolab.training import distributed
+from elbolab.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.scale
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -30,7 +33,8 @@ TINY = [item for key, value in SHARED.items() for item in (f"--{key}", str(value
 # The second process fails in its second epoch while the first waits for it.
 FAIL = """
 import os
-from elbolab import cli, trainer
+from elbolab import cli
+from elbolab.training import trainer
 validate = trainer._validate
 def fail(model, split, epoch):
     if os.environ["RANK"] == "1" and epoch == 2:
@@ -126,10 +130,10 @@ def test_torchrun_leaves_one_complete_run(folder: Path, tmp_path: Path):
     assert run.data.tags["processes"] == "2"
     assert set(folder.glob("unfinished/*")) == left
     expected = fit("latent_opt", tmp_path)
-    history = records.history([run.info.run_id])
+    history = mlflow_reader.history([run.info.run_id])
     for key in ("train/loss", "val/elbo"):
         assert list(history[history.key == key].value) == pytest.approx([each[key] for each in expected], rel=1e-5)
-    assert list(records.step_images(run.info.run_id, "reconstructions_train")) == [1]
+    assert list(mlflow_reader.step_images(run.info.run_id, "reconstructions_train")) == [1]
     assert_equal_weights(load_model(run.info.run_id), load_checkpoint(tmp_path / "best.safetensors"))
 
 
@@ -174,7 +178,7 @@ def ranks(process: subprocess.Popen[str]) -> list[int]:
 def test_each_process_needs_an_image(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(distributed, "processes", lambda: 3)
     with pytest.raises(UserError, match="batch_size=2 must be at least 3"):
-        experiment.train_model("vae", MODELS["vae"].Config.parse({"batch_size": 2}))
+        train.train_model("vae", MODELS["vae"].Config.parse({"batch_size": 2}))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 41])

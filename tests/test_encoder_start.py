@@ -8,15 +8,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from elbolab.checkpoint import load_checkpoint
 from elbolab.cli import cli
-from elbolab.errors import UserError
-from elbolab.experiment import prepare, train_model
+from elbolab.experiment.train import prepare, train_model
 from elbolab.models import MODELS
 from elbolab.models.latent import LatentModel
 from elbolab.models.latent_opt import STARTS, LatentOpt
-from elbolab.registry import load_model
-from elbolab.trainer import train
+from elbolab.registry.packaging import load_model
+from elbolab.support.errors import UserError
+from elbolab.training.checkpoint import load_checkpoint
+from elbolab.training.trainer import train
 
 TINY: dict[str, Any] = {"train_size": 40, "val_size": 20, "test_size": 10, "epochs": 1, "latent_dim": 4}
 

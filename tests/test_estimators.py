@@ -13,19 +13,19 @@ from conftest import batch_of, linear_gaussian
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
-from elbolab.config import EvaluateConfig
-from elbolab.data import Data, DataSpec
-from elbolab.evaluators import Subject
-from elbolab.evaluators import importance as module
-from elbolab.evaluators.classes import classes
-from elbolab.evaluators.importance import Estimate, bound, importance_estimate, pareto_k
-from elbolab.evaluators.likelihood import likelihood
-from elbolab.intervals import k_threshold
+from elbolab.config.schema import EvaluateConfig
+from elbolab.data.splits import Data, DataSpec
+from elbolab.evaluation import Evaluation
+from elbolab.evaluation import importance_sampling as module
+from elbolab.evaluation.class_preservation import classes
+from elbolab.evaluation.importance_sampling import Estimate, bound, importance_estimate, pareto_k
+from elbolab.evaluation.log_likelihood import likelihood
 from elbolab.models import MODELS
 from elbolab.models.cnn import CNN
-from elbolab.models.latent import DiagonalGaussian
+from elbolab.models.objectives import Terms, elbo, iw_bound
+from elbolab.models.posteriors import DiagonalGaussian
 from elbolab.models.ppca import PPCA, PPCAConfig, fit_ppca
-from elbolab.objectives import Terms, elbo, iw_bound
+from elbolab.support.statistics import k_threshold
 
 
 @pytest.mark.parametrize(("latent_dim", "sigma"), [(1, 0.4), (3, 0.1), (7, 1.0)])
@@ -222,7 +222,7 @@ def trained(name: str, data: Data, **fields: Any) -> Any:
 
 def test_likelihood_tables_hold_every_chosen_image_once(digits: Data):
     model = trained("latent_opt", digits, latent_dim=4, fit_steps=3)
-    found = likelihood(Subject(model, digits, EvaluateConfig(samples=20, images=10)))
+    found = likelihood(Evaluation(model, digits, EvaluateConfig(samples=20, images=10)))
     table = found.files["likelihood.parquet"]
     counts = table.groupby(["split", "posterior"]).size().to_dict()
     assert counts == {("train", "fitted"): 10, ("train", "table"): 10, ("val", "fitted"): 10, ("test", "fitted"): 10}
@@ -238,7 +238,7 @@ def test_likelihood_tables_hold_every_chosen_image_once(digits: Data):
     # Twenty samples leave too short a tail for a k, so that none is trusted.
     assert found.metrics["train/log_px_table"] == pytest.approx(rows.log_px.mean())
     assert found.metrics["train/unreliable_table"] == (rows.pareto_k > k_threshold(20)).mean() == 1
-    more = likelihood(Subject(model, digits, EvaluateConfig(samples=100, images=10)))
+    more = likelihood(Evaluation(model, digits, EvaluateConfig(samples=100, images=10)))
     rows = more.files["likelihood.parquet"].query("posterior == 'table'")
     assert more.metrics["train/pareto_k_table"] == rows.pareto_k.median()
     assert more.metrics["train/unreliable_table"] == (rows.pareto_k > k_threshold(100)).mean()
@@ -246,7 +246,7 @@ def test_likelihood_tables_hold_every_chosen_image_once(digits: Data):
 
 def test_the_curve_is_the_mean_bound_at_every_number_of_samples(digits: Data):
     model = trained("vae", digits, latent_dim=3, net="mlp", hidden=8)
-    found = likelihood(Subject(model, digits, EvaluateConfig(samples=5000, images=3)))
+    found = likelihood(Evaluation(model, digits, EvaluateConfig(samples=5000, images=3)))
     curve = found.files["curve.parquet"].set_index(["split", "posterior", "samples"])
     assert len(curve) == 3 * 5
     for split, images in digits.splits.items():
@@ -258,13 +258,13 @@ def test_the_curve_is_the_mean_bound_at_every_number_of_samples(digits: Data):
         assert own.log_px[1] == pytest.approx(found.metrics[f"{split}/posterior_elbo"])
         assert own.log_px[5000] == pytest.approx(found.metrics[f"{split}/log_px"])
         assert own.log_px_se[5000] == pytest.approx(found.metrics[f"{split}/log_px_se"])
-        generator = Subject(model, digits, EvaluateConfig()).generator(f"{split} samples")
+        generator = Evaluation(model, digits, EvaluateConfig()).generator(f"{split} samples")
         log_w = importance_estimate(model, batch.x, model.infer(batch), 5000, generator).log_w
         assert log_w is not None
         for samples in (10, 100, 1000):
             groups = log_w.unflatten(0, (-1, samples)).exp().mean(1).log()
             assert own.log_px[samples] == pytest.approx(groups.mean().item())
-    fewer = likelihood(Subject(model, digits, EvaluateConfig(samples=150, images=3))).files["curve.parquet"]
+    fewer = likelihood(Evaluation(model, digits, EvaluateConfig(samples=150, images=3))).files["curve.parquet"]
     assert sorted(set(fewer.samples)) == [1, 10, 100]
 
 
@@ -273,7 +273,7 @@ def test_sampling_from_a_somewhat_wrong_q_gives_the_exact_row_of_a_fitted_ppca(
     digits: Data, latent_dim: int, seed: int
 ):
     model = trained("ppca", digits, latent_dim=latent_dim)
-    row = likelihood(Subject(model, digits, EvaluateConfig(images="all"))).metrics
+    row = likelihood(Evaluation(model, digits, EvaluateConfig(images="all"))).metrics
     for split, images in digits.splits.items():
         batch = images.batch(torch.arange(len(images)))
         q = model.posterior(batch)
@@ -287,7 +287,7 @@ def test_sampling_from_a_somewhat_wrong_q_gives_the_exact_row_of_a_fitted_ppca(
 def test_every_model_is_evaluated_on_the_same_images(digits: Data):
     config = EvaluateConfig(samples=5, images=10)
     tables = [
-        likelihood(Subject(trained(name, digits, latent_dim=4), digits, config)).files["likelihood.parquet"]
+        likelihood(Evaluation(trained(name, digits, latent_dim=4), digits, config)).files["likelihood.parquet"]
         for name in ("vae", "ppca")
     ]
     assert tables[0]["index"].equals(tables[1]["index"])
@@ -295,7 +295,7 @@ def test_every_model_is_evaluated_on_the_same_images(digits: Data):
 
 
 def test_all_images_can_be_evaluated(digits: Data):
-    found = likelihood(Subject(trained("ppca", digits, latent_dim=4), digits, EvaluateConfig(images="all")))
+    found = likelihood(Evaluation(trained("ppca", digits, latent_dim=4), digits, EvaluateConfig(images="all")))
     table = found.files["likelihood.parquet"]
     assert table.groupby("split").size().to_dict() == {"train": 64, "val": 20, "test": 20}
     # The exact row has no importance noise and no sample size.
@@ -307,11 +307,11 @@ def test_an_evaluation_that_takes_long_says_how_far_it_is(
     digits: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     model, config = trained("vae", digits, latent_dim=4), EvaluateConfig(samples=20, images=10)
-    likelihood(Subject(model, digits, config))
+    likelihood(Evaluation(model, digits, config))
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("elbolab.progress.SECONDS_A_LINE", -1)
+    monkeypatch.setattr("elbolab.training.progress.SECONDS_A_LINE", -1)
     monkeypatch.setitem(likelihood.__globals__, "WEIGHTS_AT_ONCE", 80)
-    likelihood(Subject(model, digits, config))
+    likelihood(Evaluation(model, digits, config))
     told = [line.rpartition(",")[0] for line in capsys.readouterr().err.splitlines()]
     assert told == [
         f"{split} log p(x): {done} of 10 images" for split in ("train", "val", "test") for done in (4, 8, 10)
@@ -320,7 +320,7 @@ def test_an_evaluation_that_takes_long_says_how_far_it_is(
 
 def test_nothing_keeps_a_model_after_its_evaluation(digits: Data):
     model = trained("vae", digits, latent_dim=4)
-    likelihood(Subject(model, digits, EvaluateConfig(samples=2, images=2)))
+    likelihood(Evaluation(model, digits, EvaluateConfig(samples=2, images=2)))
     watched = weakref.ref(model)
     del model
     gc.collect()
@@ -330,7 +330,9 @@ def test_nothing_keeps_a_model_after_its_evaluation(digits: Data):
 def test_the_weights_in_memory_are_bounded_whatever_the_number_of_samples(
     digits: Data, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = likelihood(subject := Subject(trained("ppca", digits, latent_dim=4), digits, EvaluateConfig(samples=20)))
+    whole = likelihood(
+        evaluation := Evaluation(trained("ppca", digits, latent_dim=4), digits, EvaluateConfig(samples=20))
+    )
     seen: list[int] = []
 
     def estimate(model: Any, x: Tensor, q: DiagonalGaussian, samples: int, generator: torch.Generator) -> Estimate:
@@ -339,13 +341,13 @@ def test_the_weights_in_memory_are_bounded_whatever_the_number_of_samples(
 
     monkeypatch.setitem(likelihood.__globals__, "estimate_log_px", estimate)
     monkeypatch.setitem(likelihood.__globals__, "WEIGHTS_AT_ONCE", 150)
-    parts = likelihood(subject)
+    parts = likelihood(evaluation)
     assert max(seen) == 140
     pd.testing.assert_frame_equal(parts.files["likelihood.parquet"], whole.files["likelihood.parquet"], rtol=1e-5)
 
 
 def test_the_constant_image_is_the_mean_training_image(digits: Data):
-    found = likelihood(Subject(trained("ppca", digits, latent_dim=4), digits, EvaluateConfig(images="all")))
+    found = likelihood(Evaluation(trained("ppca", digits, latent_dim=4), digits, EvaluateConfig(images="all")))
     mean = digits.train.images.double().mean(0) / 255
     x = digits.test.images.double() / 255
     distance = (x - mean).square().sum((1, 2, 3)) / (2 * 0.16)
@@ -356,18 +358,18 @@ def test_the_constant_image_is_the_mean_training_image(digits: Data):
 def test_a_perfect_reconstruction_keeps_every_class(digits: Data, monkeypatch: pytest.MonkeyPatch):
     model, cnn = trained("ppca", digits, latent_dim=4), trained("cnn", digits)
     assert isinstance(cnn, CNN)
-    subject = Subject(model, digits, EvaluateConfig(images="all"), ("judge", cnn))
-    blurred = classes(subject)
-    originals = {id(q): batch.x for split in digits.splits for batch, q in _pairs(subject, split)}
+    evaluation = Evaluation(model, digits, EvaluateConfig(images="all"), ("judge", cnn))
+    blurred = classes(evaluation)
+    originals = {id(q): batch.x for split in digits.splits for batch, q in _pairs(evaluation, split)}
     monkeypatch.setattr(model, "reconstruct", lambda q: originals.get(id(q), torch.zeros(10, 1, 28, 28)))
-    perfect = classes(subject)
+    perfect = classes(evaluation)
     for split, images in digits.splits.items():
         assert perfect.metrics[f"{split}/class_preservation"] == 1
         confusion = np.array(perfect.files["classes.json"]["splits"][split]["confusion"])
         assert confusion.sum() == np.trace(confusion) == len(images)
         assert perfect.metrics[f"{split}/accuracy_original"] == perfect.metrics[f"{split}/accuracy_reconstruction"]
     assert np.array(blurred.files["classes.json"]["splits"]["test"]["confusion"]).sum() == len(digits.test)
-    accuracy = classes(Subject(cnn, digits, EvaluateConfig())).metrics["test/accuracy"]
+    accuracy = classes(Evaluation(cnn, digits, EvaluateConfig())).metrics["test/accuracy"]
     assert perfect.tags == {"evaluation.cnn_run": "judge", "evaluation.cnn_test_accuracy": str(accuracy)}
     assert [digit["label"] for digit in perfect.files["classes.json"]["ten"]["train"]] == list(range(10))
 
@@ -379,20 +381,20 @@ def test_a_classifier_judges_what_the_model_saw(digits: Data, monkeypatch: pytes
 
     monkeypatch.setattr(CNN, "logits", binary)
     model = trained("vae", digits, latent_dim=4, likelihood="bernoulli")
-    found = classes(Subject(model, digits, EvaluateConfig(images=10), ("judge", trained("cnn", digits))))
+    found = classes(Evaluation(model, digits, EvaluateConfig(images=10), ("judge", trained("cnn", digits))))
     described = found.files["classes.json"]
     assert np.array(described["splits"]["test"]["confusion"])[1].tolist() == [10, *[0] * 9]
     for digit in (*described["ten"]["train"], *described["ten"]["val"]):
         assert (digit["original"], digit["reconstruction"]) == (1, 0)
 
 
-def _pairs(subject: Subject, split: str) -> Any:
-    return zip(subject.batches(split), subject.inferred(split), strict=True)
+def _pairs(evaluation: Evaluation, split: str) -> Any:
+    return zip(evaluation.batches(split), evaluation.inferred(split), strict=True)
 
 
 def test_a_classifier_is_counted_on_every_image(digits: Data):
     cnn = trained("cnn", digits)
-    found = classes(Subject(cnn, digits, EvaluateConfig(images=1)))
+    found = classes(Evaluation(cnn, digits, EvaluateConfig(images=1)))
     confusion = np.array(found.files["classes.json"]["splits"]["test"]["confusion"])
     assert confusion.sum(1).tolist() == torch.bincount(digits.test.labels, minlength=10).tolist()
     assert found.metrics["test/accuracy"] == pytest.approx(np.trace(confusion) / 20)

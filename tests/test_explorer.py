@@ -13,16 +13,18 @@ import torch
 from conftest import Command, complaints
 from torch import Tensor
 
-from elbolab.config import EvaluateConfig, ExploreConfig
-from elbolab.data import Data
-from elbolab.errors import UserError
-from elbolab.evaluators import Subject
-from elbolab.experiment import load_run, train_model
+from elbolab.config.schema import EvaluateConfig, ExploreConfig
+from elbolab.data.splits import Data
+from elbolab.evaluation import Evaluation
+from elbolab.experiment.loading import load_run
+from elbolab.experiment.train import train_model
 from elbolab.explorer import views
 from elbolab.explorer.page import explore
 from elbolab.models import MODELS
-from elbolab.models.latent import DiagonalGaussian, LatentModel
+from elbolab.models.latent import LatentModel
+from elbolab.models.posteriors import DiagonalGaussian
 from elbolab.models.vae import VAE
+from elbolab.support.errors import UserError
 
 SMALL = {"train_size": 64, "val_size": 20, "test_size": 20, "epochs": 1}
 OWN: dict[str, dict[str, Any]] = {
@@ -119,7 +121,7 @@ def reconstruct(run: str, z: Any) -> np.ndarray:
 def inferred(run: str) -> Tensor:
     """The posterior means of the page's images, as an evaluation has them."""
     model, data = loaded(run)
-    return torch.cat([q.mean for q in Subject(model, data, EvaluateConfig(images=20)).inferred("test")])
+    return torch.cat([q.mean for q in Evaluation(model, data, EvaluateConfig(images=20)).inferred("test")])
 
 
 def pixels(view: Any, panel: int = 0) -> np.ndarray:
@@ -156,7 +158,7 @@ def test_the_page_decodes_as_pytorch_does(opened: Open, runs: dict[str, str], pa
 
 def test_the_images_are_those_of_an_evaluation(opened: Open, runs: dict[str, str]):
     model, data = loaded(runs["vae"])
-    batch = next(Subject(model, data, EvaluateConfig(images=20)).batches("test"))
+    batch = next(Evaluation(model, data, EvaluateConfig(images=20)).batches("test"))
     with opened("both") as view:
         assert view.evaluate("data.index") == batch.index.tolist()
         assert view.evaluate("data.labels") == batch.y.tolist()
@@ -302,7 +304,7 @@ def test_a_model_that_decodes_otherwise_is_refused(sixteen: Data):
 
     model = Negative(VAE.Config.parse({"latent_dim": 2}), sixteen.spec)
     with pytest.raises(UserError, match="cannot decode as Negative does"):
-        views.view(model, Subject(model, sixteen, EvaluateConfig(images=10)))
+        views.view(model, Evaluation(model, sixteen, EvaluateConfig(images=10)))
 
 
 def test_directions_are_principal():

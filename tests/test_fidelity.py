@@ -9,10 +9,10 @@ import torch
 from scipy.linalg import sqrtm
 from test_estimators import trained
 
-from elbolab.config import EvaluateConfig
-from elbolab.data import Data
-from elbolab.evaluators import Subject
-from elbolab.evaluators.fidelity import compare_features, fidelity, frechet_distance, kernel_distance, prdc
+from elbolab.config.schema import EvaluateConfig
+from elbolab.data.splits import Data
+from elbolab.evaluation import Evaluation
+from elbolab.evaluation.sample_quality import compare_features, fidelity, frechet_distance, kernel_distance, prdc
 from elbolab.models.cnn import CNN
 
 
@@ -103,17 +103,17 @@ def test_an_untrained_decoder_is_farther_than_real_images_are(digits: Data):
     assert isinstance(cnn, CNN)
     x = digits.test.batch(torch.arange(20)).x
     torch.testing.assert_close(cnn.net[-1](cnn.features(x)), cnn.logits(x))
-    subject = Subject(trained("vae", digits, latent_dim=4), digits, EvaluateConfig(images="all"), ("judge", cnn))
-    found = fidelity(subject).metrics
+    evaluation = Evaluation(trained("vae", digits, latent_dim=4), digits, EvaluateConfig(images="all"), ("judge", cnn))
+    found = fidelity(evaluation).metrics
     assert found["test/frechet_distance"] > 2 * found["test/frechet_distance_floor"]
     assert found["test/kid"] - found["test/kid_floor"] > 4 * found["test/kid_se"]
     for key in ("precision", "recall", "density", "coverage"):
         assert found[f"test/{key}"] < found[f"test/{key}_floor"]
-    assert found == fidelity(subject).metrics
+    assert found == fidelity(evaluation).metrics
 
 
 def test_without_a_classifier_or_neighbours_nothing_is_found(digits: Data):
     model: Any = trained("vae", digits, latent_dim=4)
-    assert fidelity(Subject(model, digits, EvaluateConfig())).metrics == {}
+    assert fidelity(Evaluation(model, digits, EvaluateConfig())).metrics == {}
     cnn: Any = trained("cnn", digits)
-    assert fidelity(Subject(model, digits, EvaluateConfig(images=5), ("judge", cnn))).metrics == {}
+    assert fidelity(Evaluation(model, digits, EvaluateConfig(images=5), ("judge", cnn))).metrics == {}

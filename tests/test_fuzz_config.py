@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.projects._project_spec import load_project
 
-from elbolab.bounds import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT
-from elbolab.config import (
+from elbolab.config.click_options import options_of
+from elbolab.config.limits import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT
+from elbolab.config.schema import (
     CompareConfig,
     EvaluateConfig,
     ExploreConfig,
@@ -28,9 +29,8 @@ from elbolab.config import (
     Settings,
     StudyConfig,
 )
-from elbolab.errors import UserError
 from elbolab.models import MODELS
-from elbolab.options import options_of
+from elbolab.support.errors import UserError
 
 # Whose parameters a run keeps.
 TRACKED: list[type[Settings]] = [*(model.Config for model in MODELS.values()), EvaluateConfig, MainConfig]

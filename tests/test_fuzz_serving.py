@@ -11,11 +11,11 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from elbolab.checkpoint import save_checkpoint
-from elbolab.data import DataSpec, load_data
-from elbolab.errors import UserError
+from elbolab.data.splits import DataSpec, load_data
 from elbolab.models import MODELS
-from elbolab.serving import MOST_DECODES, MOST_IMAGES, PARAMS, RefusedError, Served, operations
+from elbolab.registry.pyfunc import MOST_DECODES, MOST_IMAGES, PARAMS, RefusedError, Served, operations
+from elbolab.support.errors import UserError
+from elbolab.training.checkpoint import save_checkpoint
 
 SIDE, CHANNELS, CLASSES, DIM = 8, 3, 4, 2
 SPEC = DataSpec((CHANNELS, SIDE, SIDE), CLASSES, 3, 3, "")
@@ -126,7 +126,7 @@ def test_any_request_is_answered_as_documented_or_refused_in_one_line(
 
 def test_a_fit_is_counted_in_what_a_request_may_cost(served: dict[str, Served], monkeypatch: pytest.MonkeyPatch):
     """``latent_opt`` takes two steps an image here, six decodes."""
-    monkeypatch.setattr("elbolab.serving.MOST_DECODES", 600)
+    monkeypatch.setattr("elbolab.registry.pyfunc.MOST_DECODES", 600)
     images = np.zeros((101, *SHAPE), np.uint8)
     for op in ("reconstruct", "encode", "log_px"):
         with pytest.raises(
@@ -140,7 +140,7 @@ def test_a_fit_is_counted_in_what_a_request_may_cost(served: dict[str, Served], 
     # Samples of the prior need no posterior, and an encoder's posterior no steps; one image is always answered.
     served["latent_opt"].predict(None, images, {"op": "sample"})
     served["vae"].predict(None, images, {})
-    monkeypatch.setattr("elbolab.serving.MOST_DECODES", 5)
+    monkeypatch.setattr("elbolab.registry.pyfunc.MOST_DECODES", 5)
     assert len(np.asarray(served["latent_opt"].predict(None, images[:1], {}))) == 1
 
 

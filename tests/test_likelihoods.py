@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from elbolab.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
+from elbolab.models.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.4, 1.3])

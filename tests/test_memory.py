@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from elbolab.memory import tune_memory
+from elbolab.support.malloc import tune_memory
 
 if "tuned" in sys.argv:
     tune_memory()

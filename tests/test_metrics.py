@@ -8,12 +8,14 @@ import mlflow
 import pytest
 from conftest import REPOSITORY
 
-from elbolab import Reproduction, records
-from elbolab.compare import compare
-from elbolab.config import CompareConfig, EvaluateConfig
-from elbolab.experiment import evaluate_run, train_model
+from elbolab import Reproduction
+from elbolab.config.schema import CompareConfig, EvaluateConfig
+from elbolab.experiment.evaluate import evaluate_run
+from elbolab.experiment.train import train_model
 from elbolab.models import MODELS
-from elbolab.tuning import load_study
+from elbolab.report.compare import compare
+from elbolab.tracking import mlflow_reader
+from elbolab.tuning.loader import load_study
 
 TINY: dict[str, Any] = {"train_size": 40, "val_size": 20, "test_size": 20, "epochs": 1}
 SMALL: dict[str, dict[str, Any]] = {
@@ -71,12 +73,12 @@ def test_an_evaluation_takes_the_place_of_the_one_before_it(trained: dict[str, s
     training = {key for key, metric in _steps(run).items() if metric > 0}
     assert "Inference gap" in compare(CompareConfig(run=(run,))).read_text()
     found = evaluate_run(run, EvaluateConfig(samples=10, images=1))
-    metrics = records.get_run(run).metrics
+    metrics = mlflow_reader.get_run(run).metrics
     assert metrics.keys() == training | found.keys()
     assert all(metrics[key] == value for key, value in found.items())
     assert not {"test/inference_gap", "test/log_px_se", "train/pareto_k_table", "test/kid"} & metrics.keys()
     # The file is still there.
-    assert "evaluation/gap.parquet" in records.list_artifacts(run, "evaluation")
+    assert "evaluation/gap.parquet" in mlflow_reader.list_artifacts(run, "evaluation")
     page = compare(CompareConfig(run=(run,))).read_text()
     assert "Inference gap" not in page
     assert not re.search(r">\s*(nan|None|± nan)", re.sub(r'"data:[^"]*"', "", page))

@@ -8,10 +8,10 @@ import mlflow
 import pytest
 from conftest import free_port, mlflow_server
 
-from elbolab import records
-from elbolab.config import Config
-from elbolab.experiment import train_model
+from elbolab.config.schema import Config
+from elbolab.experiment.train import train_model
 from elbolab.models import MODELS
+from elbolab.tracking import mlflow_reader
 
 pytestmark = pytest.mark.scale
 SMALL = {"epochs": 5, "train_size": 64, "val_size": 20, "test_size": 20, "latent_dim": 4}
@@ -31,7 +31,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict
             patch.delenv(name)
         mlflow.set_tracking_uri(runs)
         configs: list[Config] = [MODELS["vae"].Config.parse({**SMALL, "seed": seed}) for seed in (0, 1)]
-        names = {run_id: records.get_run(run_id).name for run_id in [train_model("vae", each) for each in configs]}
+        names = {
+            run_id: mlflow_reader.get_run(run_id).name for run_id in [train_model("vae", each) for each in configs]
+        }
         mlflow.set_tracking_uri(before)
     with mlflow_server(folder, runs, free_port()) as address:
         yield f"{address}/#/experiments/0/runs", names

@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from elbolab.checkpoint import load_checkpoint
-from elbolab.config import Config
-from elbolab.data import Data, load_data
-from elbolab.errors import UserError
+from elbolab.config.schema import Config
+from elbolab.data.splits import Data, load_data
 from elbolab.models import MODELS
-from elbolab.models import model as contract
-from elbolab.models.latent import DiagonalGaussian, LatentModel
+from elbolab.models import base as contract
+from elbolab.models.base import Model
+from elbolab.models.latent import LatentModel
 from elbolab.models.latent_opt import RowAdam
-from elbolab.models.model import Model
-from elbolab.nets import ACTIVATIONS, ToImage
-from elbolab.objectives import elbo
-from elbolab.trainer import Event, _snapshot, rate_factor, train
+from elbolab.models.networks import ACTIVATIONS, ToImage
+from elbolab.models.objectives import elbo
+from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.support.errors import UserError
+from elbolab.training.checkpoint import load_checkpoint
+from elbolab.training.trainer import Event, _snapshot, rate_factor, train
 
 SMALL: dict[str, Any] = {"dataset": "mnist5k", "batch_size": 16}
 # Each sample of the bound and each step of the refinement costs about as much as a step of a vae.
@@ -262,7 +263,7 @@ def test_adam_takes_the_constant_of_the_config(digits: Data):
 
 
 def test_a_size_that_the_net_cannot_halve_twice_is_refused():
-    from elbolab.nets import conv_decoder
+    from elbolab.models.networks import conv_decoder
 
     with pytest.raises(UserError, match=r"30 by 28.*multiples of 4"):
         conv_decoder(4, (1, 30, 28))

@@ -23,15 +23,19 @@ from conftest import Postgres, free_port, mlflow_server
 from mlflow.entities import LoggedModelStatus
 from test_studies import wait_for
 
-from elbolab import load_model, records, states, tracker
-from elbolab.config import EvaluateConfig
-from elbolab.delivery import SPOOL
-from elbolab.errors import UserError
-from elbolab.experiment import evaluate_run, resume, train_model
+from elbolab import load_model
+from elbolab.config.schema import EvaluateConfig
+from elbolab.experiment.evaluate import evaluate_run
+from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
-from elbolab.spool import Spool, peek
-from elbolab.trainer import Event
-from elbolab.unfinished import UNFINISHED, find_unfinished, send_unfinished
+from elbolab.support.errors import UserError
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking import run as tracking
+from elbolab.tracking.journal import Journal, peek
+from elbolab.tracking.keys import SPOOL
+from elbolab.tracking.offline import UNFINISHED, find_unfinished, send_unfinished
+from elbolab.training import resume_state
+from elbolab.training.trainer import Event
 
 pytestmark = pytest.mark.scale
 EPOCHS = 5
@@ -123,8 +127,8 @@ def wire(server: int, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """What stands between the tracker and the server, both in the tracker's environment."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    monkeypatch.setattr(tracker, "START_SECONDS", 3)
-    monkeypatch.setattr(tracker, "END_SECONDS", 120)
+    monkeypatch.setattr(tracking, "START_SECONDS", 3)
+    monkeypatch.setattr(tracking, "END_SECONDS", 120)
     port = free_port()
     with Wire(port, server) as between:
         threading.Thread(target=between.serve_forever, args=(0.05,), daemon=True).start()
@@ -137,30 +141,30 @@ def wire(server: int, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @contextmanager
 def at_epochs(monkeypatch: pytest.MonkeyPatch, wire: Wire, modes: dict[int, str]) -> Iterator[None]:
     """Change how the wire is before these epochs are reported, and not back before a request met it."""
-    report = tracker.Tracker.report
+    report = tracking.RunWriter.report
 
-    def watched(self: tracker.Tracker, event: Event) -> None:
+    def watched(self: tracking.RunWriter, event: Event) -> None:
         if modes.get(event.epoch) == "pass":
             wait_for(lambda: wire.lost > 0)
         wire.mode = modes.get(event.epoch, wire.mode)
         report(self, event)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracker.Tracker, "report", watched)
+        patch.setattr(tracking.RunWriter, "report", watched)
         yield
 
 
 def complete(run_id: str) -> None:
     """The server has all of a training, and each value once; and there is one such run."""
-    run = records.get_run(run_id)
+    run = mlflow_reader.get_run(run_id)
     assert run.status == "FINISHED"
     assert run.params["latent_dim"] == "4"
     client = mlflow.MlflowClient()
     for key in ("train/loss", "val/elbo", "val/kl", "train/images_per_s"):
         assert [metric.step for metric in client.get_metric_history(run_id, key)] == list(range(1, EPOCHS + 1))
-    assert list(records.step_images(run_id, "samples")) == [1, 5]
-    assert len(records.list_artifacts(run_id, "images")) == 3 * 2 * 2
-    assert set(records.list_artifacts(run_id)) >= {"checkpoints", "config.json", "figures", "images"}
+    assert list(mlflow_reader.step_images(run_id, "samples")) == [1, 5]
+    assert len(mlflow_reader.list_artifacts(run_id, "images")) == 3 * 2 * 2
+    assert set(mlflow_reader.list_artifacts(run_id)) >= {"checkpoints", "config.json", "figures", "images"}
     outputs = client.get_run(run_id).outputs
     assert outputs is not None
     assert len(outputs.model_outputs) == 1
@@ -187,7 +191,7 @@ def test_a_server_that_is_away_for_a_while_has_everything_once(
 def test_without_the_server_a_run_is_complete_after_sync(
     wire: Wire, mode: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(tracker, "END_SECONDS", 1)
+    monkeypatch.setattr(tracking, "END_SECONDS", 1)
     if mode == "hang":
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     wire.mode = mode
@@ -208,7 +212,7 @@ def test_an_answer_lost_anywhere_duplicates_nothing(wire: Wire, monkeypatch: pyt
     """Of ever more requests the answer is lost, each of which the server has carried out."""
     # MLflow's own second try would hide the first.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracker, "END_SECONDS", 1)
+    monkeypatch.setattr(tracking, "END_SECONDS", 1)
     wire.mode = "cut"
     train_model("vae", CONFIG)
     wire.mode = "pass"
@@ -221,7 +225,7 @@ def test_an_answer_lost_anywhere_duplicates_nothing(wire: Wire, monkeypatch: pyt
             send_unfinished()
     assert wire.lost > tries > 10
     wire.deaf_from = math.inf
-    (run,) = records.find_runs(params={"model": "vae"}, limit=1)
+    (run,) = mlflow_reader.find_runs(params={"model": "vae"}, limit=1)
     complete(run.id)
 
 
@@ -235,17 +239,17 @@ def test_what_mlflow_asks_again_by_itself_is_there_once(wire: Wire, path: str):
 
 def evaluated_without_server(wire: Wire, run_id: str) -> dict[str, float]:
     """What an evaluation found whose server went away before the first of it was sent, and is there again."""
-    attached = tracker.attached
+    attached = tracking.reopen_run
 
     @contextmanager
-    def away(run: str) -> Iterator[tracker.Tracker]:
+    def away(run: str) -> Iterator[tracking.RunWriter]:
         wire.mode = "cut"
         with attached(run) as track:
             yield track
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracker, "END_SECONDS", 1)
-        patch.setattr(tracker, "attached", away)
+        patch.setattr(tracking, "END_SECONDS", 1)
+        patch.setattr(tracking, "reopen_run", away)
         found = evaluate_run(run_id, EvaluateConfig(samples=5, images=5))
     assert wire.lost > 0
     wire.mode = "pass"
@@ -255,9 +259,9 @@ def evaluated_without_server(wire: Wire, run_id: str) -> dict[str, float]:
 def test_an_evaluation_is_not_lost_with_the_server(wire: Wire):
     run_id = train_model("vae", CONFIG)
     found = evaluated_without_server(wire, run_id)
-    assert "test/log_px" not in records.get_run(run_id).metrics
+    assert "test/log_px" not in mlflow_reader.get_run(run_id).metrics
     send_unfinished()
-    run = records.get_run(run_id)
+    run = mlflow_reader.get_run(run_id)
     assert run.metrics["test/log_px"] == pytest.approx(found["test/log_px"])
     assert "evaluation.samples" in run.tags
     assert run.status == "FINISHED"
@@ -269,8 +273,8 @@ def test_an_evaluation_that_was_left_is_not_sent_over_a_later_one(wire: Wire):
     evaluated_without_server(wire, run_id)
     evaluate_run(run_id, EvaluateConfig(samples=7, images=5))
     assert send_unfinished() == []
-    assert records.get_run(run_id).tags["evaluation.samples"] == "7"
-    assert len(records.read(run_id, "evaluation/likelihood.parquet", pd.read_parquet)) == 15
+    assert mlflow_reader.get_run(run_id).tags["evaluation.samples"] == "7"
+    assert len(mlflow_reader.read(run_id, "evaluation/likelihood.parquet", pd.read_parquet)) == 15
 
 
 def test_what_is_read_from_a_server_leaves_no_copy(wire: Wire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -279,7 +283,7 @@ def test_what_is_read_from_a_server_leaves_no_copy(wire: Wire, monkeypatch: pyte
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     assert load_model(run_id).config.epochs == EPOCHS
-    assert list(records.step_images(run_id, "samples")) == [1, 5]
+    assert list(mlflow_reader.step_images(run_id, "samples")) == [1, 5]
     assert not list(folder.iterdir())
 
 
@@ -288,12 +292,12 @@ def test_a_server_on_postgresql_killed_for_twenty_seconds_and_its_database_resta
 ):
     """Both in the middle of the training, which goes on; afterwards the database holds all of it once."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    monkeypatch.setattr(tracker, "END_SECONDS", 120)
+    monkeypatch.setattr(tracking, "END_SECONDS", 120)
     runs, port = f"{postgres.url}/mlflow", free_port()
-    report, servers = tracker.Tracker.report, ExitStack()
+    report, servers = tracking.RunWriter.report, ExitStack()
     left: dict[int, int] = {}
 
-    def watched(self: tracker.Tracker, event: Event) -> None:
+    def watched(self: tracking.RunWriter, event: Event) -> None:
         match event.epoch:
             case 2:
                 servers.close()
@@ -308,9 +312,9 @@ def test_a_server_on_postgresql_killed_for_twenty_seconds_and_its_database_resta
                 time.sleep(3)
                 postgres.start()
         report(self, event)
-        left[event.epoch] = self.delivery.left()
+        left[event.epoch] = self.writer.left()
 
-    monkeypatch.setattr(tracker.Tracker, "report", watched)
+    monkeypatch.setattr(tracking.RunWriter, "report", watched)
     with servers:
         servers.enter_context(mlflow_server(store, runs, port))
         run_id = train_model("vae", CONFIG)
@@ -325,7 +329,7 @@ def test_a_store_of_files_that_takes_nothing_holds_up_no_value(store: Path, monk
     """The store's folder is a file; the values arrive, the run ends once its files are there."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     # The longest time between two tries is 15 seconds.
-    monkeypatch.setattr(tracker, "END_SECONDS", 20)
+    monkeypatch.setattr(tracking, "END_SECONDS", 20)
     (store / "kept").write_text("in the way")
     with mlflow_server(store, f"sqlite:///{store}/runs.db", free_port()):
         run_id = train_model("vae", CONFIG)
@@ -346,12 +350,12 @@ def test_without_room_for_its_states_a_training_stops_and_goes_on_later(
         most = 1_000_000
     else:
         with monkeypatch.context() as patch:
-            patch.setattr(tracker.Tracker, "log_value", stop)
+            patch.setattr(tracking.RunWriter, "log_value", stop)
             with pytest.raises(StoppedError):
                 train_model("vae", CONFIG)
         (folder,) = UNFINISHED.glob("*")
         first = (folder / "journal.jsonl").read_bytes().splitlines()[0]
-        Spool(folder).close(remove=True)
+        Journal(folder).close(remove=True)
         # Another command has a name that is a little longer or shorter.
         most = len(first) + 200
     options = [part for key, value in CONFIG.changes().items() for part in (f"--{key}", value)]
@@ -368,7 +372,7 @@ def test_without_room_for_its_states_a_training_stops_and_goes_on_later(
     assert "Traceback" not in done.stderr
     (folder,) = UNFINISHED.glob("*")
     if room == "for no state":
-        run = records.get_run(Spool(folder).state["run_id"])
+        run = mlflow_reader.get_run(Journal(folder).state["run_id"])
         assert run.status == "FAILED"
         assert "cannot be written" in run.tags["failure"]
     complete(resume(folder.name))
@@ -377,7 +381,7 @@ def test_without_room_for_its_states_a_training_stops_and_goes_on_later(
 def test_a_server_that_refuses_says_so_in_one_line_before_the_training(
     wire: Wire, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(tracker, "START_SECONDS", 120)
+    monkeypatch.setattr(tracking, "START_SECONDS", 120)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "123456789")
     with pytest.raises(UserError, match=r"refuses the run: .*123456789"):
         train_model("vae", CONFIG)
@@ -389,12 +393,12 @@ def test_a_server_that_refuses_to_go_on_with_a_training_costs_nothing_of_it(
     wire: Wire, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """The server never heard of the training, which has kept a state."""
-    monkeypatch.setattr(states, "LEAST_SECONDS", 0)
-    monkeypatch.setattr(states, "TIMES_ITS_COST", 0)
+    monkeypatch.setattr(resume_state, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(resume_state, "TIMES_ITS_COST", 0)
     wire.mode = "cut"
     with monkeypatch.context() as patch:
-        patch.setattr(tracker, "END_SECONDS", 1)
-        patch.setattr(tracker.Tracker, "log_metrics", stop)
+        patch.setattr(tracking, "END_SECONDS", 1)
+        patch.setattr(tracking.RunWriter, "log_metrics", stop)
         with pytest.raises(StoppedError):
             train_model("vae", CONFIG)
     (folder,) = UNFINISHED.glob("*")
@@ -402,7 +406,7 @@ def test_a_server_that_refuses_to_go_on_with_a_training_costs_nothing_of_it(
     assert before
     capsys.readouterr()
     wire.mode = "refuse"
-    monkeypatch.setattr(tracker, "START_SECONDS", 120)
+    monkeypatch.setattr(tracking, "START_SECONDS", 120)
     with pytest.raises(UserError, match=r"refuses the run: .*403"):
         resume(folder.name)
     assert capsys.readouterr().err == ""
@@ -414,8 +418,8 @@ def test_a_server_that_refuses_to_go_on_with_a_training_costs_nothing_of_it(
 def test_ctrl_c_before_the_server_answers_ends_the_run(
     wire: Wire, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(tracker, "START_SECONDS", 120)
-    monkeypatch.setattr(tracker, "KILLED_SECONDS", 0.1)
+    monkeypatch.setattr(tracking, "START_SECONDS", 120)
+    monkeypatch.setattr(tracking, "KILLED_SECONDS", 0.1)
     wire.mode = "hang"
 
     def interrupt() -> None:
@@ -429,5 +433,5 @@ def test_ctrl_c_before_the_server_answers_ends_the_run(
     assert f"`elbolab resume {folder.name}` goes on with it" in capsys.readouterr().err
     wire.mode = "pass"
     send_unfinished()
-    assert records.get_run(peek(folder)["run_id"]).status == "KILLED"
+    assert mlflow_reader.get_run(peek(folder)["run_id"]).status == "KILLED"
     complete(resume(folder.name))

@@ -11,15 +11,15 @@ import pytest
 import torch
 from test_studies import carry_out, children, define, trials_of
 
-from elbolab import records
-from elbolab.config import StudyConfig
-from elbolab.data import Data, load_data
-from elbolab.errors import UserError
-from elbolab.interrupts import Interruption
+from elbolab.config.schema import StudyConfig
+from elbolab.data.splits import Data, load_data
 from elbolab.models import MODELS
-from elbolab.models.model import Model
-from elbolab.population import together
-from elbolab.trainer import Event, Step, train, training
+from elbolab.models.base import Model
+from elbolab.support.errors import UserError
+from elbolab.support.signals import Interruption
+from elbolab.tracking import mlflow_reader
+from elbolab.training.populations import together
+from elbolab.training.trainer import Event, Step, train, training
 
 MEMBERS: list[dict[str, Any]] = [
     {"seed": 0, "lr": 1e-3},
@@ -32,7 +32,7 @@ TINY = '"epochs": 2, "train_size": 40, "val_size": 10, "test_size": 10, "latent_
 @pytest.fixture(autouse=True)
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many turns as these few steps allow."""
-    monkeypatch.setattr("elbolab.population.STEPS_AT_A_TURN", 2)
+    monkeypatch.setattr("elbolab.training.populations.STEPS_AT_A_TURN", 2)
 
 
 @pytest.fixture(scope="module")
@@ -119,16 +119,16 @@ def test_as_one_each_is_what_it_is_alone_but_for_rounding(
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by how many steps are computed as one."""
-    from elbolab import population
+    from elbolab.training import populations
 
     sizes: list[int] = []
-    take = population._take
+    take = populations._take
 
     def counting(steps: list[Step], streams: Any) -> Any:
         sizes.append(len(steps))
         return take(steps, streams)
 
-    monkeypatch.setattr(population, "_take", counting)
+    monkeypatch.setattr(populations, "_take", counting)
     return sizes
 
 
@@ -190,9 +190,9 @@ def test_an_interrupted_population_is_queued_again(store: Path, monkeypatch: pyt
             yield step
 
     with monkeypatch.context() as patched:
-        patched.setattr("elbolab.trials.training", interrupted)
+        patched.setattr("elbolab.tuning.trial.training", interrupted)
         # None is to end in its first turn.
-        patched.setattr("elbolab.population.STEPS_AT_A_TURN", 1)
+        patched.setattr("elbolab.training.populations.STEPS_AT_A_TURN", 1)
         with pytest.raises(KeyboardInterrupt):
             carry_out(several, population=4)
     parent = carry_out(several, population=4)
@@ -200,7 +200,7 @@ def test_an_interrupted_population_is_queued_again(store: Path, monkeypatch: pyt
     assert sorted(states) == ["FAILED"] * 4 + ["FINISHED"] * 4
     finished = [run for run in children(parent).values() if run.info.status == "FINISHED"]
     assert len({(run.data.params["lr"], run.data.params["seed"]) for run in finished}) == 4
-    assert records.get_run(parent).status == "FINISHED"
+    assert mlflow_reader.get_run(parent).status == "FINISHED"
     assert all(math.isfinite(run.data.metrics["objective/log_px"]) for run in finished)
 
 

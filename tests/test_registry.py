@@ -20,17 +20,19 @@ import pytest
 import torch
 from conftest import free_port, wait_for_server
 
-from elbolab import MODELS, load_model, registry
-from elbolab.checkpoint import load_checkpoint, save_checkpoint
+from elbolab import MODELS, load_model
 from elbolab.cli import cli
-from elbolab.config import EvaluateConfig, PromoteConfig
-from elbolab.data import Data
-from elbolab.errors import UserError
-from elbolab.evaluators.importance import importance_estimate
-from elbolab.experiment import evaluate_run, train_model
+from elbolab.config.schema import EvaluateConfig, PromoteConfig
+from elbolab.data.splits import Data
+from elbolab.evaluation.importance_sampling import importance_estimate
+from elbolab.experiment.evaluate import evaluate_run
+from elbolab.experiment.train import train_model
 from elbolab.models.latent import LatentModel
-from elbolab.serving import Served
-from elbolab.versions import list_versions, promote
+from elbolab.registry import packaging
+from elbolab.registry.pyfunc import Served
+from elbolab.registry.versions import list_versions, promote
+from elbolab.support.errors import UserError
+from elbolab.training.checkpoint import load_checkpoint, save_checkpoint
 
 TINY: dict[str, Any] = {"train_size": 40, "val_size": 20, "test_size": 20, "epochs": 1}
 FAST: dict[str, dict[str, Any]] = {
@@ -182,11 +184,11 @@ def test_what_was_trained_on_a_gpu_loads_on_a_cpu(digits: Data, tmp_path: Path):
 def test_requirements_name_no_build_that_an_index_lacks(
     trained: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(registry, "version", lambda name: "2.11.0+cpu" if name == "torch" else "1.0")
+    monkeypatch.setattr(packaging, "version", lambda name: "2.11.0+cpu" if name == "torch" else "1.0")
     checkpoint = mlflow.artifacts.download_artifacts(f"runs:/{trained['ppca']}/checkpoints/best.safetensors")
     with mlflow.start_run() as run:
-        registry.log_model(run.info.run_id, Path(checkpoint), np.zeros((1, 28, 28, 1), np.uint8))
-    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{registry.model_of(run.info.run_id)}"))
+        packaging.log_model(run.info.run_id, Path(checkpoint), np.zeros((1, 28, 28, 1), np.uint8))
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{packaging.model_of(run.info.run_id)}"))
     lines = (folder / "requirements.txt").read_text().split()
     assert "torch==2.11.0" in lines
     assert not any("+" in line for line in lines)

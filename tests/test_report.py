@@ -11,12 +11,12 @@ import pytest
 from conftest import complaints
 from invented_runs import GAUSSIAN, MEANS, POSTERIORS, Store, fill, reproduce, served, signed
 
-from elbolab import records
-from elbolab.compare import CompareConfig, build, compare
-from elbolab.errors import UserError
-from elbolab.report.ablations import again
-from elbolab.report.entries import Entry, differences
+from elbolab.report.collect import Entry, differences
+from elbolab.report.compare import CompareConfig, build, compare
 from elbolab.report.page import render
+from elbolab.report.sections.ablations import again
+from elbolab.support.errors import UserError
+from elbolab.tracking import mlflow_reader
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_runs_that_cannot_be_compared_are_refused(store: Store, tmp_path: Path) 
 
 
 def test_runs_link_to_their_server(store: Store) -> None:
-    run = records.get_run(store.train("vae", pictures=False))
+    run = mlflow_reader.get_run(store.train("vae", pictures=False))
     page = render(build([[(replace(run, url="https://server/#/runs/1?a=1&b=2"),)]], more_seeds=False))
     href = 'href="https://server/#/runs/1?a=1&amp;b=2"'
     assert f'<a class="id" {href}>{run.id}</a>' in page["index.html"]
@@ -245,7 +245,7 @@ def test_every_number_leads_to_the_page_of_a_run(store: Store, tmp_path: Path, m
         store.evaluate(run, "vae", shift=shift)
     ids = fill(store)
     reproduced = reproduce(store, ids)
-    monkeypatch.setattr(records, "page_of", lambda experiment, run: f"https://server/{experiment}/{run}")
+    monkeypatch.setattr(mlflow_reader, "page_of", lambda experiment, run: f"https://server/{experiment}/{run}")
     html = compare(CompareConfig(out=tmp_path / "report")).read_text()
     where = f"https://server/{store.experiment}"
     plain, heads = set(), set()
@@ -282,9 +282,9 @@ def test_two_runs_of_one_model_are_told_apart(store: Store, tmp_path: Path) -> N
 
 def test_what_mlflow_run_logs_as_it_was_typed_is_no_parameter(store: Store) -> None:
     fields = {"latent_init": "pca", "latent_dim": 4, "pictures": False}
-    one = records.get_run(store.train("latent_opt", **fields))
+    one = mlflow_reader.get_run(store.train("latent_opt", **fields))
     typed = {"latent-dim": 4, "resume": one.id, "new_run": "true"}
-    other = records.get_run(store.train("latent_opt", **fields, **typed, seed=1))
+    other = mlflow_reader.get_run(store.train("latent_opt", **fields, **typed, seed=1))
     assert differences(other, one) == []
     assert again(Entry("latent_opt", 2, (other,), ()), "zeros").count("--latent-dim 4") == 1
 

@@ -15,10 +15,10 @@ from conftest import complaints
 from invented_runs import Store, fill, reproduce, served, signed
 from scipy.stats import t as student_t
 
-from elbolab.compare import CompareConfig, by_dataset, colours, compare, named_runs
-from elbolab.errors import UserError
-from elbolab.intervals import bootstrap, paired
-from elbolab.report.figures import FLOOR_SLOT, SPARE_SLOTS
+from elbolab.report.compare import CompareConfig, by_dataset, colours, compare, named_runs
+from elbolab.report.plots import FLOOR_SLOT, SPARE_SLOTS
+from elbolab.support.errors import UserError
+from elbolab.support.statistics import bootstrap, paired
 
 ODD = "npz:odd_50%&#{1}~^.npz"
 """The name of a dataset with what HTML and LaTeX must escape."""

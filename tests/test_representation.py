@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_estimators import trained
 
-from elbolab.config import EvaluateConfig
-from elbolab.data import Data
-from elbolab.evaluators import Subject
-from elbolab.evaluators.representation import active_units, mutual_information, representation
-from elbolab.models.latent import DiagonalGaussian
+from elbolab.config.schema import EvaluateConfig
+from elbolab.data.splits import Data
+from elbolab.evaluation import Evaluation
+from elbolab.evaluation.representation import active_units, mutual_information, representation
+from elbolab.models.posteriors import DiagonalGaussian
 from elbolab.models.ppca import PPCA
 
 
@@ -55,7 +55,7 @@ def test_units_are_active_where_the_posterior_mean_moves(digits: Data):
 def test_ppca_says_what_its_closed_form_says(digits: Data):
     model = trained("ppca", digits, latent_dim=20)
     assert isinstance(model, PPCA)
-    found = representation(Subject(model, digits, EvaluateConfig(images="all"))).metrics
+    found = representation(Evaluation(model, digits, EvaluateConfig(images="all"))).metrics
     for split, images in digits.splits.items():
         batch = images.batch(torch.arange(len(images)))
         q = model.posterior(batch)

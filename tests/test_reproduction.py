@@ -10,22 +10,24 @@ import mlflow
 import pytest
 from conftest import Command
 
-from elbolab import Reproduction, Training, records, tracker
-from elbolab.compare import compare
-from elbolab.config import CompareConfig, EvaluateConfig, StudyConfig
-from elbolab.errors import UserError
-from elbolab.experiment import evaluate_run
-from elbolab.intervals import mean_and_half_width
-from elbolab.report.numbers import DAGGER, MINUS, UNRELIABLE
-from elbolab.studies import run_study
-from elbolab.tuning import load_study
+from elbolab import Reproduction, Training
+from elbolab.config.schema import CompareConfig, EvaluateConfig, StudyConfig
+from elbolab.experiment.evaluate import evaluate_run
+from elbolab.report.compare import compare
+from elbolab.support.errors import UserError
+from elbolab.support.number_formats import DAGGER, MINUS, UNRELIABLE
+from elbolab.support.statistics import mean_and_half_width
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking import run as tracking
+from elbolab.tuning.command import run_study
+from elbolab.tuning.loader import load_study
 
 TEXT = """
 from elbolab import Chart, Line, Reproduction, Training
-from elbolab.evaluators import Findings
+from elbolab.evaluation import Results
 
-def twice(subject):
-    return Findings({"test/batches_2": 2.0 * len(list(subject.batches("test")))})
+def twice(evaluation):
+    return Results({"test/batches_2": 2.0 * len(list(evaluation.batches("test")))})
 
 def draw(table):
     own = table[(table.metric == "test/log_px") & (table.training == "short")]
@@ -60,11 +62,11 @@ def study(store: Path) -> str:
 
 def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store: Path):
     first, second = (run_study(study, StudyConfig()) for _ in range(2))
-    trained = records.find_runs("train")
+    trained = mlflow_reader.find_runs("train")
     # The second call finds what the first finished.
     assert len(trained) == 4
-    found = json.loads(records.read(second, "reproduction.json", Path.read_text))
-    assert found == json.loads(records.read(first, "reproduction.json", Path.read_text))
+    found = json.loads(mlflow_reader.read(second, "reproduction.json", Path.read_text))
+    assert found == json.loads(mlflow_reader.read(first, "reproduction.json", Path.read_text))
     rows = {row["training"]: row for row in found["rows"]}
     values = [run.metrics["test/log_px"] for run in trained if run.params["model"] == "vae"]
     mean, half = mean_and_half_width(values)
@@ -74,7 +76,7 @@ def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store
     assert rows["exact"]["figures"]["test/batches_2"]["mean"] == 2
     # A closed form owes nothing to its seed.
     assert rows["exact"]["figures"]["test/log_px"]["error"] == pytest.approx(0, abs=1e-6)
-    assert records.list_artifacts(second, "figures") == ["figures/question.png"]
+    assert mlflow_reader.list_artifacts(second, "figures") == ["figures/question.png"]
     page = (store / "docs" / "results.md").read_text()
     assert page.startswith("# Results\n\n<!-- study question -->\n`elbolab study question`: seeds 0, 1, commit ")
     seeds = sorted(trained, key=lambda run: run.params["seed"])
@@ -106,15 +108,15 @@ def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store
 
 def test_fewer_passes_are_another_training(study: str, store: Path):
     parent = run_study(study, StudyConfig(passes=1, only=("s*",)))
-    assert {(run.params["model"], run.params["epochs"]) for run in records.find_runs("train")} == {("vae", "1")}
+    assert {(run.params["model"], run.params["epochs"]) for run in mlflow_reader.find_runs("train")} == {("vae", "1")}
     page = (store / "docs" / "results.md").read_text()
     assert "`elbolab study question --passes 1 --only 's*'`: seeds 0, 1" in page
     assert "; evaluated with samples 20, images 10; ± is" in page
-    rows = json.loads(records.read(parent, "reproduction.json", Path.read_text))["rows"]
+    rows = json.loads(mlflow_reader.read(parent, "reproduction.json", Path.read_text))["rows"]
     assert [(row["training"], row["epochs"]) for row in rows] == [("short", 1)]
     with pytest.raises(UserError, match=r"only=gan names no training; there are: exact, short"):
         run_study(study, StudyConfig(only=("gan",)))
-    assert len(records.find_runs("train")) == 2
+    assert len(mlflow_reader.find_runs("train")) == 2
 
 
 def test_a_part_of_a_study_leaves_the_table_of_the_whole(study: str, store: Path):
@@ -141,7 +143,7 @@ def test_a_part_of_a_study_leaves_the_table_of_the_whole(study: str, store: Path
 
 def test_runs_of_changed_code_are_said_so(study: str, store: Path):
     run_study(study, StudyConfig(only=("exact",)))
-    for run in records.find_runs("train"):
+    for run in mlflow_reader.find_runs("train"):
         dirty = str(run.params["seed"] == "1").lower()
         for key, value in {"git.commit": "0123456789", "git.dirty": dirty}.items():
             mlflow.MlflowClient().set_tag(run.id, key, value)
@@ -157,13 +159,13 @@ def test_code_is_changed_by_what_changes_in_the_package(store: Path, monkeypatch
     git = ["git", "-C", str(store), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):
         subprocess.run([*git, *command], check=True)
-    monkeypatch.setattr(tracker, "__file__", str(package / "tracker.py"))
+    monkeypatch.setattr(tracking, "CODE", package / "tracker.py")
     dirty = []
     for changed in (store / "results.md", package / "tracker.py"):
         changed.write_text("changed")
-        with tracker.run("study", "any", {}, {}) as track:
+        with tracking.start_run("study", "any", {}, {}) as track:
             pass
-        dirty.append(records.get_run(track.id).tags["git.dirty"])
+        dirty.append(mlflow_reader.get_run(track.id).tags["git.dirty"])
     assert dirty == ["false", "true"]
 
 
@@ -171,8 +173,8 @@ def test_trainings_that_fewer_passes_make_equal_are_one(study: str, store: Path)
     file = store / "studies" / "question.py"
     file.write_text(TEXT.replace('"exact": Training(model="ppca")', '"long": Training(model="vae")'))
     parent = run_study(study, StudyConfig(passes=1))
-    assert len(records.find_runs("train")) == 2
-    rows = json.loads(records.read(parent, "reproduction.json", Path.read_text))["rows"]
+    assert len(mlflow_reader.find_runs("train")) == 2
+    rows = json.loads(mlflow_reader.read(parent, "reproduction.json", Path.read_text))["rows"]
     assert [row["training"] for row in rows] == ["long"]
 
 
@@ -208,18 +210,18 @@ def test_a_training_may_start_from_an_earlier_one_of_its_seed(study: str):
 
 def test_a_run_that_was_evaluated_otherwise_is_evaluated_again(study: str):
     parent = run_study(study, StudyConfig(only=("exact",)))
-    before = json.loads(records.read(parent, "reproduction.json", Path.read_text))
+    before = json.loads(mlflow_reader.read(parent, "reproduction.json", Path.read_text))
     (run, *_) = before["rows"][0]["runs"]
     evaluate_run(run, EvaluateConfig(images=5))
-    assert "test/batches_2" not in records.get_run(run).metrics
+    assert "test/batches_2" not in mlflow_reader.get_run(run).metrics
     again = run_study(study, StudyConfig(only=("exact",)))
-    after = json.loads(records.read(again, "reproduction.json", Path.read_text))
+    after = json.loads(mlflow_reader.read(again, "reproduction.json", Path.read_text))
     assert after["rows"] == before["rows"]
-    assert records.get_run(run).tags["evaluation.images"] == "10"
+    assert mlflow_reader.get_run(run).tags["evaluation.images"] == "10"
 
 
 def test_the_command_prints_the_run(study: str, command: Command):
     done = command("study", study, "--passes", "1", "--only", "short")
     assert done.returncode == 0, done.stderr
-    assert records.get_run(done.stdout.strip()).status == "FINISHED"
+    assert mlflow_reader.get_run(done.stdout.strip()).status == "FINISHED"
     assert command("study", study, "--trials", "2").returncode == 2

@@ -18,16 +18,19 @@ import torch
 from conftest import REPOSITORY, Command, mlflow_run
 from killed_trainings import digest, outcome
 
-from elbolab import checkpoint, distributed, experiment, records, states, tracker
-from elbolab.data import Data
-from elbolab.errors import UserError
-from elbolab.experiment import resume, train_model
-from elbolab.interrupts import postponed
+from elbolab.data.splits import Data
+from elbolab.experiment import loading
+from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
-from elbolab.spool import Spool
-from elbolab.tracker import PARENT
-from elbolab.trainer import Event, train
-from elbolab.unfinished import find_unfinished
+from elbolab.support.errors import UserError
+from elbolab.support.signals import postponed
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking import run as tracking
+from elbolab.tracking.journal import Journal
+from elbolab.tracking.keys import PARENT
+from elbolab.tracking.offline import find_unfinished
+from elbolab.training import checkpoint, distributed, resume_state
+from elbolab.training.trainer import Event, train
 
 TINY = {"train_size": 40, "val_size": 10, "test_size": 10, "batch_size": 8, "latent_dim": 4}
 AS_OPTIONS = [part for key, value in TINY.items() for part in (f"--{key}", str(value))]
@@ -79,11 +82,11 @@ class StoppedError(Exception):
 def test_every_model_goes_on_from_any_step(
     model: str, fields: dict[str, Any], digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(states, "LEAST_SECONDS", 0)
-    monkeypatch.setattr(states, "TIMES_ITS_COST", 0)
+    monkeypatch.setattr(resume_state, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(resume_state, "TIMES_ITS_COST", 0)
     kind = MODELS[model]
     known = {key: value for key, value in {**TINY, "epochs": 2, **fields}.items() if key in kind.Config.model_fields}
-    save = states.States.save
+    save = resume_state.ResumeState.save
 
     def fit(folder: Path, stop: int | None) -> tuple[str, dict[int, dict[str, float]]]:
         """The weights, and the metrics of the epochs that were reported, of a training stopped at a state."""
@@ -91,14 +94,14 @@ def test_every_model_goes_on_from_any_step(
         torch.manual_seed(0)
         fitted, events, saved = kind(kind.Config.parse(known), digits.spec), list[Event](), 0
 
-        def count(self: states.States, at: states.Position) -> None:
+        def count(self: resume_state.ResumeState, at: resume_state.Position) -> None:
             nonlocal saved
             save(self, at)
             saved += 1
             if saved == stop:
                 raise StoppedError
 
-        monkeypatch.setattr(states.States, "save", count)
+        monkeypatch.setattr(resume_state.ResumeState, "save", count)
         with suppress(StoppedError):
             train(fitted, digits, events.append, folder)
         metrics = {event.epoch: {**event.metrics, "train/images_per_s": 0} for event in events}
@@ -118,8 +121,8 @@ def test_every_model_goes_on_from_any_step(
 def test_a_damaged_state_is_noticed_and_the_one_before_it_used(
     damage: str, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(states, "LEAST_SECONDS", 0)
-    monkeypatch.setattr(states, "TIMES_ITS_COST", 0)
+    monkeypatch.setattr(resume_state, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(resume_state, "TIMES_ITS_COST", 0)
     config = MODELS["vae"].Config.parse({**TINY, "epochs": 1})
 
     def fit(folder: Path) -> str:
@@ -157,7 +160,7 @@ def test_the_state_of_a_training_of_another_config_is_refused(digits: Data, tmp_
     kind = MODELS["vae"]
     config = kind.Config.parse(TINY)
     model = kind(config, digits.spec)
-    states.States(tmp_path, model, model.optimizers()).save(states.Position())
+    resume_state.ResumeState(tmp_path, model, model.optimizers()).save(resume_state.Position())
     other = kind(config.model_copy(update={"lr": 0.5}), digits.spec)
     with pytest.raises(UserError, match=f"{tmp_path} holds the state of a training of another config"):
         train(other, digits, lambda _: None, tmp_path)
@@ -166,8 +169,8 @@ def test_the_state_of_a_training_of_another_config_is_refused(digits: Data, tmp_
 def test_what_was_begun_on_a_cpu_goes_on_on_a_gpu(digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A CPU keeps no random numbers of a GPU, which then has those that the seed gave it."""
     model = MODELS["vae"](MODELS["vae"].Config.parse(TINY), digits.spec)
-    kept = states.States(tmp_path, model, model.optimizers())
-    kept.save(states.Position(epoch=2, step=3))
+    kept = resume_state.ResumeState(tmp_path, model, model.optimizers())
+    kept.save(resume_state.Position(epoch=2, step=3))
     monkeypatch.setattr(type(model), "device", SimpleNamespace(type="cuda"))
     at = kept.restore()
     assert (at.epoch, at.step) == (2, 3)
@@ -196,7 +199,7 @@ def test_an_interrupted_run_goes_on_with_its_own_parameters_or_not_at_all(comman
     found = re.search(r"`elbolab resume (\w+)` goes on with it", said)
     assert found, said
     run_id = found[1]
-    assert records.get_run(run_id).status == "KILLED"
+    assert mlflow_reader.get_run(run_id).status == "KILLED"
     with pytest.raises(UserError, match=f"lr=0.5 was 0.001 in run {run_id}, whose parameters stay"):
         resume(run_id, "vae", {"lr": 0.5})
     with pytest.raises(UserError, match="model=cnn was vae"):
@@ -206,18 +209,18 @@ def test_an_interrupted_run_goes_on_with_its_own_parameters_or_not_at_all(comman
     # While one process is at it no other may be.
     folder = find_unfinished(run_id)
     assert folder is not None
-    spool = Spool(folder)
+    journal = Journal(folder)
     with pytest.raises(UserError, match="in use by another process"):
         resume(run_id)
-    spool.close(remove=False)
-    other = records.get_run(resume(run_id, "vae", {"epochs": 1}, new_run=True))
+    journal.close(remove=False)
+    other = mlflow_reader.get_run(resume(run_id, "vae", {"epochs": 1}, new_run=True))
     assert other.id != run_id
     assert (other.params["latent_dim"], other.params["epochs"]) == ("4", "1")
 
     done = command("vae", "--resume", run_id)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == run_id
-    assert records.get_run(run_id).status == "FINISHED"
+    assert mlflow_reader.get_run(run_id).status == "FINISHED"
     steps = [metric.step for metric in mlflow.MlflowClient().get_metric_history(run_id, "val/elbo")]
     assert steps == list(range(1, LONG + 1))
     assert not (store / "unfinished").exists()
@@ -228,9 +231,9 @@ def test_a_run_whose_process_is_gone_is_closed_by_sync_and_goes_on_all_the_same(
     (run,) = mlflow.MlflowClient().search_runs(["0"])
     assert run.info.status == "RUNNING"
     assert command("sync").returncode == 0
-    assert records.get_run(run.info.run_id).status == "KILLED"
+    assert mlflow_reader.get_run(run.info.run_id).status == "KILLED"
     assert resume(run.info.run_id) == run.info.run_id
-    assert records.get_run(run.info.run_id).status == "FINISHED"
+    assert mlflow_reader.get_run(run.info.run_id).status == "FINISHED"
     assert outcome(run.info.run_id)["history"]["val/elbo"][-1][0] == LONG
 
 
@@ -243,18 +246,18 @@ def test_data_that_changed_since_the_run_began_are_refused(store: Path, monkeypa
     np.savez(store / "own.npz", images=images, labels=labels)
     config = MODELS["vae"].Config.parse({"dataset": f"npz:{store}/own.npz", "latent_dim": 4, "epochs": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(tracker.Tracker, "report", break_down)
+        patch.setattr(tracking.RunWriter, "report", break_down)
         with pytest.raises(RuntimeError, match="the roof"):
             train_model("vae", config)
     (run,) = mlflow.MlflowClient().search_runs(["0"])
     images[-1, -1, -1] = 1
     np.savez(store / "own.npz", images=images, labels=labels)
-    experiment._load.cache_clear()
+    loading._load.cache_clear()
     with pytest.raises(UserError, match=rf"own.npz has the digest \w+ now and had {run.data.tags['data.digest']} when"):
         resume(run.info.run_id)
     images[-1, -1, -1] = 0
     np.savez(store / "own.npz", images=images, labels=labels)
-    experiment._load.cache_clear()
+    loading._load.cache_clear()
     assert resume(run.info.run_id) == run.info.run_id
 
 
@@ -263,14 +266,14 @@ def test_a_training_of_several_processes_is_not_gone_on_with(
 ):
     with monkeypatch.context() as patch:
         patch.setattr(distributed, "processes", lambda: 2)
-        patch.setattr(tracker.Tracker, "report", break_down)
+        patch.setattr(tracking.RunWriter, "report", break_down)
         with pytest.raises(RuntimeError, match="the roof"):
             train_model("vae", MODELS["vae"].Config.parse({**TINY, "epochs": 1}))
     assert "goes on with it" not in capsys.readouterr().err
     (run,) = mlflow.MlflowClient().search_runs(["0"])
     with pytest.raises(UserError, match=f"run {run.info.run_id} was trained by 2 processes, .* --new-run`$"):
         resume(run.info.run_id)
-    assert records.get_run(resume(run.info.run_id, new_run=True)).status == "FINISHED"
+    assert mlflow_reader.get_run(resume(run.info.run_id, new_run=True)).status == "FINISHED"
 
 
 @pytest.mark.scale
@@ -283,7 +286,7 @@ def test_a_run_goes_on_by_mlflow_run(store: Path, entry: str, parameter: str):
         shutil.copy(REPOSITORY / name, store)
     done = mlflow_run(store, entry, f"{parameter}={run.info.run_id}", project=store)
     assert done.returncode == 0, done.stderr
-    assert records.get_run(run.info.run_id).status == "FINISHED"
+    assert mlflow_reader.get_run(run.info.run_id).status == "FINISHED"
     (call,) = [found for found in mlflow.MlflowClient().search_runs(["0"]) if found.info.run_id != run.info.run_id]
     assert (call.data.tags["elbolab.kind"], call.data.tags[PARENT]) == ("resume call", run.info.run_id)
     assert call.info.status == "FINISHED"
@@ -292,31 +295,31 @@ def test_a_run_goes_on_by_mlflow_run(store: Path, entry: str, parameter: str):
 def test_a_crash_is_failed_with_its_reason_and_goes_on(store: Path, monkeypatch: pytest.MonkeyPatch):
     config = MODELS["vae"].Config.parse({**TINY, "epochs": 3})
     expected = outcome(train_model("vae", config))
-    monkeypatch.setattr(states, "LEAST_SECONDS", 0)
-    monkeypatch.setattr(states, "TIMES_ITS_COST", 0)
-    report = tracker.Tracker.report
+    monkeypatch.setattr(resume_state, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(resume_state, "TIMES_ITS_COST", 0)
+    report = tracking.RunWriter.report
 
-    def in_the_second(self: tracker.Tracker, event: Event) -> None:
+    def in_the_second(self: tracking.RunWriter, event: Event) -> None:
         if event.epoch == 2:
             break_down()
         report(self, event)
 
-    monkeypatch.setattr(tracker.Tracker, "report", in_the_second)
+    monkeypatch.setattr(tracking.RunWriter, "report", in_the_second)
     with pytest.raises(RuntimeError, match="the roof"):
         train_model("vae", config)
-    monkeypatch.setattr(tracker.Tracker, "report", report)
+    monkeypatch.setattr(tracking.RunWriter, "report", report)
     (failed,) = mlflow.MlflowClient().search_runs(["0"], "attributes.status = 'FAILED'")
     assert failed.data.tags["failure"] == "RuntimeError: the roof came down"
     resume(failed.info.run_id)
     assert outcome(failed.info.run_id) == expected
-    assert "failure" not in records.get_run(failed.info.run_id).tags
+    assert "failure" not in mlflow_reader.get_run(failed.info.run_id).tags
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step_and_leaves_the_last_good_state(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(states, "LEAST_SECONDS", 0)
-    monkeypatch.setattr(states, "TIMES_ITS_COST", 0)
+    monkeypatch.setattr(resume_state, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(resume_state, "TIMES_ITS_COST", 0)
     config = MODELS["vae"].Config.parse({**TINY, "epochs": 3, "lr": 1e12})
     with pytest.raises(UserError) as error:
         train_model("vae", config)

@@ -14,7 +14,8 @@ from mlflow.entities import Run
 from optuna.trial import TrialState
 from test_studies import SEARCH, all_under_way, begin, carry_out, children, define, needed, trials_of, wait_for
 
-from elbolab.mirror import DIED, TRIAL
+from elbolab.tracking.keys import TRIAL
+from elbolab.tuning.optuna_storage import DIED
 
 pytestmark = pytest.mark.scale
 

@@ -31,17 +31,20 @@ import torch
 from conftest import complaints, free_port, wait_for_server
 from safetensors.torch import load_file, save_file
 
-from elbolab import load_model, records
-from elbolab.checkpoint import load_checkpoint
-from elbolab.compare import compare
-from elbolab.config import CompareConfig, EvaluateConfig, ExploreConfig
-from elbolab.data import load_data
-from elbolab.errors import UserError, redacted
-from elbolab.experiment import evaluate_run, train_model
+from elbolab import load_model
+from elbolab.config.schema import CompareConfig, EvaluateConfig, ExploreConfig
+from elbolab.data.splits import load_data
+from elbolab.experiment.evaluate import evaluate_run
+from elbolab.experiment.train import train_model
 from elbolab.explorer.page import explore
 from elbolab.models import MODELS
-from elbolab.report.reproduced import FOUND, REPRODUCTION
-from elbolab.versions import register
+from elbolab.registry.versions import register
+from elbolab.report.compare import compare
+from elbolab.report.sections.reproductions import FOUND
+from elbolab.support.errors import UserError, redacted
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking.keys import REPRODUCTION
+from elbolab.training.checkpoint import load_checkpoint
 
 TINY: dict[str, Any] = {"train_size": 20, "val_size": 10, "test_size": 10, "epochs": 1, "latent_dim": 2}
 HEADER = "elbolab"
@@ -334,16 +337,16 @@ def malicious(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Mal
 @pytest.mark.parametrize("root", ["mlflow-artifacts:/0/run/artifacts", "file://{store}/one/two/artifacts"])
 def test_artifacts_stay_in_their_folder(store: Path, malicious: type[Malicious], path: str, root: str):
     malicious.listed, malicious.root = path, root.format(store=store)
-    records._ARTIFACT_URIS.clear()
+    mlflow_reader._ARTIFACT_URIS.clear()
     (store / "one" / "two" / "artifacts").mkdir()
     (store / "one" / "escaped").write_text("of another folder")
     with pytest.raises(UserError, match="has no artifact"):
-        records.read(RUN, path, Path.read_bytes)
+        mlflow_reader.read(RUN, path, Path.read_bytes)
     with pytest.raises(UserError, match=r"has no trained model|is not a checkpoint"):
         load_model(RUN)
     if root.startswith("mlflow-artifacts"):
         with pytest.raises(UserError, match=r"cannot be listed .* Invalid path"):
-            records.step_images(RUN, "samples")
+            mlflow_reader.step_images(RUN, "samples")
     assert [file.read_text() for file in store.rglob("*escaped*") if file.is_file()] == ["of another folder"]
     assert not list(Path("/tmp").glob("escaped"))
 
@@ -361,7 +364,7 @@ def evil(trained: tuple[Path, str]) -> str:
         client.set_tag(run, tag, EVIL_TOO)
     client.set_tag(run, "observation_model", EVIL)
     client.log_param(run, "note", EVIL_TOO)
-    tags = {records.KIND: "study", REPRODUCTION: "true", "mlflow.runName": EVIL}
+    tags = {mlflow_reader.KIND: "study", REPRODUCTION: "true", "mlflow.runName": EVIL}
     study = client.create_run("0", tags=tags).info.run_id
     client.log_param(study, "study", EVIL)
     row = {"training": EVIL, "epochs": EVIL, "runs": [run], "figures": {EVIL: {"mean": 1.5, "error": 0.1}}}

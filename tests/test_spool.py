@@ -10,14 +10,15 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from elbolab import records, tracker
-from elbolab import spool as spools
-from elbolab.courier import Courier
-from elbolab.delivery import VALUES, Delivery, WaitingError
-from elbolab.errors import UserError
-from elbolab.spool import Spool
-from elbolab.tracker import KIND, PARENT
-from elbolab.unfinished import find_unfinished, send_unfinished
+from elbolab.support.errors import UserError
+from elbolab.tracking import journal as journals
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking import run as tracking
+from elbolab.tracking.journal import Journal
+from elbolab.tracking.keys import KIND, PARENT, VALUES
+from elbolab.tracking.mlflow_writer import MlflowWriter, WaitingError
+from elbolab.tracking.offline import find_unfinished, send_unfinished
+from elbolab.tracking.uploader import Uploader
 
 
 @pytest.fixture(autouse=True)
@@ -25,29 +26,29 @@ def unfinished(store: Path) -> Path:
     return store / "unfinished"
 
 
-def begin(folder: Path, kind: str, run: dict[str, object] | None = None) -> Spool:
-    """The spool of a run that a process has begun and not ended."""
-    spool = Spool(folder)
-    spool.append(lane=VALUES, run=run or tracker._new(kind), tags={KIND: kind}, params={})
-    return spool
+def begin(folder: Path, kind: str, run: dict[str, object] | None = None) -> Journal:
+    """The journal of a run that a process has begun and not ended."""
+    journal = Journal(folder)
+    journal.append(lane=VALUES, run=run or tracking._new(kind), tags={KIND: kind}, params={})
+    return journal
 
 
-def sent(spool: Spool) -> str:
-    """The id of the run of a spool that is sent and whose process is then gone."""
-    delivery = Delivery(spool)
-    delivery.send()
-    spool.close(remove=False)
-    assert delivery.run_id is not None
-    return delivery.run_id
+def sent(journal: Journal) -> str:
+    """The id of the run of a journal that is sent and whose process is then gone."""
+    writer = MlflowWriter(journal)
+    writer.send()
+    journal.close(remove=False)
+    assert writer.run_id is not None
+    return writer.run_id
 
 
 def status(run_id: str) -> str:
-    return records.get_run(run_id).status
+    return mlflow_reader.get_run(run_id).status
 
 
 def come_and_go(folder: Path, number: int) -> None:
     for again in range(200):
-        Spool(folder / f"{number}-{again}").close(remove=True)
+        Journal(folder / f"{number}-{again}").close(remove=True)
 
 
 def test_spools_come_and_go_together_in_one_folder(unfinished: Path):
@@ -60,7 +61,7 @@ def test_spools_come_and_go_together_in_one_folder(unfinished: Path):
 def test_a_folder_half_removed_is_no_run_and_is_swept_away(unfinished: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         # What a kill in the middle leaves.
-        patch.setattr(spools, "_sweep", lambda folder: (folder / "journal.jsonl").unlink())
+        patch.setattr(journals, "_sweep", lambda folder: (folder / "journal.jsonl").unlink())
         begin(unfinished / "done", "train").close(remove=True)
     assert list(unfinished.iterdir())
     assert send_unfinished() == []
@@ -85,7 +86,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_stops_no_other(unfinished: Pa
 
 def test_a_study_that_a_later_call_finished_stays_finished(unfinished: Path):
     run_id = sent(begin(unfinished / "killed", "study"))
-    with tracker.run("study", "study", {}, {}, run_id):
+    with tracking.start_run("study", "study", {}, {}, run_id):
         pass
     assert status(run_id) == "FINISHED"
     assert send_unfinished() == [f"run {run_id}: 1 records sent"]
@@ -95,7 +96,7 @@ def test_a_study_that_a_later_call_finished_stays_finished(unfinished: Path):
 
 def test_a_study_that_a_later_call_is_at_is_left_to_it(unfinished: Path):
     run_id = sent(begin(unfinished / "killed", "study"))
-    with tracker.run("study", "study", {}, {}, run_id):
+    with tracking.start_run("study", "study", {}, {}, run_id):
         with pytest.raises(UserError, match="in use by another process"):
             send_unfinished()
         assert status(run_id) == "RUNNING"
@@ -105,12 +106,12 @@ def test_a_study_that_a_later_call_is_at_is_left_to_it(unfinished: Path):
 
 def test_an_end_that_is_sent_late_is_not_taken_for_the_last_one(unfinished: Path):
     late = begin(unfinished / "late", "study")
-    Delivery(late).send()
+    MlflowWriter(late).send()
     late.append(lane=VALUES, status="FAILED", waits=True)
     late.close(remove=False)
     run_id = late.state["run_id"]
     time.sleep(0.01)
-    with tracker.run("study", "study", {}, {}, run_id):
+    with tracking.start_run("study", "study", {}, {}, run_id):
         pass
     send_unfinished()
     assert status(run_id) == "FINISHED"
@@ -127,9 +128,9 @@ def test_a_study_killed_twice_is_killed(unfinished: Path):
 def test_a_run_waits_for_the_one_above_it_and_is_found_under_it(unfinished: Path):
     # The names are in the other order.
     begin(unfinished / "b", "main").close(remove=False)
-    below = begin(unfinished / "a", "compare", {**tracker._new("compare"), "parent": "b"})
+    below = begin(unfinished / "a", "compare", {**tracking._new("compare"), "parent": "b"})
     with pytest.raises(WaitingError, match=f"waits in {unfinished / 'b'}"):
-        Delivery(below).send()
+        MlflowWriter(below).send()
     below.close(remove=False)
     assert len(send_unfinished()) == 2
     runs = {run.data.tags[KIND]: run for run in mlflow.MlflowClient().search_runs(["0"])}
@@ -149,10 +150,10 @@ def test_one_run_is_left_where_an_answer_was_lost_and_there_are_two(unfinished: 
 
 
 def test_what_comes_late_to_one_who_was_stopped_changes_nothing(unfinished: Path, monkeypatch: pytest.MonkeyPatch):
-    spool = begin(unfinished / "one", "study")
-    spool.remember(run_id="known")
-    spool.append(lane=VALUES, tags={"more": "yes"}, status="RUNNING")
-    delivery, asked, answer = Delivery(spool), threading.Event(), threading.Event()
+    journal = begin(unfinished / "one", "study")
+    journal.remember(run_id="known")
+    journal.append(lane=VALUES, tags={"more": "yes"}, status="RUNNING")
+    writer, asked, answer = MlflowWriter(journal), threading.Event(), threading.Event()
     batches: list[object] = []
 
     def deliver(batch: object) -> None:
@@ -160,42 +161,42 @@ def test_what_comes_late_to_one_who_was_stopped_changes_nothing(unfinished: Path
         asked.set()
         answer.wait()
 
-    monkeypatch.setattr(delivery, "_values", deliver)
-    courier = Courier(spool, delivery)
+    monkeypatch.setattr(writer, "_values", deliver)
+    uploader = Uploader(journal, writer)
     asked.wait()
-    courier.stop()
-    spool.close(remove=False)
-    successor = Spool(unfinished / "one")
+    uploader.stop()
+    journal.close(remove=False)
+    successor = Journal(unfinished / "one")
     answer.set()
-    courier._thread.join()
+    uploader._thread.join()
     assert len(batches) == 1
-    assert spools.peek(unfinished / "one") == successor.state == {"run_id": "known"}
+    assert journals.peek(unfinished / "one") == successor.state == {"run_id": "known"}
 
 
 class Trickle:
-    """A delivery that is never done, though each moment one more record is sent."""
+    """A writer that is never done, though each moment one more record is sent."""
 
     run_id = "known"
 
-    def __init__(self, spool: Spool) -> None:
-        self._spool, self._left = spool, 300
+    def __init__(self, journal: Journal) -> None:
+        self._journal, self._left = journal, 300
 
     def left(self) -> int:
         return self._left
 
     def send(self, stopped: Callable[[], bool]) -> None:
         time.sleep(0.02)
-        with self._spool.changed:
+        with self._journal.changed:
             self._left -= 1
-            self._spool.changed.notify_all()
+            self._journal.changed.notify_all()
 
 
 def test_a_server_that_takes_ever_one_more_is_not_waited_for_without_end(unfinished: Path):
-    spool = Spool(unfinished / "one")
-    trickle = Trickle(spool)
-    courier = Courier(spool, trickle)  # pyright: ignore[reportArgumentType]
+    journal = Journal(unfinished / "one")
+    trickle = Trickle(journal)
+    uploader = Uploader(journal, trickle)  # pyright: ignore[reportArgumentType]
     began = time.monotonic()
-    courier.wait(0.2, lambda: False)
+    uploader.wait(0.2, lambda: False)
     assert time.monotonic() - began > 1.5
     assert trickle.left() > 0
-    courier.stop()
+    uploader.stop()

@@ -25,20 +25,20 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 from sqlalchemy.pool import NullPool
 
-from elbolab import Reproduction, Study, load_model, records
-from elbolab.config import StudyConfig
-from elbolab.data import Data, load_data
-from elbolab.errors import UserError
-from elbolab.experiment import protocol
-from elbolab.intervals import mean_and_half_width
-from elbolab.mirror import DIED, PARENT, SURPLUS, TRIAL
+from elbolab import Reproduction, Study, load_model
+from elbolab.config.schema import StudyConfig
+from elbolab.data.splits import Data, load_data
+from elbolab.experiment.evaluate import protocol
 from elbolab.models.latent import LatentModel
-from elbolab.storage import Job, open_study
-from elbolab.studies import run_study
-from elbolab.tracker import FAILURE
-from elbolab.trainer import Step, training
-from elbolab.trials import _refuse_surplus, _SurplusError
-from elbolab.tuning import load_study
+from elbolab.support.errors import UserError
+from elbolab.support.statistics import mean_and_half_width
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking.keys import FAILURE, PARENT, TRIAL
+from elbolab.training.trainer import Step, training
+from elbolab.tuning.command import run_study
+from elbolab.tuning.loader import load_study
+from elbolab.tuning.optuna_storage import DIED, SURPLUS, Job, open_study
+from elbolab.tuning.trial import _refuse_surplus, _SurplusError
 
 TINY = '"epochs": 2, "train_size": 40, "val_size": 10, "test_size": 10'
 SEARCH = f"""
@@ -173,10 +173,10 @@ def test_a_study_has_as_many_trials_as_asked_for_in_all_and_mlflow_says_so(searc
         if trial.state == TrialState.COMPLETE:
             history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val/elbo")
             assert run.data.metrics["objective/elbo"] == trial.value == max(metric.value for metric in history)
-    assert records.get_run(parent).status == "FINISHED"
-    figures = {Path(path).name for path in records.list_artifacts(parent, "figures")}
+    assert mlflow_reader.get_run(parent).status == "FINISHED"
+    figures = {Path(path).name for path in mlflow_reader.list_artifacts(parent, "figures")}
     assert figures == {"history.png", "slice.png", "parallel_coordinates.png", "importances.png"}
-    assert len(records.read(parent, "trials.csv", Path.read_text).splitlines()) == 8
+    assert len(mlflow_reader.read(parent, "trials.csv", Path.read_text).splitlines()) == 8
 
 
 def test_a_pruned_trial_counts_and_is_killed_in_mlflow(store: Path):
@@ -203,7 +203,7 @@ def test_a_trial_has_no_test_images(search: str, monkeypatch: pytest.MonkeyPatch
         seen.append({name: len(split) for name, split in data.splits.items()})
         yield from training(model, data, *more)
 
-    monkeypatch.setattr("elbolab.trials.training", watched)
+    monkeypatch.setattr("elbolab.tuning.trial.training", watched)
     carry_out(search, trials=1)
     assert seen == [{"train": 40, "val": 10, "test": 0}]
 
@@ -245,7 +245,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
                 raise KeyboardInterrupt
             yield from training(*arguments)
 
-        monkeypatch.setattr("elbolab.trials.training", interrupted)
+        monkeypatch.setattr("elbolab.tuning.trial.training", interrupted)
 
     return at
 
@@ -312,7 +312,7 @@ def test_out_of_memory_costs_one_trial(search: str, monkeypatch: pytest.MonkeyPa
             raise torch.OutOfMemoryError("CUDA out of memory")
         return training(*arguments)
 
-    monkeypatch.setattr("elbolab.trials.training", exhausted)
+    monkeypatch.setattr("elbolab.tuning.trial.training", exhausted)
     parent = carry_out(search, trials=2)
     first, *others = trials_of(search)
     assert first.state == TrialState.FAIL
@@ -350,7 +350,7 @@ STUDY = Study(
     }
     carry_out("listed", finalise=1, seeds=2)
     carry_out("listed", finalise=1, seeds=2)
-    trained = [run for run in records.find_runs("train") if run.tags.get("elbolab.study") == "listed"]
+    trained = [run for run in mlflow_reader.find_runs("train") if run.tags.get("elbolab.study") == "listed"]
     # Seeds that the study has not seen, and nothing trained twice.
     assert sorted(run.params["seed"] for run in trained) == ["5", "6"]
     assert all("test/accuracy" in run.metrics for run in trained)
@@ -364,12 +364,12 @@ def test_the_winner_is_told_with_what_is_not_to_be_trusted(store: Path, capsys: 
     text = f"from elbolab import Study\nSTUDY = Study(model='vae', base={base}, configs=[{{}}], metrics=['val/elbo'])\n"
     carry_out(define(store, "doubtful", text))
     parent = carry_out("doubtful", finalise=1, seeds=2)
-    tested = [run.metrics for run in records.find_runs("train")]
+    tested = [run.metrics for run in mlflow_reader.find_runs("train")]
     assert any(metrics["test/unreliable"] > 0.5 for metrics in tested)
     mean, half = mean_and_half_width([metrics["test/log_px"] for metrics in tested])
     said = f"test/log_px {mean:.4g} ± {half:.2g}\u2020 (95% interval of the mean over 2 seeds; \u2020 unreliable by"
     assert said in capsys.readouterr().out
-    assert said in records.read(parent, "final.json", Path.read_text).encode().decode("unicode_escape")
+    assert said in mlflow_reader.read(parent, "final.json", Path.read_text).encode().decode("unicode_escape")
 
 
 @pytest.mark.scale
@@ -397,11 +397,11 @@ STUDY = Study(model="vae", base={{{TINY}}}, search=["beta", "lr"], metrics=["val
         kl, distortion = trials_of("front")[number].values
         assert run.data.metrics["objective/kl"] == kl == run.data.metrics["val/kl"]
         assert kl + distortion == pytest.approx(-run.data.metrics["val/elbo"])
-    figures = {Path(path).name for path in records.list_artifacts(parent, "figures")}
+    figures = {Path(path).name for path in mlflow_reader.list_artifacts(parent, "figures")}
     assert figures == {"pareto_front.png", "importances_kl.png", "importances_distortion.png"}
     with pytest.raises(UserError, match="finalise needs a study of one metric"):
         carry_out("front", finalise=1)
-    assert records.get_run(parent).status == "FINISHED"
+    assert mlflow_reader.get_run(parent).status == "FINISHED"
 
 
 def test_log_px_is_measured_on_validation_images(store: Path):
@@ -437,7 +437,7 @@ STUDY = Study(
 """
     parent = carry_out(define(store, "judged", text))
     assert carry_out("judged", finalise=2, seeds=2) == parent
-    rows = records.read(parent, "finalists.parquet", pd.read_parquet).to_dict("records")
+    rows = mlflow_reader.read(parent, "finalists.parquet", pd.read_parquet).to_dict("records")
     assert Counter(row["trial"] for row in rows) == {0: 2, 1: 2}
     val = load_data("mnist5k", Path(), train_size=40, val_size=10, test_size=10).val.batch(torch.arange(10))
     for row in rows:
@@ -448,9 +448,9 @@ STUDY = Study(
         assert row["val/log_px"] == pytest.approx(exact.mean().item(), rel=1e-5)
     # A closed form is the same under every seed.
     best = max(rows, key=lambda row: row["val/log_px"])["trial"]
-    final = json.loads(records.read(parent, "final.json", Path.read_text))
+    final = json.loads(mlflow_reader.read(parent, "final.json", Path.read_text))
     assert final["trial"] == best
-    tested = {row["run"] for row in rows if "test/log_px" in records.get_run(row["run"]).metrics}
+    tested = {row["run"] for row in rows if "test/log_px" in mlflow_reader.get_run(row["run"]).metrics}
     assert tested == {row["run"] for row in rows if row["trial"] == best}
     (version,) = mlflow.MlflowClient().search_model_versions("name = 'judged'")
     assert version.run_id == final["run"] in tested
@@ -484,7 +484,7 @@ def test_sync_leaves_a_study_that_was_interrupted_killed(search: str, interrupt:
     with pytest.raises(KeyboardInterrupt):
         carry_out(search)
     parent = carry_out(search, sync=True)
-    assert records.get_run(parent).status == "KILLED"
+    assert mlflow_reader.get_run(parent).status == "KILLED"
     assert set(children(parent)) == {0, 1}
 
 
@@ -579,11 +579,11 @@ def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trials(store: Path):
     assert (stopped.state, queued.state) == (TrialState.FAIL, TrialState.WAITING)
     assert queued.params == stopped.params
     parent = optuna.load_study(study_name="slow", storage="sqlite:///optuna.db").user_attrs["mlflow_run"]
-    assert records.get_run(parent).status == "KILLED"
+    assert mlflow_reader.get_run(parent).status == "KILLED"
     assert carry_out("slow", trials=1) == parent
     assert [run.info.status for _, run in sorted(children(parent).items())] == ["FAILED", "FINISHED"]
     assert children(parent)[0].data.tags["failure"] == "interrupted"
-    assert records.get_run(parent).status == "FINISHED"
+    assert mlflow_reader.get_run(parent).status == "FINISHED"
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -14,11 +14,11 @@ import pytest
 from invented_runs import PARETO_K, Store, fill, served, signed
 from test_report_growth import rows_of
 
-from elbolab.compare import CompareConfig, build, compare
-from elbolab.intervals import k_threshold
-from elbolab.records import get_run
-from elbolab.report.entries import SPLITS
+from elbolab.report.collect import SPLITS
+from elbolab.report.compare import CompareConfig, build, compare
 from elbolab.report.page import render
+from elbolab.support.statistics import k_threshold
+from elbolab.tracking.mlflow_reader import get_run
 
 DAGGER = "\u2020"
 

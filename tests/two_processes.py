@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from elbolab import distributed
-from elbolab.data import load_data
+from elbolab.data.splits import load_data
 from elbolab.models import MODELS
-from elbolab.trainer import Event, train
+from elbolab.training import distributed
+from elbolab.training.trainer import Event, train
 
 # 41 images leave one in the last batch of 8: one process gets it, the other none.
 SHARED: dict[str, Any] = {
@@ -65,9 +65,9 @@ def main() -> None:
 
 
 def _run() -> AbstractContextManager[Any]:
-    from elbolab import tracker
+    from elbolab.tracking import run as tracking
 
-    return tracker.run("train", "killed", {}, {})
+    return tracking.start_run("train", "killed", {}, {})
 
 
 def _die() -> None:

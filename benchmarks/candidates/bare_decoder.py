@@ -5,7 +5,7 @@ import time
 import torch
 from common import arguments, make_nets, report
 
-from elbolab.memory import tune_memory
+from elbolab.support.malloc import tune_memory
 
 BATCHES = (100, 200, 500, 1000, 2000)
 

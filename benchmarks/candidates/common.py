@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elbolab.nets import ToImage, conv_decoder, conv_encoder, lenet
+from elbolab.models.networks import ToImage, conv_decoder, conv_encoder, lenet
 
 SHAPE = (1, 28, 28)
 CLASSES = 10

@@ -11,8 +11,8 @@ import torch
 from common import arguments, report
 from elbolab_training import prepared
 
-from elbolab.compiling import Compiled
-from elbolab.trainer import Objective
+from elbolab.training.compiled_steps import Compiled
+from elbolab.training.trainer import Objective
 
 STEPS, TURNS = 40, 7
 # As the study burda2016 has them.

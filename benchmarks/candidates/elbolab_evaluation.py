@@ -6,7 +6,7 @@ import torch
 from common import arguments, report
 from elbolab_training import prepared
 
-from elbolab.evaluators.importance import importance_estimate
+from elbolab.evaluation.importance_sampling import importance_estimate
 from elbolab.models.latent import LatentModel
 
 

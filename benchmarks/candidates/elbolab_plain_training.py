@@ -5,8 +5,8 @@ from common import arguments, plain
 from elbolab_training import measure, prepared
 from torch import Tensor
 
-from elbolab.data import Batch, Data, Split
-from elbolab.models.model import Model
+from elbolab.data.splits import Batch, Data, Split
+from elbolab.models.base import Model
 
 
 def take_fast_path_away(model: Model, data: Data) -> None:

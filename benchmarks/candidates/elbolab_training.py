@@ -7,12 +7,12 @@ from typing import Any
 
 from common import IW_SAMPLES, LR, SIGMA, arguments, report_training
 
-from elbolab import experiment
-from elbolab.data import Data
-from elbolab.memory import tune_memory
+from elbolab.data.splits import Data
+from elbolab.experiment.train import prepare
 from elbolab.models import MODELS
-from elbolab.models.model import Model
-from elbolab.trainer import Event, train
+from elbolab.models.base import Model
+from elbolab.support.malloc import tune_memory
+from elbolab.training.trainer import Event, train
 
 VAL_SIZE = 500
 
@@ -40,7 +40,7 @@ def prepared(name: str, given: argparse.Namespace, **more: Any) -> tuple[Model, 
     # As the command does.
     tune_memory()
     config = kind.parse({key: value for key, value in fields.items() if key in kind.model_fields})
-    model, data, _ = experiment.prepare(name, config)
+    model, data, _ = prepare(name, config)
     return model, data
 
 

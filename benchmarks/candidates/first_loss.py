@@ -50,12 +50,13 @@ def watch(invoke: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(command: click.Command, context: click.Context) -> Any:
         if command.name == "vae":
-            from elbolab import experiment, trainer
+            from elbolab.experiment import train as jobs
+            from elbolab.training import trainer
 
             mark("interpreter and imports")
-            marked(experiment, "load_for", after="data")
-            marked(experiment, "prepare", after="model")
-            marked(experiment, "train", before="tracking start")
+            marked(jobs, "load_for", after="data")
+            marked(jobs, "prepare", after="model")
+            marked(jobs, "train", before="tracking start")
             trainer.Step.take = ended(trainer.Step.take)
         return invoke(command, context)
 

@@ -11,7 +11,7 @@ from common import arguments, report
 from elbolab_training import prepared
 from torch.utils.flop_counter import FlopCounterMode
 
-from elbolab.trainer import Event, train
+from elbolab.training.trainer import Event, train
 
 # Images an epoch, the fewer the longer a model takes for one.
 IMAGES = {"vae": 3000, "iwae": 1000, "latent_opt": 2000, "cnn": 3000, "semi_amortized": 500}

@@ -6,7 +6,7 @@ from common import arguments, report
 from elbolab_training import prepared
 from torch.profiler import ProfilerActivity, profile
 
-from elbolab.trainer import Event, train
+from elbolab.training.trainer import Event, train
 
 MOST = 10
 

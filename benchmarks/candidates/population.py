@@ -7,9 +7,9 @@ from pathlib import Path
 from common import arguments, report
 from elbolab_training import prepared
 
-from elbolab.interrupts import postponed
-from elbolab.population import together
-from elbolab.trainer import Step, training
+from elbolab.support.signals import postponed
+from elbolab.training.populations import together
+from elbolab.training.trainer import Step, training
 
 SIZE = 4
 

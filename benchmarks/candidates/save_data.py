@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from common import MOST_IMAGES, arguments, report
 
-from elbolab.config import default_data_dir
-from elbolab.data import Data, load_data
-from elbolab.errors import UserError
+from elbolab.config.schema import default_data_dir
+from elbolab.data.splits import Data, load_data
+from elbolab.support.errors import UserError
 
 VAL_SIZE = 500
 

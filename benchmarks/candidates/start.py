@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common import arguments, report
 
-from elbolab.records import prepare_store
+from elbolab.tracking.mlflow_reader import prepare_store
 
 
 def main() -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 from common import arguments, report
 
-from elbolab import experiment, records, tracker
-from elbolab.courier import Courier
-from elbolab.delivery import Delivery
-from elbolab.memory import tune_memory
+from elbolab.experiment import train
 from elbolab.models import MODELS
+from elbolab.support.malloc import tune_memory
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking import run as tracking
+from elbolab.tracking.mlflow_writer import MlflowWriter
+from elbolab.tracking.uploader import Uploader
 
 
 class Clock:
@@ -44,17 +46,17 @@ def main() -> None:
     given = arguments()
     # As the command does.
     tune_memory()
-    records.prepare_store()
+    mlflow_reader.prepare_store()
     waiting, sending = Clock(time.perf_counter), Clock(time.thread_time)
-    for name, member in list(vars(tracker.Tracker).items()):
+    for name, member in list(vars(tracking.RunWriter).items()):
         if callable(member) and not name.startswith("_"):
-            waiting.watch(tracker.Tracker, name)
-    for owner, name in ((Courier, "wait"), (Courier, "stop"), (tracker, "code_tags")):
+            waiting.watch(tracking.RunWriter, name)
+    for owner, name in ((Uploader, "wait"), (Uploader, "stop"), (tracking, "code_tags")):
         waiting.watch(owner, name)
-    sending.watch(Delivery, "send")
+    sending.watch(MlflowWriter, "send")
     config = MODELS["vae"].Config.parse({"epochs": given.epochs, "seed": given.seed})
     began = time.perf_counter()
-    experiment.train_model("vae", config)
+    train.train_model("vae", config)
     wall = time.perf_counter() - began
     report(share=waiting.seconds / wall, wall_s=wall, waiting_s=waiting.seconds, sending_s=sending.seconds)
 

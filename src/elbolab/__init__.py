@@ -4,43 +4,67 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elbolab.config import CompareConfig as CompareConfig
-    from elbolab.config import EvaluateConfig as EvaluateConfig
-    from elbolab.evaluators.importance import importance_estimate as importance_estimate
-    from elbolab.experiment import evaluate_run as evaluate_run
-    from elbolab.experiment import load_for as load_for
-    from elbolab.experiment import train_model as train_model
-    from elbolab.models import MODELS as MODELS
-    from elbolab.models.latent import DiagonalGaussian as DiagonalGaussian
-    from elbolab.records import history as history
-    from elbolab.registry import load_model as load_model
-    from elbolab.report.charts import Chart as Chart
-    from elbolab.report.charts import Line as Line
-    from elbolab.reproduction import Reproduction as Reproduction
-    from elbolab.reproduction import Training as Training
-    from elbolab.tuning import Study as Study
+    from elbolab.config import CompareConfig, EvaluateConfig
+    from elbolab.evaluation import Evaluation, Results
+    from elbolab.evaluation.importance_sampling import importance_estimate
+    from elbolab.experiment.evaluate import evaluate_run
+    from elbolab.experiment.loading import load_for
+    from elbolab.experiment.train import train_model
+    from elbolab.models import MODELS
+    from elbolab.models.posteriors import DiagonalGaussian
+    from elbolab.registry.packaging import load_model
+    from elbolab.report.chart import Chart, Line
+    from elbolab.tracking.mlflow_reader import history
+    from elbolab.tuning.reproduction import Reproduction, Training
+    from elbolab.tuning.study import Study
 
-_HOMES = {
-    "MODELS": "elbolab.models",
-    "Chart": "elbolab.report.charts",
-    "CompareConfig": "elbolab.config",
-    "DiagonalGaussian": "elbolab.models.latent",
-    "EvaluateConfig": "elbolab.config",
-    "Line": "elbolab.report.charts",
-    "Reproduction": "elbolab.reproduction",
-    "Study": "elbolab.tuning",
-    "Training": "elbolab.reproduction",
-    "evaluate_run": "elbolab.experiment",
-    "history": "elbolab.records",
-    "importance_estimate": "elbolab.evaluators.importance",
-    "load_for": "elbolab.experiment",
-    "load_model": "elbolab.registry",
-    "train_model": "elbolab.experiment",
+__all__ = [
+    "MODELS",
+    "Chart",
+    "CompareConfig",
+    "DiagonalGaussian",
+    "EvaluateConfig",
+    "Evaluation",
+    "Line",
+    "Reproduction",
+    "Results",
+    "Study",
+    "Training",
+    "evaluate_run",
+    "history",
+    "importance_estimate",
+    "load_for",
+    "load_model",
+    "train_model",
+]
+
+_MODULES = {
+    "MODELS": "models",
+    "Chart": "report.chart",
+    "CompareConfig": "config",
+    "DiagonalGaussian": "models.posteriors",
+    "EvaluateConfig": "config",
+    "Evaluation": "evaluation",
+    "Line": "report.chart",
+    "Reproduction": "tuning.reproduction",
+    "Results": "evaluation",
+    "Study": "tuning.study",
+    "Training": "tuning.reproduction",
+    "evaluate_run": "experiment.evaluate",
+    "history": "tracking.mlflow_reader",
+    "importance_estimate": "evaluation.importance_sampling",
+    "load_for": "experiment.loading",
+    "load_model": "registry.packaging",
+    "train_model": "experiment.train",
 }
 
 
 def __getattr__(name: str) -> Any:
     # Imported when asked for: torch and mlflow take seconds, which --help should not.
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

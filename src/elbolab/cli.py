@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from elbolab.errors import UserError, redacted
-from elbolab.memory import tune_memory
 from elbolab.models import MODELS
+from elbolab.support.errors import UserError, redacted
+from elbolab.support.malloc import tune_memory
 
 if TYPE_CHECKING:
-    from elbolab.config import (
+    from elbolab.config.schema import (
         CompareConfig,
         Config,
         EvaluateConfig,
@@ -60,7 +60,7 @@ class Command(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self._has_options:
-            from elbolab.options import options_of
+            from elbolab.config.click_options import options_of
 
             self.params += [option for kind in self._kinds() for option in options_of(kind)]
             self._has_options = True
@@ -95,12 +95,12 @@ def cli() -> None:
 
 def _training(name: str) -> Command:
     def kinds() -> list[type["Settings"]]:
-        from elbolab.config import ResumeConfig
+        from elbolab.config.schema import ResumeConfig
 
         return [MODELS[name].Config, ResumeConfig]
 
     def act(config: "Config", again: "ResumeConfig") -> None:
-        from elbolab.experiment import resume, train_model
+        from elbolab.experiment.train import resume, train_model
 
         if again.resume is not None:
             given = {field: getattr(config, field) for field in config.model_fields_set}
@@ -114,14 +114,14 @@ def _training(name: str) -> Command:
 
 def _resume(_: "Settings", run: str) -> None:
     """Go on with the interrupted training RUN from its newest state, in the folder in which it was begun."""
-    from elbolab.experiment import resume
+    from elbolab.experiment.train import resume
 
     click.echo(resume(run))
 
 
 def _sync(_: "Settings") -> None:
     """Send to the tracking server what earlier commands in this folder could not."""
-    from elbolab.unfinished import send_unfinished
+    from elbolab.tracking.offline import send_unfinished
 
     for line in send_unfinished():
         click.echo(line)
@@ -129,7 +129,7 @@ def _sync(_: "Settings") -> None:
 
 def _evaluate(config: "EvaluateConfig", run: str) -> None:
     """Evaluate the trained run RUN: log p(x) by importance sampling, and class preservation."""
-    from elbolab.experiment import evaluate_run
+    from elbolab.experiment.evaluate import evaluate_run
 
     for key, value in evaluate_run(run, config).items():
         click.echo(f"{key} {value:.4f}")
@@ -137,21 +137,21 @@ def _evaluate(config: "EvaluateConfig", run: str) -> None:
 
 def _compare(config: "CompareConfig") -> None:
     """Write the report of the newest run of each model, or of the runs named by --run, from the tracking server."""
-    from elbolab.compare import compare
+    from elbolab.report.compare import compare
 
     click.echo(compare(config))
 
 
 def _promote(config: "PromoteConfig", run: str) -> None:
     """Register the model of the evaluated run RUN, and give it an alias unless the version that has it is better."""
-    from elbolab.versions import promote
+    from elbolab.registry.versions import promote
 
     click.echo(promote(run, config))
 
 
 def _models(_: "Settings") -> None:
     """List the versions of the registered models, with what they are and how good."""
-    from elbolab.versions import list_versions
+    from elbolab.registry.versions import list_versions
 
     for version in list_versions():
         aliases = "".join(f" @{alias}" for alias in version.aliases)
@@ -160,7 +160,7 @@ def _models(_: "Settings") -> None:
 
 def _explore(config: "ExploreConfig", run: tuple[str, ...]) -> None:
     """Write a page that decodes in the browser: the latent space of one trained RUN, or of two side by side."""
-    from elbolab.config import split_ids
+    from elbolab.config.schema import split_ids
     from elbolab.explorer.page import explore
 
     click.echo(explore(split_ids(run), config))
@@ -168,14 +168,14 @@ def _explore(config: "ExploreConfig", run: tuple[str, ...]) -> None:
 
 def _main(given: "Given") -> None:
     """Train cnn, vae, latent_opt and ppca, evaluate every run, and write the report."""
-    from elbolab.experiment import run_all
+    from elbolab.experiment.suite import run_all
 
     click.echo(f"report: {run_all(given)}")
 
 
 def _study(config: "StudyConfig", study: str) -> None:
     """Carry out STUDY, a file or a name in studies/: an Optuna search of a model's fields, or a reproduction."""
-    from elbolab.studies import run_study
+    from elbolab.tuning.command import run_study
 
     click.echo(run_study(study, config))
 

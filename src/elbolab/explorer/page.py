@@ -6,18 +6,18 @@ from pathlib import Path
 
 import torch
 
-from elbolab.compare import colours, named_runs, refuse_mixed
-from elbolab.config import EvaluateConfig, ExploreConfig
-from elbolab.errors import UserError
-from elbolab.evaluators import Subject
-from elbolab.experiment import choose_device, load_run
+from elbolab.config.schema import EvaluateConfig, ExploreConfig
+from elbolab.evaluation import Evaluation
+from elbolab.experiment.loading import choose_device, load_run
 from elbolab.explorer.views import view
 from elbolab.models.latent import LatentModel
-from elbolab.records import RunRecord
-from elbolab.report.entries import is_latent, public
+from elbolab.report.collect import public
+from elbolab.report.compare import colours, named_runs, refuse_mixed
 from elbolab.report.page import environment
 from elbolab.report.tables import runs_table
-from elbolab.tracker import nest_project_run
+from elbolab.support.errors import UserError
+from elbolab.tracking.mlflow_reader import RunRecord, is_latent
+from elbolab.tracking.run import nest_project_run
 
 
 def explore(ids: Sequence[str], config: ExploreConfig) -> Path:
@@ -51,7 +51,7 @@ def render(runs: Sequence[RunRecord], images: int) -> str:
     for run, row, label in zip(runs, runs_table(runs), labels, strict=True):
         model, data = load_run(run.id, device)
         assert isinstance(model, LatentModel)
-        subjects.append(Subject(model, data, EvaluateConfig(images=images)))
+        subjects.append(Evaluation(model, data, EvaluateConfig(images=images)))
         views.append(view(model, subjects[-1]))
         cards.append({**row, "label": label, "slot": slots[label], "url": run.url, "inference": model.inference})
     batches = list(subjects[0].batches("test"))

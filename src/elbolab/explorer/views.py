@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elbolab.errors import UserError
-from elbolab.evaluators.subject import Subject
-from elbolab.likelihoods import ContinuousBernoulli
-from elbolab.models.deep import DeepLatentModel
+from elbolab.evaluation.base import Evaluation
 from elbolab.models.latent import LatentModel
+from elbolab.models.likelihoods import ContinuousBernoulli
+from elbolab.models.neural import DeepLatentModel
 from elbolab.models.ppca import PPCA
+from elbolab.support.errors import UserError
 
 DIRECTIONS = 8
 
@@ -22,14 +22,14 @@ class _ContinuousBernoulliMean(nn.Module):
         return ContinuousBernoulli().mean(logits)
 
 
-def view(model: LatentModel, subject: Subject) -> dict[str, Any]:
-    """The posterior means of the subject's test images and what decodes them, as JSON holds it.
+def view(model: LatentModel, evaluation: Evaluation) -> dict[str, Any]:
+    """The posterior means of the evaluation's test images and what decodes them, as JSON holds it.
 
     `weights`, `means` (N, D), `centre` (D,) and `directions` (K, D) are float32 in base64. Directions are orthonormal,
     by falling standard deviation of the means along them; `shares` are their parts of the variance. Raises UserError
     where the page could not decode as the model does.
     """
-    posteriors = subject.inferred("test")
+    posteriors = evaluation.inferred("test")
     means = torch.cat([q.mean for q in posteriors])
     decoder = expected_image(model)
     shown = torch.cat([model.reconstruct(q) for q in posteriors])

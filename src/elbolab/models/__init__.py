@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from elbolab.models.model import Model
+    from elbolab.models.base import Model
 
 
 class _Models(Mapping[str, type["Model"]]):

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from elbolab.config import Config
-from elbolab.data import Batch, DataSpec
-from elbolab.models.model import Model
-from elbolab.nets import lenet
-from elbolab.objectives import Terms
+from elbolab.config.schema import Config
+from elbolab.data.splits import Batch, DataSpec
+from elbolab.models.base import Model
+from elbolab.models.networks import lenet
+from elbolab.models.objectives import Terms
 
 
 class CNNConfig(Config):

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from elbolab.models.latent import DiagonalGaussian, LatentModel
+from elbolab.models.latent import LatentModel
+from elbolab.models.posteriors import DiagonalGaussian
 
 
 def fit_posterior(

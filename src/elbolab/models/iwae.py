@@ -7,10 +7,10 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from pydantic import Field
 from torch import Tensor
 
-from elbolab.data import Batch
-from elbolab.models.deep import DeepLatentConfig, EncoderModel
-from elbolab.models.latent import DiagonalGaussian
-from elbolab.objectives import Terms, iw_bound
+from elbolab.data.splits import Batch
+from elbolab.models.neural import DeepLatentConfig, EncoderModel
+from elbolab.models.objectives import Terms, iw_bound
+from elbolab.models.posteriors import DiagonalGaussian
 
 
 class IWAEConfig(DeepLatentConfig):

@@ -1,8 +1,6 @@
 """The contract of latent-variable models: a prior, a decoder, a posterior, and three log-densities."""
 
-import math
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -10,49 +8,15 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from pydantic import Field
 from torch import Tensor
 
-from elbolab.bounds import WIDEST
-from elbolab.config import Config
-from elbolab.data import Batch, DataSpec
-from elbolab.draws import draw
-from elbolab.likelihoods import PIXELS, Likelihood, make_likelihood
-from elbolab.models.model import Model
-from elbolab.objectives import Terms, elbo
+from elbolab.config.limits import WIDEST
+from elbolab.config.schema import Config
+from elbolab.data.splits import Batch, DataSpec
+from elbolab.models.base import Model
+from elbolab.models.likelihoods import PIXELS, Likelihood, make_likelihood
+from elbolab.models.objectives import Terms, elbo
+from elbolab.models.posteriors import LOG_2PI, DiagonalGaussian
 
-LOG_2PI = math.log(2 * math.pi)
 BINARISED = {"once": "pixels binarised once", "half": "pixels binarised at a half"}
-
-
-@dataclass(frozen=True)
-class DiagonalGaussian:
-    """N(mean, diag(exp(log_var))) for each of B images; ``mean`` and ``log_var`` are (B, D)."""
-
-    mean: Tensor
-    log_var: Tensor
-
-    def sample(self, samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Reparameterised samples (S, B, D)."""
-
-        def normal(shape: tuple[int, ...]) -> Tensor:
-            return torch.randn(shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
-
-        noise = draw(normal, (samples, *self.mean.shape), 1, self.mean)
-        return torch.addcmul(self.mean, noise, (0.5 * self.log_var).exp())
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """log q(z), (S, B, D) to (S, B)."""
-        return -0.5 * (
-            ((z - self.mean).square() * (-self.log_var).exp() + self.log_var).sum(-1) + z.shape[-1] * LOG_2PI
-        )
-
-    def kl(self) -> Tensor:
-        """KL(q || N(0, I)), (B,) (Kingma & Welling 2014, appendix B)."""
-        return 0.5 * (self.mean.square() + self.log_var.exp() - 1 - self.log_var).sum(-1)
-
-    def detach(self) -> "DiagonalGaussian":
-        return DiagonalGaussian(self.mean.detach(), self.log_var.detach())
-
-    def __getitem__(self, rows: Any) -> "DiagonalGaussian":
-        return DiagonalGaussian(self.mean[rows], self.log_var[rows])
 
 
 class LatentConfig(Config):

@@ -10,14 +10,14 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from elbolab import distributed
-from elbolab.data import Batch, Data, DataSpec, Split
-from elbolab.errors import UserError
-from elbolab.models.deep import BetaConfig, DeepLatentModel, EncoderModel
+from elbolab.data.splits import Batch, Data, DataSpec, Split
+from elbolab.models.base import Model
 from elbolab.models.fitting import choose, fit_posterior
-from elbolab.models.latent import DiagonalGaussian
-from elbolab.models.model import Model
+from elbolab.models.neural import BetaConfig, DeepLatentModel, EncoderModel
+from elbolab.models.posteriors import DiagonalGaussian
 from elbolab.models.ppca import fit_ppca, linear_posterior
+from elbolab.support.errors import UserError
+from elbolab.training import distributed
 
 START_LOG_VAR = -2.0
 STARTS = ("zeros", "normal", "pca")

@@ -8,10 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from elbolab.data import Batch, Data, DataSpec
-from elbolab.errors import UserError
-from elbolab.likelihoods import Gaussian
-from elbolab.models.latent import LOG_2PI, DiagonalGaussian, LatentConfig, LatentModel
+from elbolab.data.splits import Batch, Data, DataSpec
+from elbolab.models.latent import LatentConfig, LatentModel
+from elbolab.models.likelihoods import Gaussian
+from elbolab.models.posteriors import LOG_2PI, DiagonalGaussian
+from elbolab.support.errors import UserError
 
 
 class PPCAConfig(LatentConfig):

@@ -7,9 +7,9 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from pydantic import Field
 from torch import Tensor
 
-from elbolab.data import Batch
-from elbolab.models.deep import DeepLatentConfig, EncoderModel
-from elbolab.models.latent import DiagonalGaussian
+from elbolab.data.splits import Batch
+from elbolab.models.neural import DeepLatentConfig, EncoderModel
+from elbolab.models.posteriors import DiagonalGaussian
 
 
 class SemiAmortizedConfig(DeepLatentConfig):

@@ -1,6 +1,6 @@
 """The variational autoencoder: an encoder amortises the posterior over all images (Kingma & Welling 2014)."""
 
-from elbolab.models.deep import BetaConfig, EncoderModel
+from elbolab.models.neural import BetaConfig, EncoderModel
 
 
 class VAEConfig(BetaConfig):

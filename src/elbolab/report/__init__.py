@@ -1,1 +1,1 @@
-"""The comparison report: its tables, sentences, figures and page."""
+"""The comparison report: runs of the tracking server to one page, tables and figures."""

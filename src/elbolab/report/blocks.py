@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from elbolab.report import figures
-from elbolab.report.entries import DATA_FLAGS, SPLITS, Comparison, Entry, Finding, public
-from elbolab.report.figures import Series
-from elbolab.report.numbers import DAGGER, UNRELIABLE
+from elbolab.report import plots
+from elbolab.report.collect import DATA_FLAGS, SPLITS, Comparison, Entry, Sentence, public
+from elbolab.report.plots import Series
+from elbolab.support.number_formats import DAGGER, UNRELIABLE
 
 OBSERVATION_FLAGS = ("likelihood", "sigma")
 
@@ -111,7 +111,7 @@ class Gallery:
 class Notes:
     """Sentences computed from the numbers."""
 
-    sentences: Sequence[Finding]
+    sentences: Sequence[Sentence]
     kind: str = "notes"
 
     @property
@@ -214,7 +214,7 @@ def curve_blocks(
                     series.append(Series(name, entry.slot, list(values), list(values.values()), dashed=dashed))
         if series:
             name = "-".join([key, *(entry.run.id[:8] for entry in entries)])
-            svgs.append(figures.curves(name, title, unit, series))
+            svgs.append(plots.curves(name, title, unit, series))
     names = [ref(entry) for entry in entries if entry.run.id in drawn]
     return [Figures("Solid: validation; dashed: training.", names, svgs)] if svgs else []
 
@@ -229,7 +229,7 @@ def picture(entry: Entry, key: str, epoch: int, caption: str) -> Picture | None:
     if (content := entry.pictures[key].get(epoch)) is None:
         return None
     what = "digits decoded from the prior" if key == "samples" else "ten originals above their reconstructions"
-    src, width, height = figures.picture(content, f"{key} of run {entry.run.id} at epoch {epoch}")
+    src, width, height = plots.picture(content, f"{key} of run {entry.run.id} at epoch {epoch}")
     return Picture(src, f"{caption}: {what}", width, height, caption, entry.run.id)
 
 

@@ -6,24 +6,18 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from elbolab.report import figures, latex
-from elbolab.report.ablations import ablation_blocks
+from elbolab.report import latex, plots
 from elbolab.report.blocks import Cell, Figures, Ref, Section, Table, notes, ref, short, start
-from elbolab.report.certainty import pair_blocks, seed_blocks
-from elbolab.report.entries import Comparison, Entry, Row
-from elbolab.report.figures import FLOOR_SLOT, Series
-from elbolab.report.numbers import DAGGER, DASH, dagger, kept, mean_log_px, number, percent
-from elbolab.report.quality import quality_blocks
-from elbolab.report.reproduced import Reproduced, reproduction_blocks
-from elbolab.report.sections import (
-    classifier_blocks,
-    latent_blocks,
-    likelihood_blocks,
-    other_blocks,
-    vae_blocks,
-)
+from elbolab.report.collect import Comparison, Entry, Row
+from elbolab.report.plots import FLOOR_SLOT, Series
+from elbolab.report.sections.ablations import ablation_blocks
+from elbolab.report.sections.comparisons import pair_blocks, seed_blocks
+from elbolab.report.sections.models import classifier_blocks, latent_blocks, likelihood_blocks, other_blocks, vae_blocks
+from elbolab.report.sections.quality import quality_blocks
+from elbolab.report.sections.reproductions import Reproduced, reproduction_blocks
+from elbolab.report.sections.trust import trust_blocks
 from elbolab.report.tables import FLOOR
-from elbolab.report.trust import trust_blocks
+from elbolab.support.number_formats import DAGGER, DASH, dagger, kept, mean_log_px, number, percent
 
 
 def environment() -> Environment:
@@ -172,7 +166,7 @@ def ranking(comparison: Comparison, floor: dict[str, Row]) -> list[Figures]:
     ]
     if not series:
         return []
-    svg = figures.ranking(f"ranking-{entries[0].run.id[:8]}", "Mean log p(x) of an image", "nats", series)
+    svg = plots.ranking(f"ranking-{entries[0].run.id[:8]}", "Mean log p(x) of an image", "nats", series)
     caption = "Filled: test images; hollow: training images. Bars: one standard error."
     return [Figures(caption, [ref(entry) for entry in entries], [svg], wide=True)]
 

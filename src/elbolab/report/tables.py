@@ -9,9 +9,9 @@ from math import isnan, nan
 import numpy as np
 import pandas as pd
 
-from elbolab.intervals import binomial_se, mean_and_half_width, mean_se, paired
-from elbolab.records import RunRecord
-from elbolab.report.entries import SPLITS, Comparison, Curves, Entry, Row, Variant, public
+from elbolab.report.collect import SPLITS, Comparison, Curves, Entry, Row, Variant, public
+from elbolab.support.statistics import binomial_se, mean_and_half_width, mean_se, paired
+from elbolab.tracking.mlflow_reader import RunRecord
 
 FLOOR, REAL = "constant image", "training images"
 SEED_METRICS = (

@@ -1,0 +1,74 @@
+"""The base of every config: one definition of a field is its flag, its parameter, its search range and its JSON."""
+
+from typing import Any, Self
+
+from optuna.distributions import BaseDistribution
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from elbolab.config.limits import refuse_what_nothing_holds
+from elbolab.support.errors import UserError, shown
+
+
+class Settings(BaseModel):
+    """A frozen, flat set of typed fields; the docstring under a field is its help text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _something(cls, value: Any) -> Any:
+        # As a path it would be the working folder, which an unset shell variable hardly means.
+        if isinstance(value, str) and not value:
+            raise ValueError("should not be empty")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _held(cls, value: Any) -> Any:
+        for item in value if isinstance(value, tuple) else (value,):
+            refuse_what_nothing_holds(item)
+        return value
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate ``values``; raises UserError naming every wrong field, its value and what is allowed."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError("; ".join(cls._explain(problem) for problem in error.errors())) from None
+
+    @classmethod
+    def _explain(cls, problem: Any) -> str:
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        within = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            known = f"; there are: {', '.join(cls.model_fields)}" if within == name else ""
+            return f"{within} is not a parameter{known}"
+        if problem["type"] == "missing":
+            return f"{within} must be given" + (f": {cls.model_fields[name].description}" if within == name else "")
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if not name:
+            return message
+        field = cls.model_fields.get(name)
+        known = field is not None and not field.is_required() and field.default_factory is None
+        default = f" (default {field.default})" if field is not None and known and field.default is not None else ""
+        return f"{name}={shown(problem['input'])}: {message}{default}"
+
+    def params(self) -> dict[str, str]:
+        """The fields that are set, as the strings that a tracking server keeps."""
+        return {key: str(value) for key, value in self.model_dump(mode="json").items() if value is not None}
+
+    def changes(self) -> dict[str, str]:
+        """Those of ``params`` that are not their defaults."""
+        defaults = type(self)().params()
+        return {key: value for key, value in self.params().items() if value != defaults.get(key)}
+
+    @classmethod
+    def search_range(cls, name: str) -> BaseDistribution:
+        """The range in which a study searches the field ``name``; raises UserError where it declares none."""
+        if (field := cls.model_fields.get(name)) is None:
+            raise UserError(f"{name} is not a parameter; there are: {', '.join(cls.model_fields)}")
+        for item in field.metadata:
+            if isinstance(item, BaseDistribution):
+                return item
+        raise UserError(f"{name} declares no search range; give it one where {cls.__name__} defines it")

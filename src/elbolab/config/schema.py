@@ -1,0 +1,242 @@
+"""What may be set: of every training, of an evaluation, of each other command; a model adds its own fields."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import platformdirs
+from optuna.distributions import FloatDistribution, IntDistribution
+from pydantic import Field, create_model, field_validator, model_validator
+
+from elbolab.config.base import Settings
+from elbolab.config.limits import WritableFile, WritableFolder
+
+
+def default_data_dir() -> Path:
+    """Where datasets are kept: the environment variable ELBOLAB_DATA, else the user's cache folder."""
+    return Path(os.environ.get("ELBOLAB_DATA") or platformdirs.user_cache_path("elbolab"))
+
+
+class Config(Settings):
+    """What every training has in common: the data, the budget, the optimiser's rate, the seed and the device."""
+
+    dataset: str = "mnist5k"
+    """Dataset: mnist5k (embedded), mnist, fashion_mnist, kmnist, or npz:PATH for your own arrays."""
+    data_dir: Path = Field(default_factory=default_data_dir)
+    """Folder of the datasets that are downloaded [default: $ELBOLAB_DATA, else the user's cache folder]."""
+    train_size: Annotated[int, Field(gt=0)] | None = None
+    """Number of training images, stratified by class [default: all that the other splits leave]."""
+    val_size: Annotated[int, Field(gt=0)] | None = None
+    """Number of validation images, held out of the training images [default: the dataset's]."""
+    test_size: Annotated[int, Field(gt=0)] | None = None
+    """Number of test images, stratified by class [default: the dataset's]."""
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the stratified split and of pixels that are binarised once."""
+    binarise: Literal["no", "once", "half"] = "no"
+    """Whether all images are made black and white before anything sees them: every pixel white with the probability of
+    its grey, drawn once, or where it is above a half."""
+    epochs: Annotated[int, Field(gt=0)] = 30
+    """Passes over the training images."""
+    batch_size: Annotated[int, Field(gt=0), IntDistribution(16, 512, log=True)] = 64
+    """Images in one step."""
+    lr: Annotated[float, Field(gt=0), FloatDistribution(1e-4, 1e-2, log=True)] = 1e-3
+    """Learning rate of Adam on the networks at the first step; it falls by the schedule."""
+    schedule: Literal["cosine", "constant", "staged"] = "cosine"
+    """How rates fall: to 0 along a half cosine; not at all; or to lr 10^(-i/7) for 3^i passes,
+    i = 0 to 7, 3,280 in all (Burda et al. 2016, section 5)."""
+    adam_eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Constant that Adam adds to the root of the second moment."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the initial weights, the order of the images and the latent noise."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes the GPU where there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the nets' matrix products while they train: auto takes bfloat16 on a CPU that has instructions for it.
+    Weights, likelihoods and every evaluation are in float32."""
+    compile: Literal["auto", "no"] = "auto"
+    """Whether steps are compiled: auto does where it repays itself, in long trainings of dense nets on a CPU with a C++
+    compiler."""
+
+
+class GapConfig(Settings):
+    """How far q and what it could be are from p(z | x): annealed importance sampling and local optimisation."""
+
+    gap_images: Annotated[int, Field(ge=0)] = 0
+    """Training images, test images and simulated images whose inference gap is measured; 0 for none, since an image
+    takes seconds to minutes."""
+    ais_chains: Annotated[int, Field(gt=1)] = 16
+    """Chains an image of annealed importance sampling."""
+    ais_distributions: Annotated[int, Field(gt=1)] = 1000
+    """Distributions that each chain passes through."""
+    ais_leapfrog: Annotated[int, Field(gt=0)] = 10
+    """Leapfrog steps of each Hamiltonian move."""
+    ais_schedule: Literal["sigmoid", "linear"] = "sigmoid"
+    """How the temperatures are spaced."""
+    ais_start: Literal["prior", "q"] = "prior"
+    """Where the chains begin."""
+    local_start: Literal["both", "prior", "q"] = "both"
+    """Where the search for the best factorised Gaussian of each image begins; of two searches the better counts."""
+    local_steps: Annotated[int, Field(gt=0)] = 1000
+    """Adam steps of that search."""
+    local_lr: Annotated[float, Field(gt=0)] = 0.03
+    """Learning rate of these steps at the first; it falls to 0 along a half cosine."""
+    local_samples: Annotated[int, Field(gt=0)] = 10
+    """Samples of the ELBO in each of them."""
+
+
+class EvaluateConfig(GapConfig):
+    """How a trained model is evaluated: the same protocol for every model."""
+
+    samples: Annotated[int, Field(gt=0)] = 1000
+    """Importance samples an image."""
+    images: Annotated[int, Field(gt=0)] | Literal["all"] = 1000
+    """Images of each split, stratified by class, or all."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the choice of images, of the importance samples and of fitted posteriors."""
+    classifier: str | None = None
+    """Run id of the cnn that judges class preservation [default: the newest finished cnn on the same data]."""
+
+    @model_validator(mode="after")
+    def _enough_images(self) -> Self:
+        if self.images != "all" and self.gap_images > self.images:
+            raise ValueError(f"gap_images={self.gap_images} must be at most images={self.images}; raise images")
+        return self
+
+
+def split_ids(names: Sequence[str]) -> tuple[str, ...]:
+    """Run ids that are given one by one or, as `mlflow run -P run=ID,ID` gives them, separated by commas."""
+    return tuple(name for item in names for name in item.split(","))
+
+
+class CompareConfig(Settings):
+    """Which runs are compared, and where the report goes."""
+
+    run: tuple[str, ...] = ()
+    """Run ids to compare, repeated or separated by commas [default: the newest finished run of each model and its
+    other seeds]."""
+    dataset: tuple[str, ...] = ()
+    """Datasets of the newest runs, repeated or separated by commas [default: that of the newest latent-variable
+    model]."""
+    out: WritableFolder = Path("report")
+    """Folder of the report."""
+
+    @field_validator("run", "dataset")
+    @classmethod
+    def _split(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        return split_ids(given)
+
+
+class ExploreConfig(Settings):
+    """What the page that explores a latent space holds, and where it goes."""
+
+    images: Annotated[int, Field(gt=1, le=2000)] = 500
+    """Test images on the map, stratified by class: those that an evaluation of as many images takes at seed 0."""
+    out: WritableFile = Path("explorer.html")
+    """The page, one file."""
+
+
+class PromoteConfig(Settings):
+    """Under which name and alias a run's model is registered."""
+
+    name: str
+    """Name of the registered model."""
+    alias: str = "champion"
+    """Alias that the version gets, if it is no worse on the validation split than the one that has it."""
+    force: bool = False
+    """Give it the alias all the same."""
+
+    @field_validator("name")
+    @classmethod
+    def _registrable(cls, name: str) -> str:
+        if set("/:") & set(name) or name.strip() in ("", ".", ".."):
+            raise ValueError("should be a name without / and :")
+        return name
+
+    @field_validator("alias")
+    @classmethod
+    def _allowed(cls, alias: str) -> str:
+        if not re.fullmatch(r"(?!latest$|v\d+$)[\w-]+", alias, re.IGNORECASE | re.ASCII):
+            raise ValueError("should be letters, digits, - and _, but neither latest nor a number like v2")
+        return alias
+
+
+class StudyConfig(Settings):
+    """How a study is carried out: how many trials, by whom, and where Optuna keeps them."""
+
+    trials: Annotated[int, Field(gt=0)] | None = None
+    """Finished or pruned trials that the study ends with, however often it was stopped [default: the study's]."""
+    workers: Annotated[int, Field(gt=0)] = 1
+    """Processes on this machine that work on trials at the same time."""
+    population: Annotated[int, Field(gt=0)] = 1
+    """Trials that each worker trains beside each other; on a GPU their steps are computed as one."""
+    storage: str = "sqlite:///optuna.db"
+    """URL of Optuna's database, sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the sampler: trial by trial the same suggestions for the same results before it."""
+    heartbeat: Annotated[int, Field(gt=0)] = 10
+    """Seconds between a trial's signs of life; one that is silent four times as long is failed and retried once."""
+    executor: Literal["local", "ray"] = "local"
+    """Who spreads the trials: processes on this machine, or Ray, one trial a task (needs elbolab[ray])."""
+    address: str | None = None
+    """Address of a running Ray cluster [default: one that is started on this machine]."""
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs that Ray reserves for a trial, which has as many threads."""
+    gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that Ray reserves for a trial; with 0.25 four trials share one."""
+    sync: bool = False
+    """Only bring MLflow up to date with Optuna, after an outage of the tracking server."""
+    finalise: Annotated[int, Field(gt=0)] | None = None
+    """Only train this many of the best configurations anew, choose one, and test and register it."""
+    seeds: Annotated[int, Field(gt=1)] = 5
+    """Fresh seeds on which finalise trains each configuration."""
+    passes: Annotated[int, Field(gt=0)] | None = None
+    """Most epochs of each training of a reproduction [default: as many as it says]."""
+    only: tuple[str, ...] = ()
+    """Patterns of the trainings of a reproduction that are done, repeated or separated by commas [default: all]."""
+
+    @field_validator("only")
+    @classmethod
+    def _split(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        return split_ids(given)
+
+
+class Given(Settings):
+    """What is given for the whole experiment."""
+
+    out: WritableFolder = Path("report")
+    """Folder of the report."""
+
+    def shared_with(self, settings: type[Settings]) -> dict[str, Any]:
+        """The given values whose fields ``settings`` has too."""
+        given = self.model_dump(exclude_none=True)
+        return {key: value for key, value in given.items() if key in settings.model_fields}
+
+
+def _optional(*sources: type[Settings]) -> dict[str, Any]:
+    """The fields of ``sources`` with their bounds and help, each absent by default."""
+    return {
+        name: (Annotated[(field.annotation | None, *field.metadata, Field(description=field.description))], None)
+        for source in sources
+        for name, field in source.model_fields.items()
+    }
+
+
+MainConfig = create_model("MainConfig", __base__=Given, **_optional(EvaluateConfig, Config))
+"""The whole experiment: what is given here is handed to every training and evaluation that has the field."""
+
+
+class ResumeConfig(Settings):
+    """Going on with a training that was interrupted, instead of beginning one."""
+
+    resume: str | None = None
+    """Run to go on with, in that run and from its newest state; its parameters stay [default: begin a run]."""
+    new_run: bool = False
+    """Whether to begin a run of its own, of the resumed run's parameters with those given changed."""
+
+    @model_validator(mode="after")
+    def _of_a_run(self) -> Self:
+        if self.new_run and self.resume is None:
+            raise ValueError("new_run=True needs resume, the run whose parameters it takes; add --resume RUN")
+        return self

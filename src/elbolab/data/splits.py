@@ -1,0 +1,212 @@
+"""Datasets as stratified splits of uint8 images in memory, cut into batches that carry their images' indices."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbolab.data.readers import DATASETS, Arrays
+from elbolab.support.errors import UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B images ``x`` (B, C, H, W) in [0, 1], their labels ``y`` (B,), and where they stand.
+
+    ``index`` (B,) counts in the dataset, ``split`` names the split, ``digest`` the data that both refer to.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    split: str
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, rows: Tensor) -> "Batch":
+        """The batch of these of its images."""
+        return replace(self, x=self.x[rows], y=self.y[rows], index=self.index[rows])
+
+    def with_x(self, x: Tensor) -> "Batch":
+        """The same batch with other pixels."""
+        return replace(self, x=x)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split on one device: images uint8 (N, C, H, W), labels int64 (N,), index in the dataset int64 (N,)."""
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The batch of these rows of the split."""
+        rows = rows.to(self.images.device)
+        x = self.images.index_select(0, rows).float().div_(255)
+        y, index = self.labels.index_select(0, rows), self.index.index_select(0, rows)
+        return Batch(x, y, index, self.name, self.digest)
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Every image once, ``size`` at a time, in an order drawn from ``generator``, else as they stand."""
+        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+        for rows in order.split(size):
+            yield self.batch(rows)
+
+    def stratified(self, size: int, seed: int) -> Tensor:
+        """Rows of ``size`` images (all, where the split has fewer), each class in its proportion; (min(size, N),)."""
+        return torch.from_numpy(stratified_order(self.labels.cpu().numpy(), seed)[:size])
+
+    def one_per_class(self) -> Batch:
+        """The first image of each class, in the order of the classes."""
+        labels = self.labels.cpu().numpy()
+        return self.batch(torch.from_numpy(np.unique(labels, return_index=True)[1]))
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model needs to know of its data: image shape, classes, size of the splits, and the digest of it all."""
+
+    shape: tuple[int, int, int]
+    classes: int
+    train: int
+    val: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """The train, validation and test splits of one dataset."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    spec: DataSpec
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    def without_test(self) -> "Data":
+        """The same data with an empty test split: what a search may see."""
+        none = {name: getattr(self.test, name)[:0] for name in ("images", "labels", "index")}
+        return replace(self, test=replace(self.test, **none))
+
+
+def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """An order of ``labels`` (N,) in which every run of neighbours holds each class in its proportion.
+
+    Each image gets its rank among its class, drawn at random and scaled to (0, 1); sorting by it makes every slice
+    stratified to within one image a class.
+    """
+    rng = np.random.default_rng(seed)
+    rank = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[rng.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.lexsort((rng.random(len(labels)), rank))
+
+
+def load_data(
+    dataset: str,
+    data_dir: Path,
+    train_size: int | None = None,
+    val_size: int | None = None,
+    test_size: int | None = None,
+    split_seed: int = 0,
+    binarise: str = "no",
+    device: str | torch.device = "cpu",
+) -> Data:
+    """Read a dataset, binarise it if so wanted ("once" or at a "half"), and cut it.
+
+    Raises UserError for an unknown name, missing files or sizes that it cannot give.
+    """
+    name, _, path = dataset.partition(":")
+    if name not in DATASETS or bool(path) != (name == "npz"):
+        raise UserError(f"dataset={dataset!r} does not exist; there are: {', '.join(DATASETS)} (npz as npz:PATH)")
+    stored = _binarised(DATASETS[name](Path(path) if path else data_dir), binarise, split_seed)
+    val_size = val_size or stored.val_size
+    test_size = test_size or stored.test_size
+    order = stratified_order(stored.labels, split_seed)
+
+    # The test and validation images are taken first, so that another train_size leaves them as they are.
+    if stored.test is None:
+        test_rows, order = order[:test_size], order[test_size:]
+        test_images, test_labels, test_index = stored.images, stored.labels, test_rows
+        available = len(stored.labels)
+    else:
+        test_images, test_labels = stored.test
+        test_rows = stratified_order(test_labels, split_seed)[:test_size]
+        test_index = test_rows + len(stored.labels)
+        available = len(test_labels)
+    if test_size > available:
+        raise UserError(f"test_size={test_size} must be at most {available}, the images that {dataset} has for it")
+    left = len(order) - val_size
+    if left < 1:
+        raise UserError(f"val_size={val_size} must be less than {len(order)}, the images of {dataset} not used to test")
+    train_size = train_size or left
+    if train_size > left:
+        raise UserError(
+            f"train_size={train_size} must be at most {left}: {dataset} has {left + val_size} images not used to test, "
+            f"of which val_size={val_size} are held out"
+        )
+
+    val_rows, train_rows = order[:val_size], order[val_size : val_size + train_size]
+    parts = {
+        "train": (stored.images[train_rows], stored.labels[train_rows], train_rows),
+        "val": (stored.images[val_rows], stored.labels[val_rows], val_rows),
+        "test": (test_images[test_rows], test_labels[test_rows], test_index),
+    }
+    content = _digest(parts)
+    splits = {
+        split: Split(
+            split,
+            torch.from_numpy(images).to(device),
+            torch.from_numpy(labels.astype(np.int64)).to(device),
+            torch.from_numpy(index.astype(np.int64)).to(device),
+            content,
+        )
+        for split, (images, labels, index) in parts.items()
+    }
+    shape = stored.images.shape[1:]
+    classes = int(stored.labels.max()) + 1
+    spec = DataSpec((shape[0], shape[1], shape[2]), classes, train_size, val_size, content)
+    return Data(dataset, **splits, spec=spec)
+
+
+def _binarised(stored: Arrays, how: str, seed: int) -> Arrays:
+    """The images black and white: white with the probability of their grey, or above a half."""
+    if how == "no":
+        return stored
+    # Of another stream than the split's.
+    rng = np.random.default_rng([seed, 1])
+
+    def black_and_white(images: np.ndarray) -> np.ndarray:
+        # A draw from 0 to 254 is below v with probability v / 255.
+        limit = rng.integers(0, 255, images.shape, np.uint8) if how == "once" else np.uint8(127)
+        return np.where(images > limit, np.uint8(255), np.uint8(0))
+
+    test = stored.test and (black_and_white(stored.test[0]), stored.test[1])
+    return replace(stored, images=black_and_white(stored.images), test=test)
+
+
+def _digest(parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> str:
+    digest = hashlib.sha256()
+    for split, arrays in parts.items():
+        digest.update(split.encode())
+        for array in arrays:
+            digest.update(array.tobytes())
+    # A tracking server keeps at most 36 characters of a dataset's digest.
+    return digest.hexdigest()[:32]

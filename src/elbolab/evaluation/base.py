@@ -1,0 +1,85 @@
+"""What an evaluator is given and gives: a trained model with the images it is judged on, and figures about it."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbolab.config.schema import EvaluateConfig
+from elbolab.data.splits import Batch, Data
+from elbolab.models.base import Model
+from elbolab.models.cnn import CNN
+from elbolab.models.latent import LatentModel
+from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.support.statistics import mean_se
+
+IMAGES_AT_ONCE = 500
+
+
+@dataclass
+class Results:
+    """Metrics by key, tags by key, and artifacts by file name: a table, arrays or plain values."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Any] = field(default_factory=dict)
+
+    def __or__(self, other: "Results") -> "Results":
+        return Results(self.metrics | other.metrics, self.tags | other.tags, self.files | other.files)
+
+
+def mean_metrics(key: str, values: Iterable[float]) -> dict[str, float]:
+    """The mean over images and its standard error, which holds the noise of the estimates too; none for one image."""
+    mean, error = mean_se(values)
+    return {key: mean} if math.isnan(error) else {key: mean, f"{key}_se": error}
+
+
+class Evaluation:
+    """A trained model, its data, the evaluation's config, and the classifier with its run id where there is one."""
+
+    def __init__(
+        self, model: Model, data: Data, config: EvaluateConfig, classifier: tuple[str, CNN] | None = None
+    ) -> None:
+        self.model = model
+        self.data = data
+        self.config = config
+        self.classifier = classifier
+        self._inferred: dict[str, list[DiagonalGaussian]] = {}
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A fresh stream of random numbers on the model's device, the same for every model, another for each purpose.
+
+        An estimate of log p(x) is a lower bound in expectation where q was not fitted with the noise that it draws.
+        """
+        words = np.random.SeedSequence([self.config.seed, crc32(purpose.encode())]).generate_state(1, np.uint64)
+        return torch.Generator(self.model.device).manual_seed(int(words[0]))
+
+    @cached_property
+    def mean_image(self) -> Tensor:
+        """The mean of the training images, (C, H, W) in [0, 1]."""
+        images = self.data.train.images
+        total = torch.stack([part.sum(0, dtype=torch.int64) for part in images.split(IMAGES_AT_ONCE)]).sum(0)
+        return (total.double() / (255 * len(images))).float()
+
+    def batches(self, split: str) -> Iterator[Batch]:
+        """The evaluated images of a split as the observation model sees them: the same for every model and call."""
+        images = self.data.splits[split]
+        size = len(images) if self.config.images == "all" else self.config.images
+        generator = self.generator(f"{split} images")
+        for rows in images.stratified(size, self.config.seed).split(IMAGES_AT_ONCE):
+            yield self.model.observe(images.batch(rows), generator)
+
+    def inferred(self, split: str) -> list[DiagonalGaussian]:
+        """The posterior of every batch of ``batches(split)``, by the model's protocol for images it has no row for."""
+        assert isinstance(self.model, LatentModel)
+        # A free posterior costs minutes, and every evaluator asks for it.
+        if split not in self._inferred:
+            generator = self.generator(f"{split} posteriors")
+            self._inferred[split] = [self.model.infer(batch, generator).detach() for batch in self.batches(split)]
+        return self._inferred[split]

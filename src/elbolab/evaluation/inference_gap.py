@@ -1,0 +1,177 @@
+"""The inference gap: how far the ELBO of q is below log p(x), and how much of it a better q of its family would win."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from elbolab.config.schema import EvaluateConfig
+from elbolab.data.splits import Batch
+from elbolab.evaluation.annealing import annealed_estimate, bidirectional_bounds
+from elbolab.evaluation.base import Evaluation, Results, mean_metrics
+from elbolab.evaluation.importance_sampling import estimate_log_px, log_weights
+from elbolab.models.fitting import choose, fit_posterior
+from elbolab.models.latent import LatentModel
+from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.support.counters import counted
+
+# All chains of so many images are one batch.
+CHAINS_AT_ONCE = 2000
+COLUMNS = ("log_px_ais", "log_px", "elbo_best", "elbo", "approximation_gap", "amortization_gap", "inference_gap")
+# As metrics, since those of all evaluated images are called by these words.
+NAMES = {"log_px": "gap_log_px", "elbo": "gap_elbo"}
+
+
+def gap(evaluation: Evaluation) -> Results:
+    """log p(x) - L[q] split into log p(x) - L[q*] and L[q*] - L[q], image by image (Cremer et al. 2018, eqs. 5 to 7).
+
+    log p(x) is the larger of AIS and importance sampling (or exact), lower bounds in expectation of which the larger is
+    a little too high where both are close; q is the model's own, q* the best factorised Gaussian that local
+    optimisation finds, or q where that is better; in nats. Bidirectional Monte Carlo on images that the model makes
+    says how tight AIS is.
+    """
+    model, config = evaluation.model, evaluation.config
+    if not isinstance(model, LatentModel) or not config.gap_images:
+        return Results()
+    generator, parts = evaluation.generator("gap"), []
+    with counted("inference gap", 3 * config.gap_images) as done:
+        for split in ("train", "test"):
+            for batch, posteriors in _chosen(model, evaluation, split):
+                parts.append(_rows(model, evaluation, batch, posteriors, generator))
+                done(len(batch))
+        lower, upper = _simulated(model, evaluation, generator, done)
+    table = pd.concat(parts, ignore_index=True)
+    metrics: dict[str, float] = {}
+    for split in ("train", "test"):
+        metrics[f"{split}/ais_acceptance"] = table[table.split == split].ais_acceptance.mean()
+        for stored, suffix in ((False, ""), (True, "_table")):
+            rows = table[(table.split == split) & ((table.posterior == "table") == stored)]
+            for column in COLUMNS if len(rows) else ():
+                metrics |= mean_metrics(f"{split}/{NAMES.get(column, column)}{suffix}", rows[column])
+    metrics |= {
+        "simulated/log_px_lower": lower.mean().item(),
+        "simulated/log_px_upper": upper.mean().item(),
+        "simulated/bdmc_gap": (upper - lower).mean().item(),
+    }
+    tags = {
+        "evaluation.ais": f"{config.ais_chains} chains, {config.ais_distributions} distributions, "
+        f"{config.ais_leapfrog} leapfrog steps, {config.ais_schedule} schedule, from {config.ais_start}, "
+        f"{config.gap_images} images, seed {config.seed}",
+        "evaluation.local_optimisation": f"{config.local_steps} Adam steps at rate {config.local_lr:g} falling to 0, "
+        f"{config.local_samples} samples, start: {config.local_start}",
+    }
+    return Results(metrics, tags, {"gap.parquet": table})
+
+
+def best_factorised(
+    model: LatentModel,
+    x: Tensor,
+    starts: Sequence[DiagonalGaussian],
+    config: EvaluateConfig,
+    generator: torch.Generator | None = None,
+    known: Sequence[DiagonalGaussian] = (),
+) -> DiagonalGaussian:
+    """q*, the factorised Gaussian of highest ELBO for each image (B, C, H, W): the best of a search from each start and
+    of those that are ``known``.
+    """
+    found = [
+        fit_posterior(model, x, start, config.local_steps, config.local_lr, config.local_samples, generator)
+        for start in starts
+    ]
+    found += known
+    return choose(found, torch.stack([log_weights(model, x, q, config.samples, generator).mean(0) for q in found]))
+
+
+def standard_normal(like: Tensor) -> DiagonalGaussian:
+    """The prior N(0, I) in the shape of ``like``, (B, D)."""
+    return DiagonalGaussian(torch.zeros_like(like), torch.zeros_like(like))
+
+
+def _chosen(
+    model: LatentModel, evaluation: Evaluation, split: str
+) -> Iterator[tuple[Batch, dict[str, DiagonalGaussian]]]:
+    """The first ``gap_images`` of a split's evaluated images, those of one batch of chains at once, with posteriors."""
+    left = evaluation.config.gap_images
+    for batch, q in zip(evaluation.batches(split), evaluation.inferred(split), strict=True):
+        if not left:
+            return
+        stored = model.stored_posterior(batch)
+        for rows in torch.arange(len(batch), device=q.mean.device)[:left].split(_images_at_once(evaluation.config)):
+            found = {model.inference.partition(":")[0]: q[rows]}
+            yield batch[rows], found if stored is None else {**found, "table": stored[rows]}
+        left = max(0, left - len(batch))
+
+
+def _images_at_once(config: EvaluateConfig) -> int:
+    return max(1, CHAINS_AT_ONCE // config.ais_chains)
+
+
+def _rows(
+    model: LatentModel,
+    evaluation: Evaluation,
+    batch: Batch,
+    posteriors: dict[str, DiagonalGaussian],
+    generator: torch.Generator,
+) -> pd.DataFrame:
+    config, x = evaluation.config, batch.x
+    q = next(iter(posteriors.values()))
+    prior = standard_normal(q.mean)
+    own = list(posteriors.values())
+    from_q = own if config.local_start in ("q", "both") else []
+    from_prior = [prior] if config.local_start in ("prior", "both") else []
+    # A search may end below the q that there is.
+    best = best_factorised(model, x, from_q + from_prior, config, generator, known=own)
+    ais = annealed_estimate(model, x, q if config.ais_start == "q" else prior, config, generator)
+    # New samples judge q*, since the best of noisy values is above its expectation, and q the same, whose noise then
+    # is no part of the difference.
+    fresh = generator.get_state()
+    elbo_best = log_weights(model, x, best, config.samples, generator).mean(0)
+    estimates = {}
+    for name, each in posteriors.items():
+        generator.set_state(fresh)
+        estimates[name] = estimate_log_px(model, x, each, config.samples, generator)
+    sampled = torch.stack([estimate.log_px.double() for estimate in estimates.values()]).amax(0)
+    # A closed form is not to be beaten by the noise of an estimate.
+    exact = model.exact_log_px(x) is not None
+    log_px = sampled if exact else torch.maximum(ais.log_px, sampled)
+    assert ais.acceptance is not None
+    frames = []
+    for name, estimate in estimates.items():
+        elbo = estimate.elbo.double()
+        columns = {
+            "index": batch.index,
+            "label": batch.y,
+            "log_px_ais": ais.log_px,
+            "log_px_ais_std_err": ais.std_err,
+            "ais_acceptance": ais.acceptance,
+            "log_px_is": estimate.log_px,
+            "log_px": log_px,
+            "elbo_best": elbo_best,
+            "elbo": elbo,
+            "approximation_gap": log_px - elbo_best,
+            "amortization_gap": elbo_best - elbo,
+            "inference_gap": log_px - elbo,
+        }
+        values = {key: value.cpu().numpy() for key, value in columns.items()}
+        frames.append(pd.DataFrame({"split": batch.split, "posterior": name, **values}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _simulated(
+    model: LatentModel, evaluation: Evaluation, generator: torch.Generator, done: Callable[[int], None]
+) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds on log p(x) of as many images that the model itself makes, (gap_images,) each."""
+    config, bounds = evaluation.config, []
+    for count in torch.arange(config.gap_images).split(_images_at_once(config)):
+        z = torch.randn((len(count), model.config.latent_dim), generator=generator, device=model.device)
+        with torch.no_grad():
+            x = model.likelihood.sample(model.decode(z), generator)
+        start = standard_normal(z)
+        if config.ais_start == "q":
+            nothing = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+            start = model.infer(Batch(x, nothing, nothing, "simulated", ""), generator)
+        bounds.append(bidirectional_bounds(model, x, z, start, config, generator))
+        done(len(z))
+    lower, upper = (torch.cat(values) for values in zip(*bounds, strict=True))
+    return lower, upper

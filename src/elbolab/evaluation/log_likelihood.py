@@ -1,0 +1,132 @@
+"""The evaluator of log p(x): each image's estimate and its diagnostics, means by split and class, bounds by samples."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from elbolab.data.splits import Batch
+from elbolab.evaluation.base import Evaluation, Results, mean_metrics
+from elbolab.evaluation.importance_sampling import Estimate, bound, estimate_log_px, pareto_k
+from elbolab.models.latent import LatentModel
+from elbolab.support.counters import counted
+from elbolab.support.statistics import k_threshold
+
+CURVE = (1, 10, 100, 1000, 5000)
+# Log weights are kept until an image's diagnostics are found: 40 MB of them, or those of one image.
+WEIGHTS_AT_ONCE = 5_000_000
+
+
+def likelihood(evaluation: Evaluation) -> Results:
+    """log p(x) of the chosen images of every split: one row an image, means by split and by digit."""
+    model = evaluation.model
+    if not isinstance(model, LatentModel):
+        return Results()
+    parts = (part for split in evaluation.data.splits for part in _estimates(model, evaluation, split))
+    table = pd.concat([_rows(model, evaluation, *part) for part in parts], ignore_index=True)
+    metrics: dict[str, float] = {}
+    for split, rows in table[table.posterior != "table"].groupby("split"):
+        metrics |= mean_metrics(f"{split}/log_px", rows.log_px)
+        metrics |= {
+            f"{split}/posterior_elbo": rows.elbo.mean(),
+            f"{split}/log_px_constant": rows.log_px_constant.mean(),
+        }
+        metrics |= {f"{split}/log_px_digit_{label}": part.log_px.mean() for label, part in rows.groupby("label")}
+        if rows.ess.notna().all():
+            metrics |= {f"{split}/ess": rows.ess.median()} | _trust(evaluation, str(split), rows.pareto_k)
+    if len(stored := table[table.posterior == "table"]):
+        metrics |= mean_metrics("train/log_px_table", stored.log_px)
+        metrics |= _trust(evaluation, "train", stored.pareto_k, "_table")
+    return Results(
+        metrics,
+        {"evaluation.posterior": model.inference},
+        {
+            "likelihood.parquet": table.drop(columns=list(CURVE), errors="ignore"),
+            "curve.parquet": _curve(table),
+            "examples.npz": _examples(model, evaluation),
+        },
+    )
+
+
+def _trust(evaluation: Evaluation, split: str, k: pd.Series, suffix: str = "") -> dict[str, float]:
+    above = k > k_threshold(evaluation.config.samples)
+    return {f"{split}/pareto_k{suffix}": k.median(), f"{split}/unreliable{suffix}": above.mean()}
+
+
+def mean_log_px(evaluation: Evaluation, split: str) -> dict[str, float]:
+    """log p(x) of the evaluated images of one split, with posteriors that the model infers: the mean, nats, and its
+    standard error as ``SPLIT/log_px`` and ``_se``, and what ``SPLIT/pareto_k`` and ``SPLIT/unreliable`` say of it.
+    """
+    assert isinstance(evaluation.model, LatentModel)
+    estimates = [found for _, name, found in _estimates(evaluation.model, evaluation, split) if name != "table"]
+    metrics = mean_metrics(f"{split}/log_px", torch.cat([found.log_px for found in estimates]).tolist())
+    k = [pareto_k(found.log_w) for found in estimates if found.log_w is not None]
+    return metrics | _trust(evaluation, split, pd.Series(torch.cat(k).cpu())) if k else metrics
+
+
+def _estimates(model: LatentModel, evaluation: Evaluation, split: str) -> Iterator[tuple[Batch, str, Estimate]]:
+    """Some images at a time, the name of the posteriors that were sampled from, and what came of it."""
+    generator, samples = evaluation.generator(f"{split} samples"), evaluation.config.samples
+    inferred = evaluation.inferred(split)
+    with counted(f"{split} log p(x)", sum(len(q.mean) for q in inferred)) as done:
+        for batch, q in zip(evaluation.batches(split), inferred, strict=True):
+            posteriors = {model.inference.partition(":")[0]: q, "table": model.stored_posterior(batch)}
+            for rows in torch.arange(len(batch), device=batch.x.device).split(max(1, WEIGHTS_AT_ONCE // samples)):
+                part = batch[rows]
+                for name, posterior in posteriors.items():
+                    if posterior is not None:
+                        yield part, name, estimate_log_px(model, part.x, posterior[rows], samples, generator)
+                done(len(part))
+
+
+def _rows(model: LatentModel, evaluation: Evaluation, batch: Batch, name: str, estimate: Estimate) -> pd.DataFrame:
+    params = model.likelihood.from_mean(evaluation.mean_image)
+    constant = model.likelihood.log_prob(batch.x, params.expand_as(batch.x))
+    unknown = torch.full_like(estimate.log_px, math.nan)
+    columns: dict[str | int, Tensor] = {
+        "log_px": estimate.log_px,
+        "std_err": estimate.std_err,
+        "ess": estimate.ess,
+        "pareto_k": unknown if estimate.log_w is None else pareto_k(estimate.log_w),
+        "elbo": estimate.elbo,
+        "log_px_constant": constant,
+    }
+    if estimate.log_w is not None:
+        columns |= {count: bound(estimate.log_w, count) for count in CURVE if count <= len(estimate.log_w)}
+    return pd.DataFrame(
+        {"index": batch.index.cpu().numpy(), "split": batch.split, "label": batch.y.cpu().numpy(), "posterior": name}
+        | {key: value.double().cpu().numpy() for key, value in columns.items()}
+    )
+
+
+def _curve(table: pd.DataFrame) -> pd.DataFrame:
+    """The mean bound over the images by the number of samples in it, up to those that were drawn."""
+    columns = [count for count in CURVE if count in table]
+    bounds = table.melt(["split", "posterior"], columns, "samples", "bound")
+    groups = bounds.groupby(["split", "posterior", "samples"], as_index=False)
+    return groups.agg(log_px=("bound", "mean"), log_px_se=("bound", "sem"))
+
+
+def _examples(model: LatentModel, evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """The first evaluated test image of each class and its reconstruction, as uint8 (classes, H, W, C)."""
+    found: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
+    for batch, q in zip(evaluation.batches("test"), evaluation.inferred("test"), strict=True):
+        for image, label, index, reconstruction in zip(
+            _pixels(batch.x), batch.y.tolist(), batch.index.tolist(), _pixels(model.reconstruct(q)), strict=True
+        ):
+            found.setdefault(label, (index, image, reconstruction))
+    labels = sorted(found)
+    indices, originals, reconstructions = zip(*(found[label] for label in labels), strict=True)
+    return {
+        "index": np.array(indices),
+        "label": np.array(labels),
+        "originals": np.stack(originals),
+        "reconstructions": np.stack(reconstructions),
+    }
+
+
+def _pixels(x: Tensor) -> np.ndarray:
+    return (x.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()

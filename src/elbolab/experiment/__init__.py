@@ -1,0 +1,1 @@
+"""The jobs of the suite: train a model, resume it, evaluate its run, and do all of it."""

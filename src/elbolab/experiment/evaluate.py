@@ -1,0 +1,69 @@
+"""Evaluate the run of a finished training: every evaluator, and what they find on the run."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import or_
+
+from elbolab.config.schema import EvaluateConfig
+from elbolab.data.splits import Data
+from elbolab.evaluation import EVALUATORS, Evaluation, Results
+from elbolab.experiment.loading import choose_device, load_run
+from elbolab.models.cnn import CNN
+from elbolab.registry.packaging import load_model
+from elbolab.support.errors import UserError
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking import run as tracking
+from elbolab.tracking.keys import EVALUATION_PROTOCOL
+from elbolab.tracking.offline import send_unfinished
+
+
+def _classifier(chosen: str | None, data: Data, device: str) -> tuple[str, CNN] | None:
+    """The cnn of the run ``chosen``, else of the newest finished cnn run on the same data, else none."""
+    if chosen is None:
+        newest = mlflow_reader.find_runs(params={"model": "cnn"}, tags={"data.digest": data.spec.digest}, limit=1)
+        if not newest:
+            return None
+        chosen = newest[0].id
+    model = load_model(chosen, device)
+    if not isinstance(model, CNN):
+        raise UserError(f"classifier={chosen!r} is the run of another model than cnn; name a cnn's run")
+    return chosen, model
+
+
+def protocol(config: EvaluateConfig, more: Sequence[Callable[[Evaluation], Results]] = ()) -> str:
+    """What tells an evaluation from others: the fields that are not as by default, and the names of ``more``."""
+    return json.dumps([config.changes(), [evaluator.__name__ for evaluator in more]])
+
+
+def evaluate_run(
+    run_id: str, config: EvaluateConfig, more: Sequence[Callable[[Evaluation], Results]] = ()
+) -> dict[str, float]:
+    """Evaluate a finished training by every evaluator, and ``more``, and log what they find; returns the metrics.
+
+    It takes the place of an earlier one: what only that one measured becomes NaN, since no metric can be deleted.
+    """
+    # What an earlier evaluation left unsent would else be sent over this one.
+    send_unfinished(run_id)
+    mlflow_reader.get_training(run_id)
+    tracking.nest_project_run(run_id, "evaluate call")
+    started = time.perf_counter()
+    device = choose_device("auto")
+    model, data = load_run(run_id, device)
+    evaluation = Evaluation(model, data, config, _classifier(config.classifier, data, device))
+    found = reduce(or_, (evaluator(evaluation) for evaluator in [*EVALUATORS.values(), *more]), Results())
+    # A tail of equal weights has a k of -inf, which a tracking server does not keep.
+    metrics = {key: value for key, value in found.metrics.items() if math.isfinite(value)}
+    outdated = mlflow_reader.evaluated_metrics(run_id) - metrics.keys()
+    settings = {f"evaluation.{key}": str(getattr(config, key)) for key in ("samples", "images", "seed")}
+    settings[EVALUATION_PROTOCOL] = protocol(config, more)
+    settings["evaluation.seconds"] = f"{time.perf_counter() - started:.1f}"
+    with tracking.reopen_run(run_id) as track:
+        for name, value in found.files.items():
+            track.log_value(value, f"evaluation/{name}")
+        track.log_metrics(metrics | dict.fromkeys(outdated, math.nan))
+        # Last, since these tags say that an evaluation is there.
+        track.set_tags(settings | found.tags, last=True)
+    return metrics

@@ -1,0 +1,148 @@
+"""Train a model and track it as a run, or go on with a run whose training was interrupted."""
+
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elbolab.config.schema import Config
+from elbolab.data.splits import Data
+from elbolab.experiment.loading import choose_device, load_for
+from elbolab.models import MODELS
+from elbolab.models.base import Model
+from elbolab.registry.packaging import load_model
+from elbolab.support.errors import UserError
+from elbolab.tracking import run as tracking
+from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
+from elbolab.training import distributed
+from elbolab.training.compiled_steps import is_worth_compiling
+from elbolab.training.progress import Progress
+from elbolab.training.trainer import Event, train
+
+
+def prepare(name: str, config: Config) -> tuple[Model, Data, dict[str, str]]:
+    """The model ``name`` before its training, its data, and the tags of the run that will train it.
+
+    Raises UserError where it starts from the model of a run that is not there or does not fit.
+    """
+    device = choose_device(config.device)
+    with distributed.one_first():
+        data = load_for(config, device)
+    torch.manual_seed(config.seed)
+    model = MODELS[name](config, data.spec).to(device)
+    for field, run_id in model.sources.items():
+        model.start_from(field, load_model(run_id, device))
+    return (
+        model,
+        data,
+        {
+            "data.name": data.name,
+            "data.digest": data.spec.digest,
+            "observation_model": model.observation_model,
+            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "precision": str(model.precision).removeprefix("torch."),
+            "compiled": str(is_worth_compiling(model, data)).lower(),
+        },
+    )
+
+
+def train_model(name: str, config: Config, tags: dict[str, str] | None = None, folder: Path | None = None) -> str:
+    """Train the model ``name`` and track it as a run, with ``tags`` beside its own, whose id is returned.
+
+    With the ``folder`` of an unfinished run of this config it goes on with that run. Of several processes that
+    torchrun started the first tracks, and the others return "". Raises UserError where one would be without images in
+    every step, or where the data are not those that the unfinished run began with.
+    """
+    with distributed.group(choose_device(config.device)):
+        if (least := distributed.processes()) > config.batch_size:
+            raise UserError(f"batch_size={config.batch_size} must be at least {least}, the processes; start fewer")
+        model, data, own_tags = prepare(name, config)
+        if folder is not None and (digest := begun(folder)[1]["data.digest"]) != data.spec.digest:
+            raise UserError(
+                f"{data.name} has the digest {data.spec.digest} now and had {digest} when the run began; bring back "
+                "the files of then"
+            )
+        if distributed.rank():
+            distributed.together(lambda: train(model, data, lambda _: None, Path("none")))
+            return ""
+        return _tracked(name, model, data, own_tags | (tags or {}), folder)
+
+
+def _tracked(name: str, model: Model, data: Data, tags: dict[str, str], folder: Path | None) -> str:
+    config = model.config
+    if distributed.processes() > 1:
+        tags = {**tags, tracking.PROCESSES: str(distributed.processes())}
+    tags = {**tags, "mlflow.note.content": _description(name, config)}
+    with tracking.start_run(
+        "train", _run_name(name, config), {"model": name, **config.params()}, tags, None, folder
+    ) as track:
+        track.log_value(config.model_dump(mode="json"), "config.json")
+        track.log_data(data)
+        with Progress(name, config.epochs) as progress:
+            distributed.together(lambda: train(model, data, _both(track.report, progress), track.folder))
+        track.set_tags({"observation_model": model.observation_model})
+        track.log_curves()
+        for file in ("last", "best"):
+            track.log_artifact(track.folder / f"{file}.safetensors", "checkpoints")
+        example = data.val.images[:2].permute(0, 2, 3, 1).cpu().numpy()
+        track.log_model(track.folder / "best.safetensors", example)
+    return track.id
+
+
+def resume(run_id: str, model: str | None = None, fields: dict[str, Any] | None = None, new_run: bool = False) -> str:
+    """Go on with the unfinished training of a run, in that run, from its newest state; returns its id.
+
+    ``model`` and ``fields`` must be what they were, since the parameters of a run stay; with ``new_run`` a training
+    of the run's parameters, changed by ``fields``, begins afresh as a run of its own. Raises UserError where the
+    working folder has no such run, another process is at it, or it was trained by several.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError("to go on with a run is the work of one process; start it without torchrun")
+    if (folder := find_unfinished(run_id)) is None:
+        raise UserError(
+            f"run {run_id!r} has nothing to go on with in {UNFINISHED.absolute()}: it is finished, or was "
+            "begun in another folder; go there"
+        )
+    params, tags = begun(folder)
+    name = params.pop("model")
+    config = MODELS[name].Config.parse(params)
+    wanted = MODELS[name].Config.parse({**params, **(fields or {})}) if model in (None, name) else None
+    if new_run and wanted is not None:
+        return train_model(name, wanted)
+    if (processes := tags.get(tracking.PROCESSES)) is not None:
+        raise UserError(
+            f"run {run_id} was trained by {processes} processes, which keep nothing to go on from; begin afresh by "
+            f"`elbolab {name} --resume {run_id} --new-run`"
+        )
+    if wanted != config:
+        old, new = {"model": name, **config.params()}, {"model": model or name, **(wanted.params() if wanted else {})}
+        changed = [f"{key}={value} was {old.get(key)}" for key, value in new.items() if value != old.get(key)]
+        remedy = "leave it as it was" + (", or add --new-run to begin afresh" if wanted else "")
+        raise UserError(f"{', '.join(changed)} in run {run_id}, whose parameters stay; {remedy}")
+    tracking.nest_project_run(run_id, "resume call")
+    return train_model(name, config, folder=folder)
+
+
+def _run_name(name: str, config: Config) -> str:
+    """The model with those of its own fields that are not as by default, and its seed: by it curves are told apart."""
+    own = [*(key for key in type(config).model_fields if key not in Config.model_fields), "seed"]
+    changes = config.changes()
+    return " ".join([name, *(f"{key}={changes[key]}" for key in own if key in changes)])
+
+
+def _description(name: str, config: Config) -> str:
+    """What the model is, and the command that trains it so again, as Markdown."""
+    summary = (MODELS[name].__doc__ or "").strip().splitlines()[0]
+    options = [f"--{key.replace('_', '-')} {shlex.quote(value)}" for key, value in config.changes().items()]
+    return f"{summary}\n\n    {' '.join(['elbolab', name, *options])}"
+
+
+def _both(*reports: Callable[[Event], None]) -> Callable[[Event], None]:
+    def report(event: Event) -> None:
+        for each in reports:
+            each(event)
+
+    return report

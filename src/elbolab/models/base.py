@@ -1,0 +1,127 @@
+"""The contract of every model: what the trainer asks of it."""
+
+from abc import ABC, abstractmethod
+from functools import cache, cached_property
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from elbolab.config.schema import Config
+from elbolab.data.splits import Batch, Data, DataSpec
+from elbolab.models.objectives import Terms, beta_loss, elbo
+from elbolab.training import distributed
+
+
+@cache
+def has_fast_bfloat16() -> bool:
+    """Whether this machine's CPU multiplies matrices of bfloat16 faster than those of float32."""
+    # On others torch imitates it, slowly.
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+class Model(nn.Module, ABC):
+    """What the trainer needs: ``Model(config, spec)``, the terms of a batch, a loss and the optimisers."""
+
+    Config: ClassVar[type[Config]]
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = spec
+
+    @property
+    def device(self) -> torch.device:
+        return next(chain(self.parameters(), self.buffers())).device
+
+    @cached_property
+    def precision(self) -> torch.dtype:
+        """The type of the matrix products of ``compute`` while the model trains, on the device that it trains on."""
+        wanted = self.config.precision
+        if wanted == "auto":
+            wanted = "bfloat16" if self.device.type == "cpu" and has_fast_bfloat16() else "float32"
+        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+    def compute(self, net: nn.Module, x: Tensor) -> Tensor:
+        """What ``net`` gives of ``x``, in the type of ``x``; while the model trains, by products of ``precision``."""
+        reduced = self.training and self.precision == torch.bfloat16
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=reduced):
+            return net(x).to(x.dtype)
+
+    @property
+    @abstractmethod
+    def observation_model(self) -> str:
+        """What the likelihood is of, in words; only models of equal observation models can be compared."""
+
+    @abstractmethod
+    def terms(self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None) -> Terms:
+        """The log-densities of a batch, (S, B) each."""
+
+    @abstractmethod
+    def metrics(self, terms: Terms) -> dict[str, Tensor]:
+        """What is logged of a batch beside its loss, each (B,)."""
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The runs whose trained models ``start_from`` must get before ``prepare``, by the field that names them."""
+        return {}
+
+    def start_from(self, field: str, source: "Model") -> None:
+        """Take what the start needs from another trained model; raises UserError where the two do not fit."""
+
+    def prepare(self, data: Data) -> None:
+        """Everything that a model takes from its training data before the first step."""
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimisers of the free parameters, their rates those of the first step; none for a closed form."""
+        return [torch.optim.Adam(self.parameters(), self.config.lr, eps=self.config.adam_eps, fused=True)]
+
+    def observe(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        """The batch as the observation model sees it."""
+        return batch
+
+    @property
+    def sharded(self) -> dict[str, int]:
+        """Parameters of which each of several processes holds only the rows that it owns, and the rows of all."""
+        return {}
+
+    def owners(self, batch: Batch) -> Tensor:
+        """The process that computes each image of a batch, (B,)."""
+        return distributed.owners(torch.arange(len(batch), device=batch.index.device), len(batch))
+
+    @property
+    def stacks(self) -> bool:
+        """Whether ``torch.vmap`` can compute a step of several such models as one."""
+        return not self.sharded
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a compiled step is faster on a CPU than one as it comes."""
+        return False
+
+    @property
+    def steps_per_visit(self) -> int:
+        """Optimiser steps on a batch each time that its turn comes."""
+        return 1
+
+    def kl_weight(self, epochs: float) -> float:
+        """Weight of the KL term in the loss, ``epochs`` into the training."""
+        return 1.0
+
+    def refresh(self, batch: Batch, kl_weight: float) -> None:
+        """Bring what the model keeps of validation images up to date."""
+
+    @property
+    def train_samples(self) -> int:
+        """Latent samples an image at each training step and in its validation."""
+        return 1
+
+    def loss(self, terms: Terms, kl_weight: float | Tensor) -> Tensor:
+        """The training loss, a scalar, at a weight of the KL term that only some models heed."""
+        return beta_loss(terms, kl_weight)
+
+    def score(self, terms: Terms) -> Tensor:
+        """What makes one epoch better than another, (B,): on the validation images the highest mean is kept."""
+        return elbo(terms)

@@ -1,0 +1,98 @@
+"""Latent-variable models with nets: a decoder, and for those that amortise an encoder."""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import Field
+from torch import Tensor
+
+from elbolab.config.limits import WIDEST
+from elbolab.data.splits import Batch, DataSpec
+from elbolab.models.base import Model
+from elbolab.models.latent import LatentConfig, LatentModel
+from elbolab.models.networks import make_decoder, make_encoder
+from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.support.errors import UserError
+
+
+class DeepLatentConfig(LatentConfig):
+    """The nets of models trained by gradient."""
+
+    net: Literal["conv", "mlp"] = "conv"
+    """Kind of the nets: conv (sides multiples of 4), or mlp with two hidden layers each way (images of any size)."""
+    hidden: Annotated[int, Field(gt=0, le=WIDEST), IntDistribution(64, 1024, log=True)] = 200
+    """Width of both hidden layers of mlp nets; conv nets have widths of their own."""
+    activation: Annotated[Literal["relu", "tanh", "elu"], CategoricalDistribution(["relu", "tanh", "elu"])] = "relu"
+    """Nonlinearity between the layers of either kind."""
+    start: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_]+$")] | None = None
+    """Run whose trained nets are the first ones, decoder and, where both have one, encoder [default: drawn by seed]."""
+
+
+class BetaConfig(DeepLatentConfig):
+    """The weight of the KL term, for models trained on the beta-weighted ELBO."""
+
+    beta: Annotated[float, Field(ge=0), FloatDistribution(0.1, 10.0, log=True)] = 1.0
+    """Weight of the KL term in the training loss; 1 is the ELBO."""
+    beta_warmup: Annotated[float, Field(ge=0)] = 5.0
+    """Epochs over which the weight of the KL term rises linearly from 0 to beta."""
+
+    def beta_at(self, epochs: float) -> float:
+        """The weight of the KL term, ``epochs`` into the training."""
+        return self.beta * (min(1.0, epochs / self.beta_warmup) if self.beta_warmup else 1.0)
+
+
+class DeepLatentModel(LatentModel):
+    """A latent-variable model whose decoder is a net, trained on the ELBO."""
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.decoder = make_decoder(config.net, config.latent_dim, spec.shape, config.hidden, config.activation)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        return {"start": self.config.start} if self.config.start else {}
+
+    def start_from(self, field: str, source: Model) -> None:
+        if not isinstance(source, DeepLatentModel):
+            raise UserError(
+                f"{field}={self.config.start!r} is a {type(source).__name__}; name a run of a model with nets"
+            )
+        self.refuse_other(field, source, "net", "hidden", "activation")
+        theirs = dict(source.named_children())
+        for name, net in self.named_children():
+            if name in theirs:
+                net.load_state_dict(theirs[name].state_dict())
+
+    def refuse_other(self, field: str, source: "DeepLatentModel", *names: str) -> None:
+        """Raise UserError where the model that ``field`` names is of other sizes, data or fields ``names``."""
+        for name, own, theirs in (
+            ("image shape", self.spec.shape, source.spec.shape),
+            ("observation model", self.observation_model, source.observation_model),
+            # Else it may have seen images that this run is tested on.
+            ("data digest", self.spec.digest, source.spec.digest),
+            *((name, *(getattr(model.config, name) for model in (self, source))) for name in ("latent_dim", *names)),
+        ):
+            if own != theirs:
+                where = f"{field}={getattr(self.config, field)!r}"
+                raise UserError(f"{where} has {name} {theirs}, but this model has {own}; name a run that has the same")
+
+    def decode(self, z: Tensor) -> Tensor:
+        activations = self.compute(self.decoder, z.reshape(-1, z.shape[-1]))
+        return self.likelihood.params(activations).reshape(*z.shape[:-1], *self.spec.shape)
+
+
+class EncoderModel(DeepLatentModel):
+    """q(z | x) = N(mean(x), diag(exp(log_var(x)))) with both from one encoder (Kingma & Welling 2014, eq. 9)."""
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.encoder = make_encoder(config.net, spec.shape, 2 * config.latent_dim, config.hidden, config.activation)
+
+    @property
+    def compiles(self) -> bool:
+        # What cannot be stacked is no pure function of its weights and images, as a compiler would have it.
+        return self.config.net == "mlp" and self.stacks
+
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
+        return DiagonalGaussian(*self.compute(self.encoder, batch.x).chunk(2, -1))

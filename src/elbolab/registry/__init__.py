@@ -1,0 +1,1 @@
+"""Trained models as MLflow models: packaged, served, and registered as versions."""

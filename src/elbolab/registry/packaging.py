@@ -1,0 +1,103 @@
+"""Packaging a trained model as an MLflow model, and loading it again."""
+
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mlflow
+import mlflow.artifacts
+import numpy as np
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model as MlflowModel
+from mlflow.models import ModelSignature
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.utils.uri import is_local_uri
+
+from elbolab.models.base import Model
+from elbolab.registry import pyfunc
+from elbolab.support.errors import UserError, reason
+from elbolab.tracking.mlflow_reader import address, model_of, prepare_store
+from elbolab.training.checkpoint import load_checkpoint
+
+NAME = "model"
+REQUIREMENTS = ("torch", "safetensors", "pydantic", "platformdirs", "optuna", "numpy")
+
+
+def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
+    """Log a checkpoint as the model ``NAME`` of a run: a pyfunc made from code, no pickle in it.
+
+    ``example`` is what it predicts from, images uint8 (N, H, W, C). Where that was begun before it is gone on with, so
+    that a run has one model however often its upload was cut off.
+    """
+    client = mlflow.MlflowClient()
+    run = client.get_run(run_id)
+    model = _model_begun(client, run)
+    if model.status == LoggedModelStatus.READY:
+        return
+    # A schema of uint8 would have MLflow's server turn a pixel of 0.5 into 0 without a word; `serving` refuses it.
+    images = TensorSpec(np.dtype(object), (-1,))
+    params = {"op": next(iter(pyfunc.operations(load_checkpoint(checkpoint)))), **pyfunc.PARAMS}
+    declared = [ParamSpec(key, "string" if key == "op" else "long", value) for key, value in params.items()]
+    with TemporaryDirectory() as folder:
+        # What mlflow.pyfunc.log_model does, which begins a new model whenever it is called.
+        mlflow.pyfunc.save_model(
+            f"{folder}/model",
+            mlflow_model=MlflowModel(
+                model.artifact_location, run_id, model_id=model.model_id, model_uuid=model.model_id
+            ),
+            python_model=pyfunc.__file__,
+            # MLflow would decode a percent sign in a plain path.
+            artifacts={"checkpoint": checkpoint.absolute().as_uri()},
+            code_paths=[str(Path(__file__).parent.parent)],
+            pip_requirements=_pinned(),
+            signature=ModelSignature(Schema([images]), params=ParamSchema(declared)),
+            input_example=(example, params),
+        )
+        client.log_model_artifacts(model.model_id, f"{folder}/model")
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def _model_begun(client: mlflow.MlflowClient, run: Run) -> LoggedModel:
+    """The one model of a run, begun now if it was not before, and named among what the run has put out."""
+    own, experiment = f"source_run_id = '{run.info.run_id}' AND name = '{NAME}'", run.info.experiment_id
+    found: list[LoggedModel] = client.search_logged_models([experiment], own)
+    if not found:
+        made = client.create_logged_model(experiment, NAME, run.info.run_id, resolve_tags(), run.data.params)
+        # MLflow asks again where an answer is lost, and then there are two.
+        found = client.search_logged_models([experiment], own) or [made]
+    named = [output.model_id for output in (run.outputs.model_outputs if run.outputs else [])]
+    model, *twins = sorted(found, key=lambda model: model.model_id not in named)
+    for twin in twins:
+        if twin.status == LoggedModelStatus.PENDING:
+            client.delete_logged_model(twin.model_id)
+    if model.model_id not in named:
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return model
+
+
+def _pinned() -> list[str]:
+    # A build's own label, as in torch 2.11.0+cpu, is on no package index.
+    return [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def load_model(source: str, device: str = "cpu") -> Model:
+    """The trained module of a run id or a model URI (models:/name@alias), in evaluation mode, with its ``config``.
+
+    Nothing of it is executed: of its files only the checkpoint is read. Raises UserError where the tracking server has
+    no such model, or one without a checkpoint of elbolab.
+    """
+    prepare_store()
+    # MLflow leaves what it downloads in a folder of its own for ever.
+    with TemporaryDirectory(prefix="elbolab-") as copy:
+        try:
+            model = source if ":/" in source else f"models:/{model_of(source)}"
+            where = f"{ModelsArtifactRepository.get_underlying_uri(model)}/artifacts"
+            names = [Path(item.path).name for item in mlflow.artifacts.list_artifacts(where)]
+            uri = f"{where}/{next((name for name in names if name.endswith('.safetensors')), 'checkpoint')}"
+            local = mlflow.artifacts.download_artifacts(uri, dst_path=None if is_local_uri(uri) else copy)
+        except (MlflowException, OSError) as error:
+            raise UserError(f"{source!r} has no trained model on {address()} ({reason(error)})") from error
+        return load_checkpoint(Path(local), device)

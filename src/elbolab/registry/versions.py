@@ -1,0 +1,191 @@
+"""Registered models: versions that say what they are and how good, and an alias that only a better one gets."""
+
+import json
+from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
+from io import StringIO
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from elbolab.config.schema import PromoteConfig
+from elbolab.support.errors import UserError
+from elbolab.support.number_formats import BRIEFLY, DAGGER, dagger
+from elbolab.support.statistics import binomial_se, is_unreliable
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking.mlflow_reader import RunRecord, is_latent
+
+# Of a run; two figures compare only if these are equal.
+COMPARED_TAGS = ("data.digest", "observation_model", "evaluation.samples", "evaluation.images", "evaluation.seed")
+SPLITS = ("val", "test")
+# Of a version: why it was given the alias that follows.
+MADE = "made."
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a registered version says of itself: the name of its metric, and by split the mean and standard error."""
+
+    run: str
+    tags: dict[str, str]
+    figures: dict[str, tuple[float, float]]
+
+    def __str__(self) -> str:
+        tags = self.tags
+        figures = f"{self.say('val')}, {self.say('test')}"
+        said = ["± one standard error", *([BRIEFLY] if DAGGER in figures else [])]
+        if not self.counts:
+            said.append(", ".join(f"{key} {tags[f'evaluation.{key}']}" for key in ("samples", "images", "seed")))
+        made = "".join(
+            f" Made {key.removeprefix(MADE)}: {reason}." for key, reason in sorted(tags.items()) if key.startswith(MADE)
+        )
+        return (
+            f"{tags['model']} on {tags['data.name']}, {tags['observation_model']}. {figures} "
+            f"({'; '.join(said)}). Run {self.run}.{made}"
+        )
+
+    @property
+    def counts(self) -> bool:
+        """Whether its metric counts all images of a split, whatever the evaluation estimates and of how many."""
+        return self.tags["metric"] == "accuracy"
+
+    def say(self, split: str) -> str:
+        value, error = self.figures[split]
+        text = f"{split}/{self.tags['metric']} {value:.4g} ± {error:.2g}"
+        return dagger(text, self.tags.get(f"{split}/unreliable") == "true")
+
+
+def card_of(version: ModelVersion) -> Card | None:
+    """The card of a version that was registered here, else None."""
+    tags = version.tags
+    if "metric" not in tags:
+        return None
+    key = tags["metric"]
+    figures = {split: (float(tags[f"{split}/{key}"]), float(tags[f"{split}/{key}_se"])) for split in SPLITS}
+    return Card(str(version.run_id), tags, figures)
+
+
+def register(run_id: str, name: str) -> str:
+    """Make the model of an evaluated run a version of the registered model ``name``, unless it is one; returns its URI.
+
+    What the version is, and how good, goes into its tags and its description. Raises UserError where the run is no
+    finished and evaluated training, or where the name is not allowed.
+    """
+    return _uri(_register(name, _card(mlflow_reader.get_training(run_id))))
+
+
+def promote(run_id: str, config: PromoteConfig) -> str:
+    """Register the model of an evaluated run, give it the alias ``config.alias`` and return its URI.
+
+    Raises UserError, having registered nothing, where the version that has the alias is better on the validation split
+    or was not measured alike; with ``config.force`` it is replaced all the same.
+    """
+    card, client = _card(mlflow_reader.get_training(run_id)), mlflow.MlflowClient()
+    champion = _holder(config.name, config.alias)
+    if champion is None or champion.run_id != run_id:
+        reason = _against(card, champion, config) if champion else f"the first {config.alias}"
+        card = replace(card, tags={**card.tags, MADE + config.alias: reason})
+    version = _register(config.name, card)
+    client.set_registered_model_alias(config.name, config.alias, version.version)
+    return _uri(version)
+
+
+def list_versions() -> list[ModelVersion]:
+    """Every version of every registered model, with its aliases, by name and number."""
+    mlflow_reader.prepare_store()
+    client = mlflow.MlflowClient()
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(page_token=token)
+        # A search leaves the aliases out.
+        found += [client.get_model_version(item.name, item.version) for item in page]
+        if not (token := page.token):
+            return sorted(found, key=lambda version: (version.name, int(version.version)))
+
+
+def _card(run: RunRecord) -> Card:
+    if "evaluation.samples" not in run.tags:
+        raise UserError(f"run {run.id!r} has not been evaluated; `elbolab evaluate {run.id}` does it")
+    if is_latent(run):
+        metric = "log_px"
+        keys = [f"{split}/log_px{end}" for split in SPLITS for end in ("", "_se")]
+        if lacking := [key for key in keys if key not in run.metrics]:
+            raise UserError(
+                f"run {run.id!r} has no {', '.join(lacking)}, since log p(x) was not finite or of one image only; "
+                f"`elbolab evaluate {run.id} --images 1000` looks at more"
+            )
+        figures = {split: (run.metrics[f"{split}/log_px"], run.metrics[f"{split}/log_px_se"]) for split in SPLITS}
+    else:
+        metric = "accuracy"
+        classes = mlflow_reader.read(run.id, "evaluation/classes.json", lambda file: json.loads(file.read_bytes()))[
+            "splits"
+        ]
+        figures = {split: _accuracy(classes[split]["confusion"]) for split in SPLITS}
+    tags = {key: run.tags[key] for key in (*COMPARED_TAGS, "data.name")} | {
+        "metric": metric,
+        "model": run.params["model"],
+    }
+    for split, (value, error) in figures.items():
+        tags |= {f"{split}/{metric}": repr(value), f"{split}/{metric}_se": repr(error)}
+        tags |= {f"{split}/unreliable": str(is_unreliable(run.metrics, f"{split}/{metric}")).lower()}
+    return Card(run.id, tags, figures)
+
+
+def _accuracy(confusion: list[list[int]]) -> tuple[float, float]:
+    """The share of the diagonal, and its standard error."""
+    count = sum(map(sum, confusion))
+    rate = sum(row[label] for label, row in enumerate(confusion)) / count
+    return rate, binomial_se(rate, count)
+
+
+def _holder(name: str, alias: str) -> ModelVersion | None:
+    try:
+        return mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _against(card: Card, champion: ModelVersion, config: PromoteConfig) -> str:
+    """Why the card's model may take the place of ``champion``; raises UserError where it may not."""
+    place = f"version {champion.version}, the {config.alias} of {config.name!r}"
+    if config.force:
+        return f"by force, in the place of version {champion.version}"
+    other = card_of(champion)
+    if other is None:
+        raise UserError(f"{place}, says nothing of how good it is; look at it, and then --force")
+    alike = [key for key in ("metric", *COMPARED_TAGS) if not (card.counts and key.startswith("evaluation."))]
+    unlike = [key for key in alike if card.tags[key] != other.tags[key]]
+    if unlike:
+        differences = "; ".join(f"{key} is {card.tags[key]!r} here and {other.tags[key]!r} there" for key in unlike)
+        raise UserError(f"run {card.run} cannot be measured against {place}: {differences}; --force if you mean it")
+    if card.figures["val"][0] < other.figures["val"][0]:
+        raise UserError(
+            f"{card.say('val')} of run {card.run} is below {other.say('val')} of {place}; --force if you mean it"
+        )
+    return f"version {champion.version} before it had {other.say('val')}"
+
+
+def _register(name: str, card: Card) -> ModelVersion:
+    client = mlflow.MlflowClient()
+    try:
+        versions = client.search_model_versions(f"name = '{name}'")
+        found = next((version for version in versions if version.run_id == card.run), None)
+        # MLflow says on three lines what the caller says on one.
+        with redirect_stderr(StringIO()):
+            version = found or mlflow.register_model(f"runs:/{card.run}/model", name)
+    except MlflowException as error:
+        raise UserError(f"name={name!r}: {error.message}") from error
+    for key, value in card.tags.items():
+        client.set_model_version_tag(name, version.version, key, value)
+    made = {key: value for key, value in version.tags.items() if key.startswith(MADE)}
+    whole = replace(card, tags=made | card.tags)
+    client.update_model_version(name, version.version, str(whole))
+    return version
+
+
+def _uri(version: ModelVersion) -> str:
+    return f"models:/{version.name}/{version.version}"

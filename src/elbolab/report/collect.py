@@ -1,0 +1,225 @@
+"""What a report is made from: the compared runs, and what their training and evaluation left on the server."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from math import nan
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from elbolab.support.statistics import is_unreliable, k_threshold
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
+
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+PICTURES = ("reconstructions_train", "reconstructions_val", "samples")
+DATA_FLAGS = ("dataset", "train_size", "val_size", "test_size", "split_seed", "binarise")
+
+T = TypeVar("T")
+Row = dict[str, Any]
+Curves = dict[tuple[str, str], dict[int, float]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A compared config: its runs, one a seed, with what training and evaluation left; empty where nothing was left.
+
+    The first run, the newest, is the one that is shown; `likelihoods` has a table for each. `slot` is the colour;
+    `pictures` holds the step images by key and epoch, `bounds` the mean bound by number of samples, `gaps` the
+    inference gap image by image.
+    """
+
+    label: str
+    slot: int
+    runs: tuple[RunRecord, ...]
+    likelihoods: tuple[pd.DataFrame, ...]
+    classes: dict[str, Any] = field(default_factory=dict)
+    examples: dict[str, np.ndarray] = field(default_factory=dict)
+    pictures: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    bounds: pd.DataFrame = field(default_factory=pd.DataFrame)
+    gaps: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def run(self) -> RunRecord:
+        """The run that is shown."""
+        return self.runs[0]
+
+    @property
+    def model(self) -> str:
+        """Name of the run's model."""
+        return self.run.params["model"]
+
+    @property
+    def latent(self) -> bool:
+        """Whether the run has a density of images."""
+        return is_latent(self.run)
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether an evaluation has left its figures on the run."""
+        return is_evaluated(self.run)
+
+    def metric(self, key: str) -> float:
+        """Return a metric's last value, NaN where it was not logged."""
+        return self.run.metrics.get(key, nan)
+
+    @property
+    def k_threshold(self) -> float:
+        """The Pareto k above which estimates by importance sampling are unreliable; equal for all the runs."""
+        return k_threshold(int(self.run.tags.get("evaluation.samples", "0")))
+
+    def unreliable(self, split: str) -> bool:
+        """Whether most images of a split have too high a Pareto k in any of the runs: false where there is no k."""
+        return any(is_unreliable(run.metrics, f"{split}/log_px") for run in self.runs)
+
+    def images(self, split: str, column: str = "log_px", table: bool = False) -> dict[int, float]:
+        """Return one value an image of a split, by index: of the declared posterior, or of the training table.
+
+        Empty where the evaluation left no such column.
+        """
+        return _by_image(self.likelihoods[0], split, column, table)
+
+    def mean_log_px(self, split: str) -> dict[int, float]:
+        """Return each image's log p(x) in nats, its mean over the seeds, where all of them evaluated it."""
+        first, *others = (_by_image(frame, split, "log_px", table=False) for frame in self.likelihoods)
+        shared = [index for index in first if all(index in other for other in others)]
+        return {index: float(np.mean([first[index], *(other[index] for other in others)])) for index in shared}
+
+    def agreement(self, split: str) -> tuple[float, int]:
+        """Return the share of a split's confusion that is on its diagonal, and the images counted."""
+        if not (found := self.classes.get("splits", {}).get(split)):
+            return nan, 0
+        return float(np.trace(np.asarray(found["confusion"])) / found["n"]), found["n"]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence computed from the numbers, with the ids of the runs that they came from."""
+
+    text: str
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ from a compared entry in one parameter: the name of it, and the runs as an entry."""
+
+    base: Entry
+    field: str
+    entry: Entry
+
+    @property
+    def value(self) -> str:
+        """What the parameter is in these runs."""
+        return public(self.entry.run.params.get(self.field, "unset"))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a report shows of one dataset; `runs` holds every run on its page, with its entry, by id."""
+
+    entries: list[Entry]
+    missing: list[str]
+    variants: list[Variant]
+    runs: dict[str, tuple[RunRecord, Entry]]
+    curves: Curves
+    tables: dict[str, list[Row]]
+    findings: dict[str, list[Sentence]]
+
+    def tag(self, name: str) -> str:
+        """Return a tag that the runs share, that of a density where there is one."""
+        first = (self.latents or self.entries)[0].run
+        return public(first.tags.get(name, ""))
+
+    @property
+    def latents(self) -> list[Entry]:
+        """The entries that are densities of images."""
+        return [entry for entry in self.entries if entry.latent]
+
+    def of(self, *models: str) -> list[Entry]:
+        """Return the entries of some models, in the report's order."""
+        return [entry for entry in self.entries if entry.model in models]
+
+    def summary(self, entry: Entry, split: str) -> Row:
+        """Return a run's row of the summary for its declared posterior, empty where there is none."""
+        rows = (row for row in self.tables["summary"] if (row["run"], row["split"]) == (entry.run.id, split))
+        return next((row for row in rows if row.get("posterior") not in ("table", "none")), {})
+
+
+def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
+    """Fetch what the evaluations and the shown run's training left, empty where nothing was left."""
+    run = runs[0]
+    have = set(mlflow_reader.list_artifacts(run.id, "evaluation"))
+    # An evaluation takes back no file of an earlier one, but every figure that it did not measure itself.
+    figure = {"gap.parquet": "simulated/bdmc_gap"}
+    figure |= {"classes.json": "test/class_preservation" if is_latent(run) else "test/accuracy"}
+
+    def read(name: str, reader: Callable[[Path], T], nothing: T) -> T:
+        there = f"evaluation/{name}" in have and (name not in figure or figure[name] in run.metrics)
+        return mlflow_reader.read(run.id, f"evaluation/{name}", reader) if there else nothing
+
+    return Entry(
+        label,
+        slot,
+        runs,
+        likelihoods(runs),
+        read("classes.json", lambda file: dict(json.loads(file.read_bytes())), {}),
+        read("examples.npz", lambda file: dict(np.load(file, allow_pickle=False)), {}),
+        {key: mlflow_reader.step_images(run.id, key) for key in PICTURES} if is_latent(run) else {},
+        *(read(name, pd.read_parquet, pd.DataFrame()) for name in ("curve.parquet", "gap.parquet")),
+    )
+
+
+def likelihoods(runs: Iterable[RunRecord]) -> tuple[pd.DataFrame, ...]:
+    """Fetch each run's log p(x) image by image, an empty table where it was not evaluated."""
+    return tuple(
+        mlflow_reader.read(run.id, "evaluation/likelihood.parquet", pd.read_parquet)
+        if is_latent(run) and is_evaluated(run)
+        else pd.DataFrame()
+        for run in runs
+    )
+
+
+def _by_image(frame: pd.DataFrame, split: str, column: str, table: bool) -> dict[int, float]:
+    if column not in frame:
+        return {}
+    rows = frame[(frame["split"] == split) & ((frame["posterior"] == "table") == table)]
+    return dict(zip(rows["index"].tolist(), rows[column].tolist(), strict=True))
+
+
+def read_curves(runs: Iterable[str]) -> Curves:
+    """Return every training and validation value of the runs: by run and key, then by epoch."""
+    curves: Curves = {}
+    history = mlflow_reader.history(list(dict.fromkeys(runs)))
+    columns = (history[name].tolist() for name in ("run", "key", "step", "value"))
+    for run, key, step, value in sorted(zip(*columns, strict=True)):
+        # Evaluation writes train/* and val/* figures of its own at step 0; a training's epochs begin at 1.
+        if step >= 1:
+            curves.setdefault((run, key), {})[step] = value
+    return curves
+
+
+def differences(run: RunRecord, base: RunRecord) -> list[str]:
+    """Return the names of the parameters that two runs on the same data do not share, their seeds apart.
+
+    What names the data is left out too, and so is the device, which is no part of the method.
+    """
+    keys = (run.params.keys() | base.params.keys()) - {"seed", "device", "data_dir", *DATA_FLAGS}
+    return sorted(key for key in keys if not _equal(run.params.get(key), base.params.get(key)))
+
+
+def _equal(one: str | None, other: str | None) -> bool:
+    """Whether two values of a parameter are the same; `mlflow run -P lr=1e-3` logs it as it was typed."""
+    try:
+        return one == other or float(one or "") == float(other or "")
+    except ValueError:
+        return False
+
+
+def public(value: str) -> str:
+    """Cut the folders off an absolute path: a report is read on other machines."""
+    kind, colon, path = value.rpartition(":") if value.startswith("npz:") else ("", "", value)
+    return kind + colon + Path(path).name if Path(path).is_absolute() else value

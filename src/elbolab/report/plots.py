@@ -1,0 +1,249 @@
+"""Line figures as inline SVG and digits as PNG data addresses; colours come from the page, so both themes work."""
+
+import base64
+import html
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
+from PIL import Image
+
+from elbolab.report.chart import Chart
+from elbolab.support.errors import UserError
+
+INK = "#010203"
+NARROW, WIDE = (3.7, 2.6), (4.9, 2.5)
+FLOOR_SLOT, SPARE_SLOTS = 4, range(5, 12)
+CHART_SLOTS = (1, 2, 3, 0, *SPARE_SLOTS)
+MARKERS = "osD^vPX*<>ph"
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "elbolab",
+    "svg.fonttype": "none",
+    # Names come from a server, and a dollar sign in one is no formula.
+    "text.parse_math": False,
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+    "grid.alpha": 0.14,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.7,
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line or row of points: its name, colour slot, positions, values and, where known, standard errors.
+
+    ``level`` is a value to compare a line with.
+    """
+
+    name: str
+    slot: int
+    x: Sequence[float]
+    y: Sequence[float]
+    error: Sequence[float] | None = None
+    dashed: bool = False
+    level: float | None = None
+
+
+def colour(slot: int) -> str:
+    """Return the placeholder that the page replaces by its variable `--m{slot}`."""
+    return f"#0102{16 + slot:02x}"
+
+
+def curves(name: str, title: str, unit: str, series: Sequence[Series], size: tuple[float, float] = NARROW) -> str:
+    """Draw values by epoch as inline SVG, one line a series, dashed where the series says so."""
+
+    def paint(axes: Axes) -> None:
+        for line in series:
+            style = (0, (4, 2)) if line.dashed else "-"
+            every = max(1, len(line.x) // 6)
+            axes.plot(
+                line.x, line.y, color=colour(line.slot), ls=style, marker=MARKERS[line.slot], ms=3, markevery=every
+            )
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+
+    spans = [f"{s.name} from {s.y[0]:.4g} to {s.y[-1]:.4g}" for s in series if len(s.y)]
+    alt = f"{title} ({unit}) by epoch: " + "; ".join(spans)
+    return _svg(name, f"{title} ({unit})", alt, size, paint)
+
+
+def by_samples(name: str, title: str, unit: str, series: Sequence[Series]) -> str:
+    """Draw values by a number of samples on a logarithmic axis, one line a series, with bars of one standard error."""
+
+    def paint(axes: Axes) -> None:
+        _logarithmic(axes, "samples", series)
+
+    spans = [f"{s.name} from {s.y[0]:.2f} at {s.x[0]:g} to {s.y[-1]:.2f} at {s.x[-1]:g}" for s in series]
+    return _svg(name, f"{title} ({unit})", f"{title} ({unit}) by number of samples: " + "; ".join(spans), WIDE, paint)
+
+
+def chart(name: str, shown: Chart) -> str:
+    """Draw a reproduction's figure as inline SVG; its lines have the colours of ``slots``."""
+    title = shown.y[:1].upper() + shown.y[1:]
+    return _svg(name, title, shown.alt, WIDE, lambda axes: _paint_chart(axes, shown))
+
+
+def slots(shown: Chart) -> dict[str, int]:
+    """The colour slot of each line of a reproduction's figure, by name."""
+    return dict(zip((line.label for line in shown.lines), cycle(CHART_SLOTS), strict=False))
+
+
+def save_chart(shown: Chart, path: Path) -> None:
+    """Draw a reproduction's figure as a PNG that stands alone, with a legend."""
+    whole = Figure(figsize=(7, 4), layout="constrained")
+    axes = whole.subplots()
+    _paint_chart(axes, shown, lambda slot: f"C{CHART_SLOTS.index(slot) % 10}")
+    axes.set_ylabel(shown.y)
+    axes.legend(frameon=False, fontsize=8)
+    whole.savefig(path, dpi=120)
+
+
+def _paint_chart(axes: Axes, shown: Chart, tint: Callable[[int], str] = colour) -> None:
+    slot = slots(shown)
+    lines = [
+        Series(one.label, slot[one.label], one.x, one.y, one.error or None, level=one.level) for one in shown.lines
+    ]
+    _logarithmic(axes, shown.x, lines, tint)
+    if shown.bottom is not None:
+        axes.set_ylim(bottom=shown.bottom)
+
+
+def _logarithmic(axes: Axes, label: str, series: Sequence[Series], tint: Callable[[int], str] = colour) -> None:
+    for line in series:
+        own, marker = tint(line.slot), MARKERS[line.slot]
+        axes.errorbar(line.x, line.y, line.error, color=own, marker=marker, ms=3.6, elinewidth=1.1, label=line.name)
+        if line.level is not None:
+            axes.axhline(line.level, color=own, ls=":", lw=1.2)
+    axes.set_xscale("log")
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def by_class(name: str, title: str, unit: str, series: Sequence[Series]) -> str:
+    """Draw one value a class and series as points with bars of one standard error."""
+
+    def paint(axes: Axes) -> None:
+        for number, row in enumerate(series):
+            shift = min(0.16, 0.8 / len(series)) * (number - (len(series) - 1) / 2)
+            _points(axes, row, np.asarray(row.x) + shift, row.y, vertical=True)
+        ticks = sorted({int(x) for row in series for x in row.x})
+        axes.set_xticks(ticks)
+        axes.set_xlabel("class")
+        axes.grid(axis="x", visible=False)
+
+    spans = []
+    for row in series:
+        low, high = int(np.argmin(row.y)), int(np.argmax(row.y))
+        spans.append(f"{row.name} from {row.y[low]:.2f} (class {row.x[low]:g}) to {row.y[high]:.2f} ({row.x[high]:g})")
+    return _svg(name, f"{title} ({unit})", f"{title} ({unit}) a class: " + "; ".join(spans), WIDE, paint)
+
+
+def ranking(name: str, title: str, unit: str, series: Sequence[Series]) -> str:
+    """Draw one row a series: its first value filled, its second hollow, with bars of one standard error."""
+
+    def paint(axes: Axes) -> None:
+        for number, row in enumerate(series):
+            _points(axes, row, np.full(len(row.y), number), row.y, vertical=False)
+        axes.set_yticks(range(len(series)), [row.name for row in series])
+        axes.set_ylim(len(series) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+
+    spans = [f"{row.name} " + " and ".join(f"{value:.2f}" for value in row.y) for row in series]
+    alt = f"{title} ({unit}), test then training: " + "; ".join(spans)
+    return _svg(name, f"{title} ({unit})", alt, (WIDE[0], 0.62 + 0.25 * len(series)), paint)
+
+
+def _points(axes: Axes, row: Series, at: np.ndarray, values: Sequence[float], vertical: bool) -> None:
+    """Plot a series' points, the second of a horizontal row hollow."""
+    tint, errors = colour(row.slot), row.error if row.error is not None else [np.nan] * len(values)
+    for number, (place, value, error) in enumerate(zip(at, values, errors, strict=True)):
+        x, y = (place, value) if vertical else (value, place)
+        bars = None if np.isnan(error) else error
+        axes.errorbar(
+            x,
+            y,
+            yerr=bars if vertical else None,
+            xerr=None if vertical else bars,
+            color=tint,
+            marker=MARKERS[row.slot],
+            ms=4.6,
+            mfc=tint if vertical or number == 0 else "none",
+            elinewidth=1.1,
+            ls="",
+        )
+
+
+def _svg(name: str, title: str, alt: str, size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
+    """Paint one axes and return it as SVG whose ids start with the figure's name."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        paint(axes)
+        axes.set_title(title)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return inline(buffer.getvalue().decode(), name, alt)
+
+
+def inline(svg: str, name: str, alt: str) -> str:
+    """Make a matplotlib SVG safe beside others in a page: own ids, page colours, an accessible name, no fixed size."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>|\s*<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    # Only ids that something refers to are kept: the rest would double the page's size.
+    used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', svg))
+    names = {a or b for a, b in used}
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in names else "", svg)
+    svg = re.sub(r"url\(#|href=\"#", lambda m: f"{m[0]}{name}-", svg)
+    svg = svg.replace(INK, "currentColor")
+    svg = re.sub(r"#0102([0-9a-f]{2})", lambda m: f"var(--m{int(m[1], 16) - 16})", svg)
+    box = re.search(r'viewBox="([^"]+)"', svg)
+    head = f'<svg role="img" aria-label="{html.escape(alt)}" viewBox="{box[1] if box else ""}" '
+    return head + 'xmlns:xlink="http://www.w3.org/1999/xlink">' + svg[svg.index(">") + 1 :].strip()
+
+
+def png(pixels: np.ndarray) -> str:
+    """Encode a uint8 image (H, W, C) of one or three channels as a PNG data address."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG", optimize=True)
+    return _address(buffer.getvalue())
+
+
+def picture(content: bytes, name: str) -> tuple[str, int, int]:
+    """Return a PNG as a data address, and its width and height in pixels; raises UserError where it is none."""
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            width, height = image.size
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name} is no picture: {error}") from error
+    return _address(content), width, height
+
+
+def _address(content: bytes) -> str:
+    """Return PNG bytes as a data address."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()

@@ -1,0 +1,122 @@
+"""How far the likelihoods can be trusted: importance weights, the bound by its samples, and the inference gap."""
+
+from typing import Any
+
+from elbolab.report import plots
+from elbolab.report.blocks import Cell, Figures, Notes, Ref, Table, ref, short, start
+from elbolab.report.collect import SPLITS, Comparison, Row, Sentence
+from elbolab.report.plots import Series
+from elbolab.support.number_formats import DASH, dagger, measured, number, percent
+
+GAP_HEAD = ("log p(x)", "L[q*]", "L[q]", "Approximation", "Amortization", "Sum")
+GAP = ("log_px", "elbo_best", "elbo", "approximation_gap", "amortization_gap", "inference_gap")
+
+
+def trust_blocks(comparison: Comparison) -> list[Any]:
+    """Return what the evaluations left of it."""
+    return [*weight_blocks(comparison), *bound_blocks(comparison), *gap_blocks(comparison)]
+
+
+def weight_blocks(comparison: Comparison) -> list[Table]:
+    """Return the Pareto k of the importance weights by run, posterior and split."""
+    groups: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in comparison.tables["summary"]:
+        if "pareto_k" in row:
+            groups.setdefault((row["run"], row["posterior"]), {})[row["split"]] = row
+    rows: list[list[Cell]] = []
+    for (run, posterior), by in groups.items():
+        entry = comparison.runs[run][1]
+        ks = [k_cell(by[split]) if split in by else DASH for split in SPLITS]
+        effective = number(by["test"]["ess"], 0) if "test" in by else DASH
+        samples = entry.run.tags.get("evaluation.samples", DASH)
+        rows.append([*start(entry), posterior, samples, number(entry.k_threshold), *ks, effective])
+    head = ["Model", "Run", "Posterior", "Samples", "k at most", "Training", "Validation", "Test", "Test ESS"]
+    caption = (
+        "(a) Importance weights: median Pareto k over images, and the share of images whose k is above what the number "
+        "of samples allows (Vehtari et al. 2024). Exact likelihoods have no weights. ESS: median effective sample size."
+    )
+    return [Table("weights", caption, head, rows, left=3)] if rows else []
+
+
+def k_cell(row: Row) -> str:
+    """Write a median k, and the share of images with a k that is too high."""
+    return f"{dagger(number(row['pareto_k']), row['unreliable'])} ({percent(row['unreliable_share'])})"
+
+
+def bound_blocks(comparison: Comparison) -> list[Figures]:
+    """Return the figure of the mean bound on test images by its number of samples."""
+    series = []
+    for entry in comparison.latents:
+        found = [row for row in comparison.tables["bounds"] if (row["run"], row["split"]) == (entry.run.id, "test")]
+        if found := sorted(found, key=lambda row: row["samples"]):
+            x, y, error = ([row[name] for row in found] for name in ("samples", "log_px", "log_px_se"))
+            series.append((entry, Series(entry.label, entry.slot, x, y, error)))
+    if not series:
+        return []
+    entries = [entry for entry, _ in series]
+    title = "(b) Mean bound on test log p(x)"
+    svg = plots.by_samples(f"bounds-{entries[0].run.id[:8]}", title, "nats", [line for _, line in series])
+    caption = (
+        "The importance-weighted bound by its number of samples: at one the ELBO, at as many as were drawn the "
+        "estimate of log p(x). A line that still rises at its end has not reached log p(x). Bars: one standard error "
+        "over images."
+    )
+    return [Figures(caption, [ref(entry) for entry in entries], [svg], wide=True)]
+
+
+def gap_blocks(comparison: Comparison) -> list[Any]:
+    """Return the inference gap in its two parts, how it was measured, and how tight the measure is."""
+    rows: list[list[Cell]] = []
+    for row in comparison.tables["gap"]:
+        who = Ref(row["model"], slot=comparison.runs[row["run"]][1].slot)
+        numbers = [measured(row[name], row[f"{name}_se"]) for name in GAP]
+        images = f"{row['images']} {SPLITS[row['split']]}"
+        rows.append([who, short(row["run"]), row["posterior"], images, *numbers])
+    if not rows:
+        return []
+    entries = [entry for entry in comparison.latents if not entry.gaps.empty]
+    caption = (
+        "(c) Inference gap, nats, means over the same images ± standard error. log p(x): the larger of annealed and of "
+        "plain importance sampling, or exact; L[q]: ELBO of the model's q; L[q*]: ELBO of the best factorised Gaussian "
+        "that a search finds for the image. The approximation gap is log p(x) less L[q*], the amortization gap L[q*] "
+        "less L[q], their sum the inference gap (Cremer et al. 2018). A search that stops short makes the first too "
+        "large and the second too small."
+    )
+    if any(entry.model == "latent_opt" for entry in entries):
+        caption += (
+            " latent_opt has no encoder: what stands under amortization gap is how far its rows, fitted or the "
+            "training table's own, are from q*."
+        )
+    head = ["Model", "Run", "Posterior", "Images", *GAP_HEAD]
+    protocols: list[list[Cell]] = [
+        [
+            *start(entry),
+            *(entry.run.tags.get(f"evaluation.{name}", DASH) for name in ("ais", "local_optimisation")),
+            percent(entry.run.metrics.get("test/ais_acceptance")),
+        ]
+        for entry in entries
+    ]
+    how = (
+        "How (c) was measured: annealed importance sampling of log p(x), the search for q*, and how many of the moves "
+        "on test images were accepted: they are steered to 65 %, and far below it the estimate is too low."
+    )
+    names = ["Model", "Run", "Annealed importance sampling", "Search", "Accepted"]
+    tight = [finding for entry in entries if (finding := tight_finding(entry.label, entry.run.id, entry.run.metrics))]
+    return [
+        Table("inference gap", caption, head, rows, left=4),
+        *([Notes(tight)] if tight else []),
+        Table("gap protocol", how, names, protocols, left=4),
+    ]
+
+
+def tight_finding(label: str, run: str, metrics: dict[str, float]) -> Sentence | None:
+    """Say between which bounds bidirectional Monte Carlo puts log p(x) of images that the model itself makes."""
+    if "simulated/bdmc_gap" not in metrics:
+        return None
+    lower, upper, gap = (metrics[f"simulated/{name}"] for name in ("log_px_lower", "log_px_upper", "bdmc_gap"))
+    text = (
+        f"{label}: on images that the model makes, mean log p(x) lies between {number(lower)} and {number(upper)} nats "
+        f"by bidirectional Monte Carlo (Grosse et al. 2015): there annealed estimates are {number(gap)} nats too low "
+        "at most, in expectation."
+    )
+    return Sentence(text, (run,))

@@ -1,0 +1,71 @@
+"""SQLite files that several processes share."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+from sqlalchemy import create_engine, make_url, text
+
+from elbolab.support.errors import UserError
+
+PREFIX = "sqlite:///"
+
+
+@contextmanager
+def first_use(url: str) -> Iterator[None]:
+    """Keep other processes out while the caller makes or migrates this database, then tune it.
+
+    Afterwards writers do not block readers, and queries are planned by the size of the tables. Does nothing for a
+    database that is not a SQLite file. Raises UserError where the file cannot be written.
+    """
+    if not url.startswith(PREFIX):
+        yield
+        return
+    path = _path(url)
+    if not _can_be_written(path):
+        raise UserError(f"the database {path} cannot be written; name one in a folder that exists and can be")
+    if path.exists() and not _is_database(path):
+        raise UserError(f"{path} is no SQLite database; move it away, or name another one")
+    with FileLock(f"{path}.lock"):
+        yield
+        engine = create_engine(url, connect_args={"timeout": 60})
+        with engine.connect() as connection:
+            connection.execute(text("PRAGMA journal_mode=WAL"))
+            # Without statistics a run's history is looked for among the values of all runs. The limit makes it
+            # milliseconds for a store of any size.
+            connection.execute(text("PRAGMA analysis_limit=1000"))
+            connection.execute(text("ANALYZE"))
+            connection.commit()
+        engine.dispose()
+
+
+def absolute(url: str) -> str:
+    """The same database for a process in any folder."""
+    if not url.startswith(PREFIX):
+        return url
+    return make_url(url).set(database=str(_path(url).absolute())).render_as_string(hide_password=False)
+
+
+def _path(url: str) -> Path:
+    # MLflow writes a space in its own URL as %20, and only SQLAlchemy knows what it makes of that.
+    return Path(make_url(url).database or "")
+
+
+def _can_be_written(path: Path) -> bool:
+    # What lies in a folder that may not be entered cannot even be asked about.
+    if not os.access(path.parent, os.W_OK | os.X_OK) or not path.parent.is_dir():
+        return False
+    return not path.exists() or os.access(path, os.W_OK)
+
+
+def _is_database(path: Path) -> bool:
+    # SQLite itself must look: to close a file that is opened otherwise ends the locks that this process has on it.
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA schema_version")
+    except sqlite3.DatabaseError as error:
+        return path.is_file() and error.sqlite_errorcode != sqlite3.SQLITE_NOTADB
+    return True

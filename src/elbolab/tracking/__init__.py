@@ -1,0 +1,1 @@
+"""Runs: what is written to the tracking server, kept while it is away, and read again."""

@@ -1,0 +1,246 @@
+"""Reading runs: those that a server has, their histories and their artifacts."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+from urllib.parse import urlsplit
+from zipfile import BadZipFile
+
+import mlflow
+import mlflow.artifacts
+import pandas as pd
+from mlflow.entities import LoggedModelStatus, Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.uri import is_local_uri, validate_path_is_safe
+
+from elbolab.config.schema import ResumeConfig
+from elbolab.support.errors import UserError, reason, redacted
+from elbolab.support.sqlite import PREFIX, first_use
+from elbolab.tracking import metric_histories
+from elbolab.tracking.keys import KIND
+
+T = TypeVar("T")
+NOTHING: Mapping[str, str] = {}
+PAGE = 1000
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as the server has it: last value of each metric that is a number, ``url`` of its page if any.
+
+    ``start`` is in milliseconds since 1970, ``seconds`` what it took, none where the clock went back meanwhile.
+    """
+
+    id: str
+    name: str
+    experiment: str
+    status: str
+    start: int
+    seconds: float
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    url: str | None
+
+
+def is_latent(run: RunRecord) -> bool:
+    """Whether a run's model is a density of images rather than a classifier."""
+    return run.tags.get("observation_model") != "categorical"
+
+
+def is_evaluated(run: RunRecord) -> bool:
+    """Whether an evaluation has left its figures on a run."""
+    return ("test/log_px" if is_latent(run) else "test/accuracy") in run.metrics
+
+
+def prepare_store() -> None:
+    """Migrate a sqlite store and put it into WAL mode, once, so that first uses at the same time do not collide."""
+    uri = mlflow.get_tracking_uri()
+    with first_use(uri):
+        if uri.startswith(PREFIX):
+            mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+# Where the artifacts of a run are never changes, and MLflow would ask for it at each file.
+_ARTIFACT_URIS: dict[str, str | None] = {}
+
+
+def _record(found: Run) -> RunRecord:
+    info, data = found.info, found.data
+    _ARTIFACT_URIS[info.run_id] = info.artifact_uri
+    # `mlflow run -P` logs what was typed: `latent-dim` beside our `latent_dim`, and the flags that take up a run.
+    typed = {key for key in data.params if "-" in key} | ResumeConfig.model_fields.keys()
+    params = {key: value for key, value in data.params.items() if key not in typed}
+    return RunRecord(
+        info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
+        max(0, (info.end_time or info.start_time) - info.start_time) / 1000,
+        params, dict(data.tags), {key: value for key, value in data.metrics.items() if value == value},
+        page_of(info.experiment_id, info.run_id),
+    )  # fmt: skip
+
+
+def page_of(experiment: str, run_id: str) -> str | None:
+    """The address of a run's page, where the tracking server has one."""
+    server = urlsplit(mlflow.get_tracking_uri())
+    # A page may be read by others than who may write to its server.
+    public = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    return f"{public}/#/experiments/{experiment}/runs/{run_id}" if public.startswith("http") else None
+
+
+def address() -> str:
+    """The tracking server that runs go to, as it may be shown: without a password."""
+    return redacted(mlflow.get_tracking_uri())
+
+
+def current_experiment() -> str:
+    """Id of the experiment that new runs go to; raises UserError where it does not exist yet."""
+    prepare_store()
+    if (experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID")) is not None:
+        return experiment_id
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
+    experiment = mlflow.get_experiment_by_name(name)
+    if experiment is None:
+        raise UserError(f"there is no experiment {name!r} on {address()}; train a model first")
+    return experiment.experiment_id
+
+
+def find_runs(
+    kind: str = "train",
+    params: Mapping[str, str] = NOTHING,
+    tags: Mapping[str, str] = NOTHING,
+    limit: int | None = None,
+) -> list[RunRecord]:
+    """The finished runs of a kind in the current experiment that have these ``params`` and ``tags``, newest first.
+
+    The server chooses them; ``limit`` is how many it gives at most.
+    """
+    conditions = [f"params.`{key}` = {_quoted(value)}" for key, value in params.items()]
+    conditions += [f"tags.`{key}` = {_quoted(value)}" for key, value in {KIND: kind, **tags}.items()]
+    return _search(conditions, limit)
+
+
+def newest_of_each(param: str, tags: Mapping[str, str] = NOTHING, kind: str = "train") -> list[RunRecord]:
+    """The newest finished run of a kind for each value of a parameter, of those that have these ``tags``."""
+    conditions = [f"tags.`{key}` = {_quoted(value)}" for key, value in {KIND: kind, **tags}.items()]
+    found: list[RunRecord] = []
+    while another := _search(conditions, 1):
+        found += another
+        conditions.append(f"params.`{param}` != {_quoted(another[0].params[param])}")
+    return found
+
+
+def _search(conditions: list[str], limit: int | None) -> list[RunRecord]:
+    query = " and ".join(["attributes.status = 'FINISHED'", *conditions])
+    client, experiment = mlflow.MlflowClient(), current_experiment()
+    found: list[RunRecord] = []
+    token = None
+    while True:
+        size = PAGE if limit is None else min(PAGE, limit - len(found))
+        page = client.search_runs([experiment], query, max_results=size, page_token=token)
+        found += map(_record, page)
+        if not (token := page.token) or len(found) == limit:
+            return found
+
+
+def _quoted(value: str) -> str:
+    if "'" in value and '"' in value:
+        raise UserError(f"{value!r} has both kinds of quotes, and a server can look for none such; rename it")
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def get_run(run_id: str) -> RunRecord:
+    """The run of this id; raises UserError where the server has none."""
+    prepare_store()
+    try:
+        return _record(mlflow.MlflowClient().get_run(run_id))
+    except MlflowException as error:
+        raise UserError(f"run {run_id!r} is not on {address()}: {error.message}") from error
+
+
+def get_training(run_id: str) -> RunRecord:
+    """The finished training of this id; raises UserError where the server has none, or the run is something else."""
+    run = get_run(run_id)
+    if (kind := run.tags.get(KIND)) != "train":
+        raise UserError(f"run {run.id} is no train run ({KIND} is {kind}); name the run of a model's training")
+    if run.status != "FINISHED":
+        raise UserError(f"run {run.id} is {run.status}; name a training that is FINISHED")
+    return run
+
+
+def evaluated_metrics(run_id: str) -> set[str]:
+    """Keys of what evaluations logged on a run."""
+    return {metric.key for metric in mlflow.MlflowClient().get_run(run_id).data.to_proto().metrics if metric.step == 0}
+
+
+def history(run_ids: list[str]) -> pd.DataFrame:
+    """Every train/* and val/* metric that the runs logged by epoch, a row a value: columns run, key, step, value."""
+    keys: dict[str, list[str]] = {}
+    for start in range(0, len(run_ids), metric_histories.RUNS_A_CALL):
+        some = ", ".join(f"'{run_id}'" for run_id in run_ids[start : start + metric_histories.RUNS_A_CALL])
+        query = f"attributes.run_id IN ({some})"
+        for run in mlflow.search_runs(filter_string=query, search_all_experiments=True, output_format="list"):
+            # An evaluation logs each of its figures once, at step 0.
+            for metric in run.data.to_proto().metrics:
+                if metric.key.startswith(("train/", "val/")) and metric.step > 0:
+                    keys.setdefault(metric.key, []).append(run.info.run_id)
+    rows = [(run, key, step, value) for key in keys for run, step, value in metric_histories.values(keys[key], key)]
+    return pd.DataFrame(rows, columns=["run", "key", "step", "value"])
+
+
+def model_of(run_id: str) -> str | None:
+    """Id of the model that a run has logged; None where it has none that is whole."""
+    # As `runs:/ID/model` it would be looked for among the run's own artifacts first, which a server of MLflow 3.1
+    # answers with an error that is tried again for four minutes.
+    client = mlflow.MlflowClient()
+    outputs = client.get_run(run_id).outputs
+    ids = [output.model_id for output in (outputs.model_outputs if outputs else [])]
+    return next((one for one in ids if client.get_logged_model(one).status == LoggedModelStatus.READY), None)
+
+
+def list_artifacts(run_id: str, path: str = "") -> list[str]:
+    """Paths of the artifacts directly under ``path``; raises UserError where one would lead out of the run's folder."""
+    try:
+        return [item.path for item in mlflow.MlflowClient().list_artifacts(run_id, path or None)]
+    except MlflowException as error:
+        raise UserError(f"the artifacts of run {run_id} cannot be listed on {address()}: {error.message}") from error
+
+
+def read(run_id: str, path: str, reader: Callable[[Path], T]) -> T:
+    """What ``reader`` makes of an artifact; raises UserError where the run has none of that path in its folder, or one
+    that it cannot read.
+    """
+    # MLflow leaves what it downloads in a folder of its own for ever.
+    with TemporaryDirectory(prefix="elbolab-") as folder:
+        try:
+            # What is put behind an address is not looked at by MLflow.
+            validate_path_is_safe(path)
+            uri = f"{_artifact_uri(run_id)}/{path}"
+            # By its address, since MLflow would ask for the run twice more and copy a file that is on this machine.
+            file = Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if is_local_uri(uri) else folder))
+        except (MlflowException, OSError) as error:
+            raise UserError(f"run {run_id} has no artifact {path!r} on {address()} ({reason(error)})") from error
+        try:
+            return reader(file)
+        except (BadZipFile, EOFError, LookupError, OSError, TypeError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise UserError(f"artifact {path!r} of run {run_id} cannot be read: {why:.200}; make it anew") from error
+
+
+def _artifact_uri(run_id: str) -> str | None:
+    if run_id not in _ARTIFACT_URIS:
+        get_run(run_id)
+    return _ARTIFACT_URIS[run_id]
+
+
+def step_images(run_id: str, key: str) -> dict[int, bytes]:
+    """The PNGs that were logged under ``key``, by step."""
+    found = {}
+    for path in list_artifacts(run_id, "images"):
+        # MLflow's names read key%step%5%timestamp%1700000000000%uuid.png.
+        parts = Path(path).name.replace("+", "%").split("%")
+        if parts[:2] == [key, "step"] and path.endswith(".png"):
+            found[int(parts[2])] = read(run_id, path, Path.read_bytes)
+    return dict(sorted(found.items()))

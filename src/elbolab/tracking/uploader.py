@@ -1,0 +1,85 @@
+"""Sending a journal in the background, again and again until all is there, while nothing waits for it."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from mlflow.exceptions import MlflowException
+
+from elbolab.support.errors import UserError, reason
+from elbolab.tracking.journal import Journal
+from elbolab.tracking.mlflow_writer import MlflowWriter
+
+FIRST_DELAY, LONGEST_DELAY = 0.5, 15.0
+# How many times its patience a wait lasts at most, though ever more is sent.
+MOST_PATIENCE = 10
+
+
+class Uploader:
+    """The thread that delivers one journal; ``problem`` is what its last try came to, None where it went well."""
+
+    def __init__(self, journal: Journal, writer: MlflowWriter) -> None:
+        self.problem: Exception | None = None
+        self._journal = journal
+        self._writer = writer
+        self._changed = journal.changed
+        self._stopped = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def wait(self, patience: float, enough: Callable[[], bool]) -> None:
+        """Wait until it is ``enough``, or ``patience`` seconds go by without anything being sent, or ten times that."""
+        with self._changed:
+            left, began = self._writer.left(), time.monotonic()
+            until, last = began + patience, began + MOST_PATIENCE * patience
+            while not enough() and time.monotonic() < until:
+                self._changed.wait(until - time.monotonic())
+                if self._writer.left() < left:
+                    left, until = self._writer.left(), min(time.monotonic() + patience, last)
+
+    def stop(self) -> None:
+        """Begin nothing more; what is under way ends by itself where the server is silent, and changes nothing."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._thread.join(timeout=1)
+
+    def _work(self) -> None:
+        delay = FIRST_DELAY
+        while not self._stopped:
+            try:
+                self._writer.send(lambda: self._stopped)
+            except Exception as error:
+                # That the server refuses the run is said by who began it.
+                if self.problem is None and not (refused(error) and self._writer.run_id is None):
+                    self._say(f"{reason(error)}; what is logged waits in {self._journal.folder}")
+                self._turn(error)
+                self._pause(lambda: self._stopped, delay)
+                delay = min(2 * delay, LONGEST_DELAY)
+            else:
+                if self.problem is not None:
+                    self._say("the tracking server has all of it now")
+                self._turn(None)
+                delay = FIRST_DELAY
+                self._pause(lambda: self._stopped or self._writer.left() > 0)
+
+    def _say(self, line: str) -> None:
+        if not self._stopped:
+            print(f"elbolab: {line}", file=sys.stderr)
+
+    def _turn(self, problem: Exception | None) -> None:
+        with self._changed:
+            self.problem = problem
+            self._changed.notify_all()
+
+    def _pause(self, over: Callable[[], bool], seconds: float | None = None) -> None:
+        with self._changed:
+            self._changed.wait_for(over, seconds)
+
+
+def refused(error: Exception | None) -> bool:
+    """Whether a server answered, and will not answer otherwise however often it is asked."""
+    if isinstance(error, MlflowException):
+        return 400 <= error.get_http_status_code() < 500 and error.get_http_status_code() not in (408, 429)
+    return isinstance(error, UserError)

@@ -1,0 +1,1 @@
+"""Studies: searches by Optuna and reproductions of published numbers, tracked in MLflow."""

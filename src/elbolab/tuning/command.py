@@ -1,0 +1,145 @@
+"""The job of a study from the command line: begin it or go on with it, bring MLflow up to date, or finalise it."""
+
+import sys
+
+import optuna
+from mlflow.exceptions import MlflowException
+from optuna.exceptions import OptunaError
+from sqlalchemy.exc import SQLAlchemyError
+
+from elbolab.config.schema import StudyConfig
+from elbolab.experiment.loading import choose_device, load_for
+from elbolab.support import sqlite
+from elbolab.support.errors import UserError
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking import run as tracking
+from elbolab.tracking.keys import STUDY
+from elbolab.tracking.offline import send_unfinished
+from elbolab.training.populations import BESIDE_THE_FORWARD
+from elbolab.tuning.finalise import best_trials, finalise
+from elbolab.tuning.loader import load_study
+from elbolab.tuning.mlflow_mirror import RUN_OF_STUDY, Mirror, parent_of
+from elbolab.tuning.optuna_storage import Job, begun_study, open_study, queue_points
+from elbolab.tuning.reproduction import Reproduction, reproduce
+from elbolab.tuning.study import Study
+from elbolab.tuning.workers import work_locally, work_on_ray
+
+
+def run_study(name: str, config: StudyConfig) -> str:
+    """Carry out the study ``name`` as ``config`` says, a search or a reproduction; returns the id of its run.
+
+    A search ends with ``config.trials`` finished or pruned trials in all, so that the same call goes on with a study
+    that was stopped, and does nothing to one that is complete.
+    """
+    name, definition = load_study(name)
+    limits = {"passes", "only"}
+    own = limits if isinstance(definition, Reproduction) else set(StudyConfig.model_fields) - limits
+    if wrong := sorted(config.model_fields_set - own):
+        raise UserError(f"study {name} takes no {', '.join(wrong)}; it takes {', '.join(sorted(own))}")
+    if isinstance(definition, Reproduction):
+        return reproduce(name, definition, config.passes, config.only)
+    _refuse_idle(config)
+    points = len(definition.points)
+    target = min(config.trials or points or definition.trials, points or sys.maxsize)
+    if config.population > 1:
+        _refuse_unequal(definition, config)
+    storage = sqlite.absolute(config.storage)
+    job = Job(name, definition, storage, target, config.seed, config.heartbeat, config.population)
+    # A mistake in the study's data is told before a trial is spent on it.
+    first = definition.config_of(definition.points[0] if points else {})
+    load_for(first, choose_device(first.device))
+    try:
+        return _carry_out(job, config)
+    except MlflowException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{mlflow_reader.address()} does not answer ({reason:.200}); the trials are safe in {config.storage}, "
+            "and the same command goes on with them"
+        ) from error
+    except (OptunaError, SQLAlchemyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"storage={config.storage!r} was lost ({reason}); the same command goes on with it") from error
+
+
+def _refuse_idle(config: StudyConfig) -> None:
+    """Raise UserError where something is given that what else is given leaves without a meaning."""
+    for names, needed, is_there in (
+        ({"workers"}, "executor=local", config.executor == "local"),
+        ({"address", "cpus_per_trial", "gpus_per_trial"}, "executor=ray", config.executor == "ray"),
+        ({"seeds"}, "finalise", config.finalise is not None),
+    ):
+        if not is_there and (idle := sorted(names & config.model_fields_set)):
+            raise UserError(f"{', '.join(idle)}: nothing heeds it without {needed}; add that, or leave it out")
+
+
+def _refuse_unequal(study: Study, config: StudyConfig) -> None:
+    """Raise UserError where the study's trials cannot be trained as one population."""
+    changing = {*study.search, *(name for values in study.configs for name in values)}
+    if unequal := sorted(changing - BESIDE_THE_FORWARD):
+        raise UserError(
+            f"population={config.population} needs trials of one architecture, but this study changes "
+            f"{', '.join(unequal)}; fix that in base, or leave population out"
+        )
+    if config.executor == "ray":
+        raise UserError(
+            f"population={config.population} is of one process, and Ray takes a trial a task; leave one out"
+        )
+
+
+def _carry_out(job: Job, config: StudyConfig) -> str:
+    # What only ends a study does not begin one, nor may a mistake in it change how the study's run ended.
+    only_ends = config.sync or config.finalise is not None
+    study, created = (begun_study(job), False) if only_ends else open_study(job)
+    finalists = best_trials(job, study, config.finalise) if config.finalise is not None else []
+    mlflow_reader.prepare_store()
+    parent = parent_of(study, created)
+    if parent is not None:
+        tracking.nest_project_run(parent, "study call")
+    if config.sync:
+        return _sync(job, study, parent)
+    if parent is None:
+        queue_points(study, job.study)
+    with tracking.start_run("study", job.name, _params(job), {STUDY: job.name}, parent) as track:
+        if track.writer.run_id is None:
+            raise UserError(
+                f"{mlflow_reader.address()} does not answer, and a search begins with a run there; try again"
+            )
+        if parent is None:
+            study.set_user_attr(RUN_OF_STUDY, track.id)
+        mirror = Mirror(job.name, job.study, track.id)
+        try:
+            if finalists:
+                finalise(job, finalists, track.id, config.seeds)
+            elif config.executor == "ray":
+                work_on_ray(job, track.id, config)
+            else:
+                work_locally(job, track.id, config.workers)
+        finally:
+            mirror.sync(study)
+            mirror.draw(study)
+    return track.id
+
+
+def _sync(job: Job, study: optuna.Study, parent: str | None) -> str:
+    """Make MLflow equal to Optuna; the study's run ends as it did, whether or not the server heard of that."""
+    if parent is None:
+        raise UserError(f"study {job.name!r} has no run on {mlflow_reader.address()} yet; carry it out first")
+    send_unfinished(parent)
+    mirror = Mirror(job.name, job.study, parent)
+    print(f"{mirror.sync(study)} trials brought up to date")
+    mirror.draw(study)
+    return parent
+
+
+def _params(job: Job) -> dict[str, str]:
+    study = job.study
+    return {
+        "study": job.name,
+        "model": study.model,
+        "metrics": ", ".join(study.metrics),
+        "images": str(study.images),
+        "samples": str(study.samples),
+        "pruner": study.stops_by,
+        "search": ", ".join(f"{name}: {wide}" for name, wide in study.space.items()),
+        **{f"base.{name}": str(value) for name, value in study.base.items()},
+    }

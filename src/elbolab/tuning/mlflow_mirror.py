@@ -1,0 +1,203 @@
+"""MLflow's mirror of a study: a parent run, and under it one run a trial. Optuna is the authority on both."""
+
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+
+import mlflow
+import optuna
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from optuna.trial import FrozenTrial, TrialState
+
+from elbolab.support.errors import UserError, redacted
+from elbolab.tracking.keys import FAILURE, KIND, PARENT, STUDY, TRIAL
+from elbolab.tracking.mlflow_reader import address, prepare_store
+from elbolab.tracking.run import code_tags
+from elbolab.tuning.optuna_storage import DIED, SURPLUS
+from elbolab.tuning.plots import draw_study
+from elbolab.tuning.study import Study
+
+RUN_OF_STUDY = "mlflow_run"
+STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
+SECONDS_TO_MAKE_THE_PARENT = 30
+
+
+def parent_of(study: optuna.Study, created: bool) -> str | None:
+    """Id of the run that mirrors ``study``; None where the caller is to make it, having made the study.
+
+    Raises UserError where that run is on another server than the present one.
+    """
+    waited = 0
+    while not created and RUN_OF_STUDY not in study.user_attrs and waited < SECONDS_TO_MAKE_THE_PARENT:
+        time.sleep(1)
+        waited += 1
+    if (run_id := study.user_attrs.get(RUN_OF_STUDY)) is None:
+        return None
+    try:
+        prepare_store()
+        stage = mlflow.MlflowClient().get_run(run_id).info.lifecycle_stage
+    except MlflowException as error:
+        raise UserError(
+            f"study {study.study_name!r} is mirrored by run {run_id}, which is not to be had from "
+            f"{address()}: {error.message}; set MLFLOW_TRACKING_URI to its server"
+        ) from error
+    if stage == "deleted":
+        raise UserError(f"study {study.study_name!r} is mirrored by run {run_id}, which is deleted; restore that run")
+    return run_id
+
+
+class Mirror:
+    """Writes the trials of one study to MLflow; while the server is away, a line says so and the study goes on."""
+
+    def __init__(self, name: str, study: Study, parent: str) -> None:
+        self._name = name
+        self._study = study
+        self._parent = parent
+        self._client = mlflow.MlflowClient()
+        self._open: dict[int, str] = {}
+
+    def open(self, number: int, started: datetime | None, params: dict[str, str], tags: dict[str, str]) -> None:
+        """Begin the run of a trial."""
+        with self._tolerant(f"trial {number}"):
+            self._open[number] = self._create(number, started, params, self._code | tags)
+
+    def report(self, number: int, metrics: dict[str, float], epoch: int) -> None:
+        """Log an epoch of a trial."""
+        if number in self._open:
+            with self._tolerant(f"trial {number}"):
+                self._log(self._open[number], metrics, epoch)
+
+    def close(self, trial: FrozenTrial) -> None:
+        """Give the run of an ended trial Optuna's values and state; one that was never begun is made."""
+        if trial.state not in STATUS:
+            return
+        with self._tolerant(f"trial {trial.number}"):
+            if (run_id := self._open.pop(trial.number, None)) is None:
+                self._mend(self.runs(f" and tags.`{TRIAL}` = '{trial.number}'").get(trial.number, []), trial)
+            else:
+                self._end(run_id, trial, self._missing({}, trial))
+
+    @cached_property
+    def _code(self) -> dict[str, str]:
+        # To ask git takes longer than some trials.
+        return code_tags()
+
+    @cached_property
+    def _experiment(self) -> str:
+        return self._client.get_run(self._parent).info.experiment_id
+
+    def sync(self, study: optuna.Study) -> int:
+        """Make MLflow equal to Optuna, one run a trial; returns how many trials had to be mended. Idempotent."""
+        mended = 0
+        with self._tolerant("the study"):
+            runs = self.runs()
+            for trial in study.get_trials(deepcopy=False):
+                mended += self._mend(runs.get(trial.number, []), trial)
+        return mended
+
+    def draw(self, study: optuna.Study) -> None:
+        """Log the table of the trials and the figures of the study on the parent run."""
+        with self._tolerant("the figures of the study"), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "trials.csv")
+            study.trials_dataframe().to_csv(path, index=False)
+            self._client.log_artifact(self._parent, str(path))
+            for figure in draw_study(study, self._study.metrics, Path(folder)):
+                self._client.log_artifact(self._parent, str(figure), "figures")
+
+    def runs(self, condition: str = "") -> dict[int, list[Run]]:
+        """The runs of the trials by number, the oldest first."""
+        found: dict[int, list[Run]] = defaultdict(list)
+        query, token = f"tags.`{PARENT}` = '{self._parent}' and tags.`{KIND}` = 'trial'{condition}", None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], query, max_results=1000, order_by=["start_time ASC"], page_token=token
+            )
+            for run in page:
+                found[int(run.data.tags[TRIAL])].append(run)
+            if not (token := page.token):
+                return found
+
+    def _mend(self, runs: list[Run], trial: FrozenTrial) -> bool:
+        """Leave one run of an ended trial, with its values and state; returns whether anything had to be done."""
+        if trial.state not in STATUS or trial.user_attrs.get(FAILURE) == SURPLUS:
+            return False
+        for twin in runs[1:]:
+            self._client.delete_run(twin.info.run_id)
+        run = runs[0] if runs else self._restore(trial)
+        missing = self._missing(run.data.metrics, trial)
+        epochs = self._unheard(run, trial)
+        params = {key: value for key, value in self._params(trial).items() if key not in run.data.params}
+        if len(runs) == 1 and not missing and not epochs and not params and run.info.status == STATUS[trial.state]:
+            return False
+        self._client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
+        for epoch, value in epochs.items():
+            self._log(run.info.run_id, {self._study.epoch_metric: value}, epoch)
+        self._end(run.info.run_id, trial, missing)
+        return True
+
+    def _missing(self, metrics: dict[str, float], trial: FrozenTrial) -> dict[str, float]:
+        """What a finished trial was judged by and its run does not say yet."""
+        if trial.state != TrialState.COMPLETE:
+            return {}
+        keys = [metric.replace("val/", "objective/") for metric in self._study.metrics]
+        return {key: value for key, value in zip(keys, trial.values, strict=True) if metrics.get(key) != value}
+
+    def _unheard(self, run: Run, trial: FrozenTrial) -> dict[int, float]:
+        """The value that pruning read, of the epochs after the last that a run heard of."""
+        # What an outage cuts off is not taken up again.
+        heard = [item.step for item in run.data.to_proto().metrics if item.key == self._study.epoch_metric]
+        return {epoch: value for epoch, value in trial.intermediate_values.items() if epoch > max(heard, default=0)}
+
+    def _end(self, run_id: str, trial: FrozenTrial, missing: dict[str, float]) -> None:
+        tags = {"pruned": "true"} if trial.state == TrialState.PRUNED else {}
+        if trial.state == TrialState.FAIL:
+            tags[FAILURE] = str(trial.user_attrs.get(FAILURE, DIED))
+        if missing or tags:
+            self._log(run_id, missing, trial.last_step or 0, tags)
+        self._client.set_terminated(run_id, STATUS[trial.state], _milliseconds(trial.datetime_complete))
+
+    def _restore(self, trial: FrozenTrial) -> Run:
+        """A run with what Optuna knows of a trial that MLflow never heard of."""
+        run_id = self._create(trial.number, trial.datetime_start, self._params(trial), {})
+        return self._client.get_run(run_id)
+
+    def _params(self, trial: FrozenTrial) -> dict[str, str]:
+        known = trial.params.keys() == self._study.space.keys()
+        values = self._study.config_of(trial.params).params() if known else trial.params
+        return {"model": self._study.model, **{name: str(value) for name, value in values.items()}}
+
+    def _create(self, number: int, started: datetime | None, params: dict[str, str], tags: dict[str, str]) -> str:
+        own = {KIND: "trial", PARENT: self._parent, STUDY: self._name, TRIAL: str(number)}
+        run = self._client.create_run(self._experiment, _milliseconds(started), own | tags, f"{self._name}-{number}")
+        self._client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
+        return run.info.run_id
+
+    def _log(self, run_id: str, metrics: dict[str, float], step: int, tags: dict[str, str] | None = None) -> None:
+        now = int(time.time() * 1000)
+        rows = [Metric(key, value, now, step) for key, value in metrics.items()]
+        self._client.log_batch(run_id, rows, tags=[RunTag(key, value) for key, value in (tags or {}).items()])
+
+    @contextmanager
+    def _tolerant(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            # What is half written is left for --sync, which makes it whole from Optuna.
+            self._open.clear()
+            print(
+                f"{what}: not on {address()} ({redacted(str(error)).splitlines()[0]:.200}); the study "
+                f"goes on, and `elbolab study {self._name} --sync` brings MLflow up to date",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _milliseconds(moment: datetime | None) -> int:
+    return int((moment.timestamp() if moment else time.time()) * 1000)

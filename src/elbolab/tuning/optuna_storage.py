@@ -1,0 +1,221 @@
+"""Optuna's side of a study: its database, sampler and pruner, and which of its trials count."""
+
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, OptunaError
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from elbolab.support import sqlite
+from elbolab.support.errors import UserError, redacted
+from elbolab.tracking.keys import FAILURE
+from elbolab.tuning.study import Study
+
+# System attributes of a queued trial that name the trials that it stands for; the first is Optuna's.
+AGAIN = ("retry_history", "interrupted")
+GRACE = 4
+# Why a trial failed, as its attribute FAILURE says; a trial without one was left by its worker.
+SURPLUS, INTERRUPTED, DIED = "not needed: the study was complete", "interrupted", "its worker gave no sign of life"
+SILENT = text(
+    "SELECT trial_id FROM trials WHERE study_id = :study AND state = 'RUNNING' "
+    "AND trial_id NOT IN (SELECT trial_id FROM trial_heartbeats)"
+)
+
+
+class Storage(RDBStorage):
+    """Optuna's storage, where a trial without any heartbeat goes stale too, and a heartbeat that fails is not the last.
+
+    Optuna leaves the first running for ever, and ends the thread that writes the others.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._silent_since: dict[int, float] = {}
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        try:
+            super().record_heartbeat(trial_id)
+        except (OptunaError, SQLAlchemyError) as error:
+            print(f"a heartbeat was not written: {redacted(str(error)).splitlines()[0]}", file=sys.stderr, flush=True)
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        """The trials of workers that fell silent, and of those that died before their first sign of life."""
+        with self.engine.connect() as connection:
+            silent = {trial_id for (trial_id,) in connection.execute(SILENT, {"study": study_id})}
+        # By this process's clock, since those of several machines differ.
+        now = time.monotonic()
+        self._silent_since = {trial_id: self._silent_since.get(trial_id, now) for trial_id in silent}
+        assert self.grace_period is not None
+        dead = [trial_id for trial_id, since in self._silent_since.items() if now - since > self.grace_period]
+        return super()._get_stale_trial_ids(study_id) + dead
+
+
+def open_storage(url: str, heartbeat: int) -> RDBStorage:
+    """The database at ``url``, made if need be; raises UserError where it is out of reach."""
+    is_file = url.startswith(sqlite.PREFIX)
+    kwargs: dict[str, Any] = {"connect_args": {"timeout": 60}} if is_file else {"pool_pre_ping": True}
+
+    def make() -> RDBStorage:
+        return Storage(
+            url,
+            engine_kwargs=kwargs,
+            heartbeat_interval=heartbeat,
+            grace_period=GRACE * heartbeat,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
+        )
+
+    try:
+        with sqlite.first_use(url), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            try:
+                storage = make()
+            except SQLAlchemyError:
+                # Another worker was making the same tables at the same moment.
+                time.sleep(1)
+                storage = make()
+    except (SQLAlchemyError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"storage={url!r} cannot be opened: {reason}; name a database that can") from error
+    if is_file:
+        # In WAL mode this costs no commit when a process dies, and spares each a wait for the disk.
+        event.listen(storage.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=NORMAL"))
+        storage.engine.dispose()
+    return storage
+
+
+@dataclass(frozen=True)
+class Job:
+    """A study to carry out, as a worker in any process on any machine needs to know it."""
+
+    name: str
+    study: Study
+    storage: str
+    target: int
+    seed: int
+    heartbeat: int
+    population: int = 1
+
+
+class SeededSampler(BaseSampler):
+    """TPE made anew for each trial, seeded by (``seed``, the trial's place in the study).
+
+    Whoever works on a trial, and however often the study was stopped, equal results before it give equal suggestions.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._sampler = TPESampler(seed=seed)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        # Hyperband shows a sampler only the trials of one bracket, whose places would be those of another's.
+        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        place = sum(one.number < trial.number for one in standing(trials))
+        self._sampler = TPESampler(seed=int(np.random.SeedSequence([self._seed, place]).generate_state(1)[0]))
+        self._sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._sampler.after_trial(study, trial, state, values)
+
+
+def open_study(job: Job) -> tuple[optuna.Study, bool]:
+    """Optuna's study of ``job``, and whether it was made by this call.
+
+    Raises UserError where the storage is out of reach, or holds a study of this name that was begun otherwise.
+    """
+    options = _options(job)
+    try:
+        study = optuna.create_study(study_name=job.name, directions=job.study.directions, **options)
+        for key, value in _begun(job).items():
+            study.set_user_attr(key, value)
+        return study, True
+    except DuplicatedStudyError:
+        return _load(job, options), False
+
+
+def begun_study(job: Job) -> optuna.Study:
+    """Optuna's study of ``job``; raises UserError as ``open_study`` does, and where no call has begun it."""
+    options = _options(job)
+    try:
+        return _load(job, options)
+    except KeyError:
+        raise UserError(f"study {job.name!r} has not begun on {job.storage}; carry it out first") from None
+
+
+def _options(job: Job) -> dict[str, Any]:
+    # Each trial has a line here, and a traceback where one is due.
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    return {
+        "storage": open_storage(job.storage, job.heartbeat),
+        "sampler": SeededSampler(job.seed),
+        "pruner": _pruner(job.study),
+    }
+
+
+def _begun(job: Job) -> dict[str, Any]:
+    """What stays as it was when the study was made."""
+    return {"definition": job.study.model_dump_json(exclude={"trials"}), "heartbeat": job.heartbeat}
+
+
+def _load(job: Job, options: dict[str, Any]) -> optuna.Study:
+    study = optuna.load_study(study_name=job.name, **options)
+    for key, value in _begun(job).items():
+        if study.user_attrs.get(key, value) != value:
+            other = "another definition" if key == "definition" else f"{key}={study.user_attrs[key]}"
+            raise UserError(
+                f"study {job.name!r} was begun on {job.storage} with {other}; go on with that, or rename its file, or "
+                "name another storage"
+            )
+    return study
+
+
+def queue_points(study: optuna.Study, definition: Study) -> None:
+    """Queue every trial of a list, but for those that are there."""
+    for point in definition.points:
+        study.enqueue_trial(point, skip_if_exists=True)
+
+
+def _pruner(study: Study) -> BasePruner:
+    kind = study.stops_by
+    epochs = study.config_of({} if study.search else {"config": 0, "seed": study.seeds[0]}).epochs
+    if kind == "median":
+        return MedianPruner(n_warmup_steps=epochs // 3)
+    return HyperbandPruner(min_resource=1, max_resource=epochs) if kind == "hyperband" else NopPruner()
+
+
+def standing(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that no other stands for: not those that were queued again, nor those that nobody needed."""
+    replaced = {number for trial in trials for key in AGAIN for number in trial.system_attrs.get(key, ())}
+    return [trial for trial in trials if trial.number not in replaced and trial.user_attrs.get(FAILURE) != SURPLUS]
+
+
+def ended(trials: Sequence[FrozenTrial], study: Study) -> list[FrozenTrial]:
+    """The trials that count: finished or pruned, and of a list also those that failed for good."""
+    counting = [TrialState.COMPLETE, TrialState.PRUNED] + [TrialState.FAIL] * bool(study.configs)
+    return [trial for trial in standing(trials) if trial.state in counting]

@@ -22,7 +22,7 @@ test-install: .venv/tested
 
 # The property tests of `make test` with ten thousand random cases each instead of five hundred fixed ones.
 fuzz: .venv/tested
-	$(BIN)/pytest --hypothesis-profile fuzz tests/test_fuzz_config.py tests/test_fuzz_serving.py
+	$(BIN)/pytest --hypothesis-profile fuzz tests/config/test_fuzz_config.py tests/registry/test_fuzz_pyfunc.py
 
 check: .venv/tested
 	$(BIN)/ruff check .

@@ -37,7 +37,7 @@ AS_OPTIONS = [part for key, value in TINY.items() for part in (f"--{key}", str(v
 
 
 def killed_trainings(store: Path, model: str, times: int, when: str, epochs: int) -> dict[str, Any]:
-    script = Path(__file__).with_name("killed_trainings.py")
+    script = REPOSITORY / "tests" / "killed_trainings.py"
     done = subprocess.run(
         [sys.executable, str(script), str(store), model, str(times), when, "0", str(epochs)],
         capture_output=True,

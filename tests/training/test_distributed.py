@@ -12,6 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from conftest import REPOSITORY
 from mlflow.entities import Run
 from two_processes import CASES, SHARED, fit
 
@@ -79,7 +80,7 @@ def only_run(experiment: str) -> Run:
 @pytest.fixture(scope="module")
 def pairs(folder: Path) -> Path:
     """The folder in which two processes have trained every case, and one was killed then."""
-    process = start(folder, "killed", str(Path(__file__).with_name("two_processes.py")))
+    process = start(folder, "killed", str(REPOSITORY / "tests" / "two_processes.py"))
     _, errors = process.communicate(timeout=240)
     assert (folder / list(CASES)[-1] / "0.json").exists(), errors
     assert process.returncode != 0

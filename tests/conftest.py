@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 from elbolab.data.splits import Batch, Data, DataSpec, load_data
+from elbolab.models import MODELS
 from elbolab.models.ppca import PPCA, PPCAConfig
 from elbolab.tracking.mlflow_reader import prepare_store
 
@@ -66,6 +67,13 @@ def linear_gaussian(
     model.mean = torch.rand(pixels, generator=generator)
     z = torch.randn(8, latent_dim, generator=generator)
     return model, model.decode(z) + sigma * torch.randn(8, *shape, generator=generator)
+
+
+def trained(name: str, data: Data, **fields: Any) -> Any:
+    torch.manual_seed(0)
+    model = MODELS[name](MODELS[name].Config.parse({"dataset": "mnist5k", **fields}), data.spec)
+    model.prepare(data)
+    return model.eval()
 
 
 def batch_of(x: Tensor) -> Batch:
@@ -190,6 +198,15 @@ def complaints(page: Any) -> list[str]:
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("requestfailed", lambda request: problems.append(request.url))
     return problems
+
+
+def wait_for(happened: Any, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if happened():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
 
 
 def free_port() -> int:

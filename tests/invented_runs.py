@@ -1,6 +1,8 @@
 """A tracking store with invented runs, as training and evaluation leave them, for the tests of the report."""
 
+import html
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from elbolab.tracking.keys import KIND, REPRODUCTION
 
 GAUSSIAN = "gaussian sigma=0.4, pixels in [0,1]"
 CLASSES = 10
+CELL = r"<t[hd][^>]*>(.*?)</t[hd]>"
 MEANS = {"vae": -52.0, "latent_opt": -54.0, "ppca": -71.0}
 PARETO_K = {"vae": (0.5, 0.95), "latent_opt": (0.1, 0.8)}
 """The least and the greatest Pareto k over a split's images; at 1,000 samples 2/3 is the most to be trusted."""
@@ -278,3 +281,19 @@ def reproduce(store: Store, ids: dict[str, str]) -> str:
     store.client.log_dict(study, found, FOUND)
     store.client.set_terminated(study)
     return other
+
+
+def rows_of(page: str) -> list[list[list[str]]]:
+    """The words of every table of numbers on a page: by table, row and cell."""
+    found = re.findall(r"<table(?: class=\"sortable\")?>(.*?)</table>", page.partition("<section")[2], re.DOTALL)
+    tables = [
+        [
+            [" ".join(html.unescape(re.sub(r"<[^>]+>", "", cell)).split()) for cell in re.findall(CELL, row, re.DOTALL)]
+            for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
+        ]
+        for text in found
+    ]
+    # Confusion tables are pictures rather than tables of numbers.
+    return [
+        table for table in tables if not {"true", "original", "predicted", "reconstruction"} & {*table[0], *table[1]}
+    ]

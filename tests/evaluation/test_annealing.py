@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import batch_of, linear_gaussian
-from test_estimators import trained
+from conftest import batch_of, linear_gaussian, trained
 
 from elbolab.config.schema import EvaluateConfig
 from elbolab.data.splits import Data, DataSpec

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import batch_of, linear_gaussian
+from conftest import batch_of, linear_gaussian, trained
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
@@ -20,7 +20,6 @@ from elbolab.evaluation import importance_sampling as module
 from elbolab.evaluation.class_preservation import classes
 from elbolab.evaluation.importance_sampling import Estimate, bound, importance_estimate, pareto_k
 from elbolab.evaluation.log_likelihood import likelihood
-from elbolab.models import MODELS
 from elbolab.models.cnn import CNN
 from elbolab.models.objectives import Terms, elbo, iw_bound
 from elbolab.models.posteriors import DiagonalGaussian
@@ -211,13 +210,6 @@ def test_the_closed_form_kl_is_the_mean_of_its_samples():
 
 
 # The evaluators on a model
-
-
-def trained(name: str, data: Data, **fields: Any) -> Any:
-    torch.manual_seed(0)
-    model = MODELS[name](MODELS[name].Config.parse({"dataset": "mnist5k", **fields}), data.spec)
-    model.prepare(data)
-    return model.eval()
 
 
 def test_likelihood_tables_hold_every_chosen_image_once(digits: Data):

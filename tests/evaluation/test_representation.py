@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from test_estimators import trained
+from conftest import trained
 
 from elbolab.config.schema import EvaluateConfig
 from elbolab.data.splits import Data

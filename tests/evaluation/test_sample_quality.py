@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import trained
 from scipy.linalg import sqrtm
-from test_estimators import trained
 
 from elbolab.config.schema import EvaluateConfig
 from elbolab.data.splits import Data

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-from invented_runs import PARETO_K, Store, fill, served, signed
-from test_report_growth import rows_of
+from invented_runs import PARETO_K, Store, fill, rows_of, served, signed
 
 from elbolab.report.collect import SPLITS
 from elbolab.report.compare import CompareConfig, build, compare

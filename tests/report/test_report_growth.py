@@ -1,6 +1,5 @@
 """The comparison report of several seeds, datasets and ablations, and its tables as they sort and as LaTeX."""
 
-import html
 import re
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import complaints
-from invented_runs import Store, fill, reproduce, served, signed
+from invented_runs import Store, fill, reproduce, rows_of, served, signed
 from scipy.stats import t as student_t
 
 from elbolab.report.compare import CompareConfig, by_dataset, colours, compare, named_runs
@@ -210,25 +209,6 @@ def test_same_runs_give_same_bytes(wide: Wide, tmp_path: Path) -> None:
     again = compare(CompareConfig(dataset=("toy", ODD, "toy"), out=tmp_path / "report")).parent
     for path in wide.folder.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
-
-
-def rows_of(page: str) -> list[list[list[str]]]:
-    """The words of every table of numbers on a page: by table, row and cell."""
-    found = re.findall(r"<table(?: class=\"sortable\")?>(.*?)</table>", page.partition("<section")[2], re.DOTALL)
-    tables = [
-        [
-            [" ".join(html.unescape(re.sub(r"<[^>]+>", "", cell)).split()) for cell in re.findall(CELL, row, re.DOTALL)]
-            for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
-        ]
-        for text in found
-    ]
-    # Confusion tables are pictures rather than tables of numbers.
-    return [
-        table for table in tables if not {"true", "original", "predicted", "reconstruction"} & {*table[0], *table[1]}
-    ]
-
-
-CELL = r"<t[hd][^>]*>(.*?)</t[hd]>"
 
 
 def plain(cell: str) -> str:

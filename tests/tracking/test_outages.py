@@ -19,9 +19,8 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
-from conftest import Postgres, free_port, mlflow_server
+from conftest import Postgres, free_port, mlflow_server, wait_for
 from mlflow.entities import LoggedModelStatus
-from test_studies import wait_for
 
 from elbolab import load_model
 from elbolab.config.schema import EvaluateConfig

@@ -9,7 +9,7 @@ from typing import Any
 import mlflow
 import pytest
 import torch
-from test_studies import carry_out, children, define, trials_of
+from helpers_studies import carry_out, children, define, trials_of
 
 from elbolab.config.schema import StudyConfig
 from elbolab.data.splits import Data, load_data

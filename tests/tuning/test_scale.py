@@ -9,10 +9,10 @@ from uuid import uuid4
 import mlflow
 import optuna
 import pytest
-from conftest import Command, Postgres, free_port, mlflow_server
+from conftest import Command, Postgres, free_port, mlflow_server, wait_for
+from helpers_studies import SEARCH, all_under_way, begin, carry_out, children, define, needed, trials_of
 from mlflow.entities import Run
 from optuna.trial import TrialState
-from test_studies import SEARCH, all_under_way, begin, carry_out, children, define, needed, trials_of, wait_for
 
 from elbolab.tracking.keys import TRIAL
 from elbolab.tuning.optuna_storage import DIED

@@ -6,8 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from math import log10
@@ -19,66 +17,28 @@ import optuna
 import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY, mlflow_run
-from mlflow.entities import Run
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from conftest import REPOSITORY, mlflow_run, wait_for
+from helpers_studies import SEARCH, TINY, all_under_way, begin, carry_out, children, define, needed, running, trials_of
+from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
-from sqlalchemy.pool import NullPool
 
 from elbolab import Reproduction, Study, load_model
-from elbolab.config.schema import StudyConfig
 from elbolab.data.splits import Data, load_data
 from elbolab.experiment.evaluate import protocol
 from elbolab.models.latent import LatentModel
 from elbolab.support.errors import UserError
 from elbolab.support.statistics import mean_and_half_width
 from elbolab.tracking import mlflow_reader
-from elbolab.tracking.keys import FAILURE, PARENT, TRIAL
+from elbolab.tracking.keys import PARENT, TRIAL
 from elbolab.training.trainer import Step, training
-from elbolab.tuning.command import run_study
 from elbolab.tuning.loader import load_study
-from elbolab.tuning.optuna_storage import DIED, SURPLUS, Job, open_study
+from elbolab.tuning.optuna_storage import DIED, Job, open_study
 from elbolab.tuning.trial import _refuse_surplus, _SurplusError
-
-TINY = '"epochs": 2, "train_size": 40, "val_size": 10, "test_size": 10'
-SEARCH = f"""
-from elbolab import Study
-STUDY = Study(model="vae", base={{{TINY}}}, search=["latent_dim", "beta", "lr"], metrics=["val/elbo"], trials=4)
-"""
 
 
 @pytest.fixture
 def search(store: Path) -> str:
     return define(store, "search", SEARCH)
-
-
-def define(store: Path, name: str, text: str) -> str:
-    (store / "studies").mkdir(exist_ok=True)
-    (store / "studies" / f"{name}.py").write_text(text)
-    return name
-
-
-def carry_out(name: str, **values: Any) -> str:
-    return run_study(name, StudyConfig.parse(values))
-
-
-def trials_of(name: str, storage: str = "sqlite:///optuna.db") -> list[optuna.trial.FrozenTrial]:
-    # A pool would keep a connection open for every look, and a server takes a hundred.
-    unpooled = RDBStorage(storage, engine_kwargs={"poolclass": NullPool})
-    return optuna.load_study(study_name=name, storage=unpooled).trials
-
-
-def needed(name: str, storage: str = "sqlite:///optuna.db") -> list[optuna.trial.FrozenTrial]:
-    """All but those that two workers asked for at the same moment, of which the study needed one."""
-    return [trial for trial in trials_of(name, storage) if trial.user_attrs.get(FAILURE) != SURPLUS]
-
-
-def children(parent: str) -> dict[int, Run]:
-    experiment = mlflow.MlflowClient().get_run(parent).info.experiment_id
-    found = mlflow.MlflowClient().search_runs([experiment], f"tags.`{PARENT}` = '{parent}' and tags.`{TRIAL}` != ''")
-    by_number = {int(run.data.tags[TRIAL]): run for run in found if run.data.tags["elbolab.kind"] == "trial"}
-    assert len(by_number) == len([run for run in found if run.data.tags["elbolab.kind"] == "trial"])
-    return by_number
 
 
 @pytest.mark.parametrize(
@@ -526,45 +486,6 @@ def test_the_interval_is_students():
     mean, half = mean_and_half_width([1.0, 3.0])
     assert mean == 2
     assert half == pytest.approx(12.7062, rel=1e-4)
-
-
-def begin(store: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "elbolab", "study", *arguments],
-        cwd=store,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def wait_for(happened: Any, seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if happened():
-            return
-        time.sleep(0.1)
-    raise TimeoutError
-
-
-def running(name: str, storage: str = "sqlite:///optuna.db") -> bool:
-    try:
-        return any(
-            trial.state == TrialState.RUNNING and trial.intermediate_values for trial in trials_of(name, storage)
-        )
-    except (KeyError, optuna.exceptions.OptunaError):
-        return False
-
-
-def all_under_way(count: int, name: str, storage: str = "sqlite:///optuna.db") -> bool:
-    """Whether ``count`` trials of 60 epochs are running, one for each of so many workers, and none is about to end."""
-    try:
-        found = [trial for trial in trials_of(name, storage) if trial.state == TrialState.RUNNING]
-    except (KeyError, optuna.exceptions.OptunaError):
-        return False
-    return len(found) == count and all(0 < len(trial.intermediate_values) < 50 for trial in found)
 
 
 def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trials(store: Path):

@@ -21,6 +21,7 @@ import torch
 
 from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
+from elbolab.registry.packaging import log_model
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking.journal import journals
 from elbolab.tracking.offline import UNFINISHED, begun, send_unfinished
@@ -152,7 +153,7 @@ def main() -> None:
             with_state += folder is not None and any(folder.glob(resume_state.PATTERN))
         found.append(newest_outcome())
     # What was killed before it had said anything leaves a folder with nothing in it.
-    killed(send_unfinished, None)
+    killed(partial(send_unfinished, log_model), None)
     counts = {"kills": kills, "resumed": resumed, "with_state": with_state}
     print(json.dumps({"expected": expected, "found": found, **counts, "seconds": seconds}))
 

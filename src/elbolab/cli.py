@@ -121,9 +121,10 @@ def _resume(_: "Settings", run: str) -> None:
 
 def _sync(_: "Settings") -> None:
     """Send to the tracking server what earlier commands in this folder could not."""
+    from elbolab.registry.packaging import log_model
     from elbolab.tracking.offline import send_unfinished
 
-    for line in send_unfinished():
+    for line in send_unfinished(log_model):
         click.echo(line)
 
 

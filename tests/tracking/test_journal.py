@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from elbolab.registry.packaging import log_model
 from elbolab.support.errors import UserError
 from elbolab.tracking import journal as journals
 from elbolab.tracking import mlflow_reader
@@ -64,7 +65,7 @@ def test_a_folder_half_removed_is_no_run_and_is_swept_away(unfinished: Path, mon
         patch.setattr(journals, "_sweep", lambda folder: (folder / "journal.jsonl").unlink())
         begin(unfinished / "done", "train").close(remove=True)
     assert list(unfinished.iterdir())
-    assert send_unfinished() == []
+    assert send_unfinished(log_model) == []
     assert not unfinished.exists()
 
 
@@ -79,7 +80,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_stops_no_other(unfinished: Pa
         find_unfinished("broken")
     for _ in range(2):
         with pytest.raises(UserError, match=rf"broken/{file} cannot be read"):
-            send_unfinished()
+            send_unfinished(log_model)
     assert status(run_id) == "KILLED"
     assert (unfinished / "broken" / file).read_bytes() == content
 
@@ -89,7 +90,7 @@ def test_a_study_that_a_later_call_finished_stays_finished(unfinished: Path):
     with tracking.start_run("study", "study", {}, {}, run_id):
         pass
     assert status(run_id) == "FINISHED"
-    assert send_unfinished() == [f"run {run_id}: 1 records sent"]
+    assert send_unfinished(log_model) == [f"run {run_id}: 1 records sent"]
     assert status(run_id) == "FINISHED"
     assert not unfinished.exists()
 
@@ -98,7 +99,7 @@ def test_a_study_that_a_later_call_is_at_is_left_to_it(unfinished: Path):
     run_id = sent(begin(unfinished / "killed", "study"))
     with tracking.start_run("study", "study", {}, {}, run_id):
         with pytest.raises(UserError, match="in use by another process"):
-            send_unfinished()
+            send_unfinished(log_model)
         assert status(run_id) == "RUNNING"
     assert status(run_id) == "FINISHED"
     assert not unfinished.exists()
@@ -113,14 +114,14 @@ def test_an_end_that_is_sent_late_is_not_taken_for_the_last_one(unfinished: Path
     time.sleep(0.01)
     with tracking.start_run("study", "study", {}, {}, run_id):
         pass
-    send_unfinished()
+    send_unfinished(log_model)
     assert status(run_id) == "FINISHED"
 
 
 def test_a_study_killed_twice_is_killed(unfinished: Path):
     run_id = sent(begin(unfinished / "first", "study"))
     sent(begin(unfinished / "second", "study", {"id": run_id}))
-    send_unfinished()
+    send_unfinished(log_model)
     assert status(run_id) == "KILLED"
     assert not unfinished.exists()
 
@@ -132,7 +133,7 @@ def test_a_run_waits_for_the_one_above_it_and_is_found_under_it(unfinished: Path
     with pytest.raises(WaitingError, match=f"waits in {unfinished / 'b'}"):
         MlflowWriter(below).send()
     below.close(remove=False)
-    assert len(send_unfinished()) == 2
+    assert len(send_unfinished(log_model)) == 2
     runs = {run.data.tags[KIND]: run for run in mlflow.MlflowClient().search_runs(["0"])}
     assert runs["compare"].data.tags[PARENT] == runs["main"].info.run_id
 

@@ -27,6 +27,7 @@ from elbolab.config.schema import EvaluateConfig
 from elbolab.experiment.evaluate import evaluate_run
 from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
+from elbolab.registry.packaging import log_model
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
@@ -200,11 +201,11 @@ def test_without_the_server_a_run_is_complete_after_sync(
     assert "`elbolab sync` sends them" in said
     assert find_unfinished(name) is not None
     with pytest.raises(UserError, match=r"\d+ records are not sent"):
-        send_unfinished()
+        send_unfinished(log_model)
     wire.mode = "pass"
-    (line,) = send_unfinished()
+    (line,) = send_unfinished(log_model)
     complete(line.split()[1].rstrip(":"))
-    assert send_unfinished() == []
+    assert send_unfinished(log_model) == []
 
 
 def test_an_answer_lost_anywhere_duplicates_nothing(wire: Wire, monkeypatch: pytest.MonkeyPatch):
@@ -221,7 +222,7 @@ def test_an_answer_lost_anywhere_duplicates_nothing(wire: Wire, monkeypatch: pyt
         tries += 1
         wire.deaf_from = wire.seen + 4 * tries
         with suppress(UserError):
-            send_unfinished()
+            send_unfinished(log_model)
     assert wire.lost > tries > 10
     wire.deaf_from = math.inf
     (run,) = mlflow_reader.find_runs(params={"model": "vae"}, limit=1)
@@ -259,7 +260,7 @@ def test_an_evaluation_is_not_lost_with_the_server(wire: Wire):
     run_id = train_model("vae", CONFIG)
     found = evaluated_without_server(wire, run_id)
     assert "test/log_px" not in mlflow_reader.get_run(run_id).metrics
-    send_unfinished()
+    send_unfinished(log_model)
     run = mlflow_reader.get_run(run_id)
     assert run.metrics["test/log_px"] == pytest.approx(found["test/log_px"])
     assert "evaluation.samples" in run.tags
@@ -271,7 +272,7 @@ def test_an_evaluation_that_was_left_is_not_sent_over_a_later_one(wire: Wire):
     run_id = train_model("vae", CONFIG)
     evaluated_without_server(wire, run_id)
     evaluate_run(run_id, EvaluateConfig(samples=7, images=5))
-    assert send_unfinished() == []
+    assert send_unfinished(log_model) == []
     assert mlflow_reader.get_run(run_id).tags["evaluation.samples"] == "7"
     assert len(mlflow_reader.read(run_id, "evaluation/likelihood.parquet", pd.read_parquet)) == 15
 
@@ -320,7 +321,7 @@ def test_a_server_on_postgresql_killed_for_twenty_seconds_and_its_database_resta
         # With the server away, and with its database, everything had to wait.
         assert left[2] > 0
         assert left[4] > 0
-        send_unfinished()
+        send_unfinished(log_model)
         complete(run_id)
 
 
@@ -336,7 +337,7 @@ def test_a_store_of_files_that_takes_nothing_holds_up_no_value(store: Path, monk
         assert len(client.get_metric_history(run_id, "val/elbo")) == EPOCHS
         assert client.get_run(run_id).info.status == "RUNNING"
         os.remove(store / "kept")
-        send_unfinished()
+        send_unfinished(log_model)
         complete(run_id)
 
 
@@ -431,6 +432,6 @@ def test_ctrl_c_before_the_server_answers_ends_the_run(
     (folder,) = UNFINISHED.glob("*")
     assert f"`elbolab resume {folder.name}` goes on with it" in capsys.readouterr().err
     wire.mode = "pass"
-    send_unfinished()
+    send_unfinished(log_model)
     assert mlflow_reader.get_run(peek(folder)["run_id"]).status == "KILLED"
     complete(resume(folder.name))

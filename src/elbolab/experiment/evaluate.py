@@ -12,7 +12,7 @@ from elbolab.data.splits import Data
 from elbolab.evaluation import EVALUATORS, Evaluation, Results
 from elbolab.experiment.loading import choose_device, load_run
 from elbolab.models.cnn import CNN
-from elbolab.registry.packaging import load_model
+from elbolab.registry.packaging import load_model, log_model
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
@@ -46,7 +46,7 @@ def evaluate_run(
     It takes the place of an earlier one: what only that one measured becomes NaN, since no metric can be deleted.
     """
     # What an earlier evaluation left unsent would else be sent over this one.
-    send_unfinished(run_id)
+    send_unfinished(log_model, run_id)
     mlflow_reader.get_training(run_id)
     tracking.nest_project_run(run_id, "evaluate call")
     started = time.perf_counter()

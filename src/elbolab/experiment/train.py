@@ -13,7 +13,7 @@ from elbolab.data.splits import Data
 from elbolab.experiment.loading import choose_device, load_for
 from elbolab.models import MODELS
 from elbolab.models.base import Model
-from elbolab.registry.packaging import load_model
+from elbolab.registry.packaging import load_model, log_model
 from elbolab.support.errors import UserError
 from elbolab.tracking import run as tracking
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
@@ -45,6 +45,7 @@ def prepare(name: str, config: Config) -> tuple[Model, Data, dict[str, str]]:
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "precision": str(model.precision).removeprefix("torch."),
             "compiled": str(is_worth_compiling(model, data)).lower(),
+            **model.axes,
         },
     )
 
@@ -77,7 +78,7 @@ def _tracked(name: str, model: Model, data: Data, tags: dict[str, str], folder: 
         tags = {**tags, tracking.PROCESSES: str(distributed.processes())}
     tags = {**tags, "mlflow.note.content": _description(name, config)}
     with tracking.start_run(
-        "train", _run_name(name, config), {"model": name, **config.params()}, tags, None, folder
+        "train", _run_name(name, config), {"model": name, **config.params()}, tags, folder=folder, package=log_model
     ) as track:
         track.log_value(config.model_dump(mode="json"), "config.json")
         track.log_data(data)

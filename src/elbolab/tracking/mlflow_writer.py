@@ -15,6 +15,8 @@ from elbolab.tracking.journal import Journal, Record, peek
 from elbolab.tracking.keys import FAILURE, FILES, PARENT, RUNNING, SPOOL, VALUES
 from elbolab.tracking.mlflow_reader import prepare_store
 
+Package = Callable[[str, Path, np.ndarray], None]
+"""Logs a checkpoint as a run's model: ``package(run_id, checkpoint, example)``, ``example`` uint8 (N, H, W, C)."""
 METRICS_AT_ONCE = 500
 # Of the picture that MLflow's pages show.
 PREVIEW = (256, 256)
@@ -28,11 +30,12 @@ class MlflowWriter:
     """Sends the records of one journal, values and files apart, so that a full store of files holds up no metric.
 
     The first record says which run it is. A run is found again by its tag ``elbolab.spool``, MLflow keeps equal values
-    once, files replace themselves, and a model is looked for before.
+    once, files replace themselves, and ``package`` logs a model once; a journal without models needs none.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, package: Package | None = None) -> None:
         self._journal = journal
+        self._package = package
 
     @cached_property
     def _client(self) -> mlflow.MlflowClient:
@@ -182,10 +185,8 @@ class MlflowWriter:
         if "image" in record:
             self._image(path, record)
         elif "example" in record:
-            # Comparing runs takes no torch, whose import takes seconds.
-            from elbolab.registry.packaging import log_model
-
-            log_model(self.run_id, path, np.array(record["example"], np.uint8))
+            assert self._package is not None, "a run with a model is started with what packages it"
+            self._package(self.run_id, path, np.array(record["example"], np.uint8))
         else:
             self._client.log_artifact(self.run_id, str(path), record["folder"])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.journal import Journal, journals, peek, read_journal
 from elbolab.tracking.keys import FINISHED, KILLED, KIND, RUNNING, VALUES
-from elbolab.tracking.mlflow_writer import MlflowWriter
+from elbolab.tracking.mlflow_writer import MlflowWriter, Package
 
 UNFINISHED = Path("unfinished")
 
@@ -35,11 +35,11 @@ def begun(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     return first.get("params", {}), first.get("tags", {})
 
 
-def send_unfinished(run_id: str | None = None) -> list[str]:
-    """Send what earlier processes could not, of all runs or of one; returns a line for each, and raises UserError where
-    some is left.
+def send_unfinished(package: Package, run_id: str | None = None) -> list[str]:
+    """Send what earlier processes could not, of all runs or of one, models by ``package``; returns a line for each.
 
-    A run whose process is gone without a word ends as KILLED; it can be gone on with all the same.
+    A run whose process is gone without a word ends as KILLED; it can be gone on with all the same. Raises UserError
+    where some is left.
     """
     lines, problems = [], []
     for folder in journals(UNFINISHED.absolute()):
@@ -50,7 +50,7 @@ def send_unfinished(run_id: str | None = None) -> list[str]:
         except UserError as error:
             problems.append(str(error))
             continue
-        writer = MlflowWriter(journal)
+        writer = MlflowWriter(journal, package)
         if is_open(journal) and not _is_taken_up(journal):
             # The last sign of life was then, and a later call that took up the run may have ended it since.
             journal.append(lane=VALUES, status=KILLED, waits=True, time=journal.records[-1].get("time", 0))

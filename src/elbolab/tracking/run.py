@@ -22,7 +22,7 @@ from elbolab.support.errors import UserError, reason, redacted
 from elbolab.tracking.journal import Journal, Record
 from elbolab.tracking.keys import FAILED, FAILURE, FILES, FINISHED, KILLED, KIND, PARENT, PROCESSES, RUNNING, VALUES
 from elbolab.tracking.mlflow_reader import address
-from elbolab.tracking.mlflow_writer import MlflowWriter
+from elbolab.tracking.mlflow_writer import MlflowWriter, Package
 from elbolab.tracking.offline import UNFINISHED, begun, is_done_with, is_open, is_training, last_status
 from elbolab.tracking.uploader import Uploader, refused
 
@@ -43,9 +43,9 @@ _under_way: list["RunWriter"] = []
 class RunWriter:
     """The writing end of one run: what it is given is safe on the disk, and is sent in the background."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, package: Package | None = None) -> None:
         self.journal = journal
-        self.writer = MlflowWriter(journal)
+        self.writer = MlflowWriter(journal, package)
 
     @property
     def id(self) -> str:
@@ -141,12 +141,15 @@ def start_run(
     tags: dict[str, str],
     run_id: str | None = None,
     folder: Path | None = None,
+    package: Package | None = None,
 ) -> Iterator[RunWriter]:
     """A run under way: the unfinished one of ``folder``, else ``run_id``, else that of `mlflow run`, or a new one.
 
     A new one is nested in the one that is under way, if any. It ends FINISHED, or KILLED when it is interrupted, or
     FAILED with the reason as the tag ``failure``. Where the server does not answer it goes on all the same, and what it
-    says stays in the folder ``unfinished``. Raises UserError where the server refuses it.
+    says stays in the folder ``unfinished``. ``package`` logs its model, where it has one.
+
+    Raises UserError where the server refuses it.
     """
     run_id = run_id or (None if folder else os.environ.pop("MLFLOW_RUN_ID", None))
     own = {KIND: kind, "mlflow.runName": name, **code_tags(), **tags}
@@ -157,7 +160,7 @@ def start_run(
     if run_id or folder:
         begin["status"] = RUNNING
     journal.append(lane=VALUES, **begin)
-    with _sending(journal) as tracker:
+    with _sending(journal, package) as tracker:
         _under_way.append(tracker)
         status = FAILED
         try:
@@ -201,9 +204,9 @@ def _new(name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _sending(journal: Journal) -> Iterator[RunWriter]:
+def _sending(journal: Journal, package: Package | None = None) -> Iterator[RunWriter]:
     """Send what the tracker is given while the body lasts, and for a while after it."""
-    tracker = RunWriter(journal)
+    tracker = RunWriter(journal, package)
     uploader = Uploader(journal, tracker.writer)
     patience, is_refused = END_SECONDS, False
     try:

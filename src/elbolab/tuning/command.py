@@ -9,6 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from elbolab.config.schema import StudyConfig
 from elbolab.experiment.loading import choose_device, load_for
+from elbolab.registry.packaging import log_model
 from elbolab.support import sqlite
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
@@ -124,7 +125,7 @@ def _sync(job: Job, study: optuna.Study, parent: str | None) -> str:
     """Make MLflow equal to Optuna; the study's run ends as it did, whether or not the server heard of that."""
     if parent is None:
         raise UserError(f"study {job.name!r} has no run on {mlflow_reader.address()} yet; carry it out first")
-    send_unfinished(parent)
+    send_unfinished(log_model, parent)
     mirror = Mirror(job.name, job.study, parent)
     print(f"{mirror.sync(study)} trials brought up to date")
     mirror.draw(study)

@@ -77,7 +77,8 @@ class GapConfig(Settings):
     ais_start: Literal["prior", "q"] = "prior"
     """Where the chains begin."""
     local_start: Literal["both", "prior", "q"] = "both"
-    """Where the search for the best factorised Gaussian of each image begins; of two searches the better counts."""
+    """Where the search for the best posterior of each image, in the model's own family, begins; of two searches the
+    better counts."""
     local_steps: Annotated[int, Field(gt=0)] = 1000
     """Adam steps of that search."""
     local_lr: Annotated[float, Field(gt=0)] = 0.03

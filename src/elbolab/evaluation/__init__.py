@@ -1,20 +1,19 @@
-"""The evaluators by name: each takes a trained model on its data and gives metrics and files."""
+"""What is measured of a trained model, and the declaration of every metric."""
 
-from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from elbolab.evaluation.base import Evaluation, Results
-from elbolab.evaluation.class_preservation import classes
-from elbolab.evaluation.inference_gap import gap
-from elbolab.evaluation.log_likelihood import likelihood
-from elbolab.evaluation.representation import representation
-from elbolab.evaluation.sample_quality import fidelity
-
-EVALUATORS: dict[str, Callable[[Evaluation], Results]] = {
-    "likelihood": likelihood,
-    "classes": classes,
-    "representation": representation,
-    "fidelity": fidelity,
-    "gap": gap,
-}
+if TYPE_CHECKING:
+    from elbolab.evaluation.base import Evaluation, Results
+    from elbolab.evaluation.evaluators import EVALUATORS
 
 __all__ = ["EVALUATORS", "Evaluation", "Results"]
+
+_MODULES = {"EVALUATORS": "evaluators", "Evaluation": "base", "Results": "base"}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: the metrics are declared beside them, and torch takes seconds.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

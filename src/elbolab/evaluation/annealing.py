@@ -1,7 +1,8 @@
 """log p(x) by annealed importance sampling with Hamiltonian Monte Carlo, and its bounds from both sides."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,13 +10,39 @@ from torch import Tensor
 from elbolab.config.schema import GapConfig
 from elbolab.evaluation.importance_sampling import Estimate, summarise
 from elbolab.models.latent import LatentModel
-from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.models.priors import Prior
 
 ACCEPTANCE = 0.65
 FIRST_STEP_SIZE, ADAPTATION = 0.1, 0.05
 SIGMOID_SLOPE = 4.0
 # Of so many chains one more goes ahead, whose step sizes they take.
 CHAINS_A_PILOT = 4
+
+
+class Start(Protocol):
+    """Where chains begin: a distribution of z for each of B images, such as a posterior."""
+
+    def sample(self, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draws (S, B, D)."""
+        ...
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """The log-density, (S, B, D) to (S, B), normalised, in nats."""
+        ...
+
+
+@dataclass(frozen=True)
+class PriorStart:
+    """The prior as the start of the chains of ``images`` images."""
+
+    prior: Prior
+    images: int
+
+    def sample(self, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.prior.sample((samples, self.images), generator)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self.prior.log_prob(z)
 
 
 def betas(config: GapConfig) -> Tensor:
@@ -34,7 +61,7 @@ def betas(config: GapConfig) -> Tensor:
 def annealed_estimate(
     model: LatentModel,
     x: Tensor,
-    start: DiagonalGaussian,
+    start: Start,
     config: GapConfig,
     generator: torch.Generator | None = None,
 ) -> Estimate:
@@ -48,7 +75,7 @@ def annealed_estimate(
 
 
 def _forward(
-    model: LatentModel, x: Tensor, start: DiagonalGaussian, config: GapConfig, generator: torch.Generator | None
+    model: LatentModel, x: Tensor, start: Start, config: GapConfig, generator: torch.Generator | None
 ) -> tuple[Estimate, Tensor]:
     temperatures, pilots = betas(config), max(1, config.ais_chains // CHAINS_A_PILOT)
     z = start.sample(pilots, generator)
@@ -63,7 +90,7 @@ def bidirectional_bounds(
     model: LatentModel,
     x: Tensor,
     z: Tensor,
-    start: DiagonalGaussian,
+    start: Start,
     config: GapConfig,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -81,7 +108,7 @@ def bidirectional_bounds(
 def anneal(
     model: LatentModel,
     x: Tensor,
-    start: DiagonalGaussian,
+    start: Start,
     z: Tensor,
     temperatures: Tensor,
     leapfrog: int,
@@ -100,7 +127,7 @@ def anneal(
         return _with_gradient(lambda value: model.log_joint(x, value), at)
 
     def log_start(at: Tensor) -> tuple[Tensor, Tensor]:
-        return start.log_prob(at), (start.mean - at) * (-start.log_var).exp()
+        return _with_gradient(start.log_prob, at)
 
     log_w = torch.zeros(z.shape[:2], dtype=torch.float64, device=z.device)
     acceptances = torch.zeros_like(log_w)

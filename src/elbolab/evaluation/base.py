@@ -16,7 +16,7 @@ from elbolab.data.splits import Batch, Data
 from elbolab.models.base import Model
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import LatentModel
-from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.models.posteriors import Posterior
 from elbolab.support.statistics import mean_se
 
 IMAGES_AT_ONCE = 500
@@ -50,7 +50,7 @@ class Evaluation:
         self.data = data
         self.config = config
         self.classifier = classifier
-        self._inferred: dict[str, list[DiagonalGaussian]] = {}
+        self._inferred: dict[str, list[Posterior]] = {}
 
     def generator(self, purpose: str) -> torch.Generator:
         """A fresh stream of random numbers on the model's device, the same for every model, another for each purpose.
@@ -75,7 +75,7 @@ class Evaluation:
         for rows in images.stratified(size, self.config.seed).split(IMAGES_AT_ONCE):
             yield self.model.observe(images.batch(rows), generator)
 
-    def inferred(self, split: str) -> list[DiagonalGaussian]:
+    def inferred(self, split: str) -> list[Posterior]:
         """The posterior of every batch of ``batches(split)``, by the model's protocol for images it has no row for."""
         assert isinstance(self.model, LatentModel)
         # A free posterior costs minutes, and every evaluator asks for it.

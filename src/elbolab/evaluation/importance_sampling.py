@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from elbolab.models.latent import LatentModel
-from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.models.posteriors import Posterior
 from elbolab.support.statistics import k_threshold
 
 # In logarithms, what double precision holds.
@@ -35,7 +35,7 @@ class Estimate:
 
 @torch.no_grad()
 def log_weights(
-    model: LatentModel, x: Tensor, q: DiagonalGaussian, samples: int, generator: torch.Generator | None = None
+    model: LatentModel, x: Tensor, q: Posterior, samples: int, generator: torch.Generator | None = None
 ) -> Tensor:
     """log p(x, z_s) - log q(z_s), z_s ~ q, for images (B, C, H, W): (S, B), in nats, in double precision.
 
@@ -53,7 +53,7 @@ def log_weights(
 
 
 def importance_estimate(
-    model: LatentModel, x: Tensor, q: DiagonalGaussian, samples: int, generator: torch.Generator | None = None
+    model: LatentModel, x: Tensor, q: Posterior, samples: int, generator: torch.Generator | None = None
 ) -> Estimate:
     """log p(x) ~ log 1/S sum_s p(x, z_s) / q(z_s), z_s ~ q, for images (B, C, H, W) (Burda et al. 2016, eq. 8).
 
@@ -76,7 +76,7 @@ def summarise(log_w: Tensor) -> Estimate:
 
 
 def estimate_log_px(
-    model: LatentModel, x: Tensor, q: DiagonalGaussian, samples: int, generator: torch.Generator | None = None
+    model: LatentModel, x: Tensor, q: Posterior, samples: int, generator: torch.Generator | None = None
 ) -> Estimate:
     """``importance_estimate``, or the exact log p(x) of a model that has one: no error, and nothing sampled."""
     if (exact := model.exact_log_px(x)) is None:

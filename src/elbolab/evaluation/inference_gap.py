@@ -8,12 +8,12 @@ from torch import Tensor
 
 from elbolab.config.schema import EvaluateConfig
 from elbolab.data.splits import Batch
-from elbolab.evaluation.annealing import annealed_estimate, bidirectional_bounds
+from elbolab.evaluation.annealing import PriorStart, annealed_estimate, bidirectional_bounds
 from elbolab.evaluation.base import Evaluation, Results, mean_metrics
 from elbolab.evaluation.importance_sampling import estimate_log_px, log_weights
 from elbolab.models.fitting import choose, fit_posterior
 from elbolab.models.latent import LatentModel
-from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.models.posteriors import Posterior
 from elbolab.support.counters import counted
 
 # All chains of so many images are one batch.
@@ -27,7 +27,7 @@ def gap(evaluation: Evaluation) -> Results:
     """log p(x) - L[q] split into log p(x) - L[q*] and L[q*] - L[q], image by image (Cremer et al. 2018, eqs. 5 to 7).
 
     log p(x) is the larger of AIS and importance sampling (or exact), lower bounds in expectation of which the larger is
-    a little too high where both are close; q is the model's own, q* the best factorised Gaussian that local
+    a little too high where both are close; q is the model's own, q* the best member of its family that local
     optimisation finds, or q where that is better; in nats. Bidirectional Monte Carlo on images that the model makes
     says how tight AIS is.
     """
@@ -64,16 +64,16 @@ def gap(evaluation: Evaluation) -> Results:
     return Results(metrics, tags, {"gap.parquet": table})
 
 
-def best_factorised(
+def best_of_family(
     model: LatentModel,
     x: Tensor,
-    starts: Sequence[DiagonalGaussian],
+    starts: Sequence[Posterior],
     config: EvaluateConfig,
     generator: torch.Generator | None = None,
-    known: Sequence[DiagonalGaussian] = (),
-) -> DiagonalGaussian:
-    """q*, the factorised Gaussian of highest ELBO for each image (B, C, H, W): the best of a search from each start and
-    of those that are ``known``.
+    known: Sequence[Posterior] = (),
+) -> Posterior:
+    """q*, the member of the starts' family of highest ELBO for each image (B, C, H, W): the best of a search from each
+    start and of those that are ``known``.
     """
     found = [
         fit_posterior(model, x, start, config.local_steps, config.local_lr, config.local_samples, generator)
@@ -83,14 +83,7 @@ def best_factorised(
     return choose(found, torch.stack([log_weights(model, x, q, config.samples, generator).mean(0) for q in found]))
 
 
-def standard_normal(like: Tensor) -> DiagonalGaussian:
-    """The prior N(0, I) in the shape of ``like``, (B, D)."""
-    return DiagonalGaussian(torch.zeros_like(like), torch.zeros_like(like))
-
-
-def _chosen(
-    model: LatentModel, evaluation: Evaluation, split: str
-) -> Iterator[tuple[Batch, dict[str, DiagonalGaussian]]]:
+def _chosen(model: LatentModel, evaluation: Evaluation, split: str) -> Iterator[tuple[Batch, dict[str, Posterior]]]:
     """The first ``gap_images`` of a split's evaluated images, those of one batch of chains at once, with posteriors."""
     left = evaluation.config.gap_images
     for batch, q in zip(evaluation.batches(split), evaluation.inferred(split), strict=True):
@@ -111,18 +104,20 @@ def _rows(
     model: LatentModel,
     evaluation: Evaluation,
     batch: Batch,
-    posteriors: dict[str, DiagonalGaussian],
+    posteriors: dict[str, Posterior],
     generator: torch.Generator,
 ) -> pd.DataFrame:
     config, x = evaluation.config, batch.x
     q = next(iter(posteriors.values()))
-    prior = standard_normal(q.mean)
+    prior_mean, prior_variance = (value.expand_as(q.mean) for value in model.prior.moments())
+    prior = q.around(prior_mean, prior_variance.log())
     own = list(posteriors.values())
     from_q = own if config.local_start in ("q", "both") else []
     from_prior = [prior] if config.local_start in ("prior", "both") else []
     # A search may end below the q that there is.
-    best = best_factorised(model, x, from_q + from_prior, config, generator, known=own)
-    ais = annealed_estimate(model, x, q if config.ais_start == "q" else prior, config, generator)
+    best = best_of_family(model, x, from_q + from_prior, config, generator, known=own)
+    start = q if config.ais_start == "q" else PriorStart(model.prior, len(x))
+    ais = annealed_estimate(model, x, start, config, generator)
     # New samples judge q*, since the best of noisy values is above its expectation, and q the same, whose noise then
     # is no part of the difference.
     fresh = generator.get_state()
@@ -164,10 +159,10 @@ def _simulated(
     """Lower and upper bounds on log p(x) of as many images that the model itself makes, (gap_images,) each."""
     config, bounds = evaluation.config, []
     for count in torch.arange(config.gap_images).split(_images_at_once(config)):
-        z = torch.randn((len(count), model.config.latent_dim), generator=generator, device=model.device)
+        z = model.prior.sample((len(count),), generator)
         with torch.no_grad():
             x = model.likelihood.sample(model.decode(z), generator)
-        start = standard_normal(z)
+        start = PriorStart(model.prior, len(z))
         if config.ais_start == "q":
             nothing = torch.zeros(len(z), dtype=torch.int64, device=z.device)
             start = model.infer(Batch(x, nothing, nothing, "simulated", ""), generator)

@@ -1,18 +1,18 @@
 """What the latent space holds of the images: active units, rate and distortion, and how far q(z) is from the prior."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
-from elbolab.evaluation.base import Evaluation, Results
+from elbolab.evaluation.base import IMAGES_AT_ONCE, Evaluation, Results
 from elbolab.models.latent import LatentModel
-from elbolab.models.posteriors import LOG_2PI, DiagonalGaussian
+from elbolab.models.posteriors import Posterior
 
 ACTIVE = 0.01
 """Variance of a posterior mean over images, above which its latent dimension is active (Burda et al. 2016)."""
 SAMPLES = 10
 """Latent samples an image, for the distortion and for the aggregate posterior."""
-DENSITIES_AT_ONCE = 2**22
 
 
 def representation(evaluation: Evaluation) -> Results:
@@ -26,8 +26,8 @@ def representation(evaluation: Evaluation) -> Results:
     metrics: dict[str, float] = {}
     for split in evaluation.data.splits:
         inferred = evaluation.inferred(split)
-        q = DiagonalGaussian(torch.cat([q.mean for q in inferred]), torch.cat([q.log_var for q in inferred]))
-        rate = q.kl().double().mean().item()
+        q = type(inferred[0]).cat(inferred)
+        rate = _rate(evaluation.model, inferred, evaluation.generator(f"{split} rate"))
         metrics |= {
             f"{split}/active_units": float(active_units(q)),
             f"{split}/rate": rate,
@@ -37,32 +37,34 @@ def representation(evaluation: Evaluation) -> Results:
     return Results(metrics)
 
 
-def active_units(q: DiagonalGaussian) -> int:
+def active_units(q: Posterior) -> int:
     """Latent dimensions d with Var_x(E_q[z_d | x]) > 0.01 over the images of ``q`` (Burda et al. 2016, section 5.2)."""
     return int((q.mean.double().var(0, correction=0) > ACTIVE).sum())
 
 
 @torch.no_grad()
-def mutual_information(q: DiagonalGaussian, samples: int, generator: torch.Generator | None = None) -> float:
+def mutual_information(q: Posterior, samples: int, generator: torch.Generator | None = None) -> float:
     """Mean of log q(z|x_n) - log q(z), in nats, over ``samples`` draws z ~ q(z|x_n) for each of the N images of ``q``.
 
     q(z) = 1/N sum_n q(z|x_n) is the aggregate posterior of these images: the information is about which of them it was,
     and never above log N (Hoffman & Johnson 2016).
     """
     count = len(q.mean)
-    mean, log_var = q.mean.double(), q.log_var.double()
-    precision = (-log_var).exp()
-    constant = (mean.square() * precision + log_var + LOG_2PI).sum(-1)
-    total = 0.0
+    exact, own, total = q.double(), torch.arange(count, device=q.mean.device), 0.0
     for _ in range(samples):
         drawn = q.sample(1, generator)[0].double()
-        for rows in torch.arange(count, device=mean.device).split(max(1, DENSITIES_AT_ONCE // count)):
-            z = drawn[rows]
-            # The squares multiplied out: all of these rows under all N posteriors by two products of matrices.
-            log_q = -0.5 * (z.square() @ precision.T - 2 * z @ (mean * precision).T + constant)
+        for rows in own.split(IMAGES_AT_ONCE):
+            log_q = exact.pairwise_log_prob(drawn[rows])
             aggregate = log_q.logsumexp(1) - math.log(count)
             total += (log_q.gather(1, rows[:, None])[:, 0] - aggregate).sum().item()
     return total / (samples * count)
+
+
+@torch.no_grad()
+def _rate(model: LatentModel, inferred: Sequence[Posterior], generator: torch.Generator) -> float:
+    """Mean KL(q(z|x) || p(z)), in closed form or over ``SAMPLES`` draws an image."""
+    rates = [q.kl(model.prior, q.sample(SAMPLES, generator)) for q in inferred]
+    return torch.cat(rates).double().mean().item()
 
 
 @torch.no_grad()

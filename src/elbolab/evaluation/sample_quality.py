@@ -37,8 +37,8 @@ def fidelity(evaluation: Evaluation) -> Results:
     count = count if evaluation.config.images == "all" else min(count, evaluation.config.images)
     if count <= NEIGHBOURS:
         return Results()
-    noise = torch.randn(count, model.config.latent_dim, generator=torch.Generator().manual_seed(seed))
-    samples = _features(cnn, (model.expected(z.to(model.device)) for z in noise.split(IMAGES_AT_ONCE)))
+    drawn = model.prior.sample((count,), torch.Generator().manual_seed(seed))
+    samples = _features(cnn, (model.expected(z) for z in drawn.split(IMAGES_AT_ONCE)))
     train, test = (
         _features(cnn, (split.batch(rows).x for rows in split.stratified(count, seed).split(IMAGES_AT_ONCE)))
         for split in (data.train, data.test)

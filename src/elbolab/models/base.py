@@ -55,6 +55,11 @@ class Model(nn.Module, ABC):
     def observation_model(self) -> str:
         """What the likelihood is of, in words; only models of equal observation models can be compared."""
 
+    @property
+    def axes(self) -> dict[str, str]:
+        """The choices that its run carries as tags, by axis."""
+        return {}
+
     @abstractmethod
     def terms(self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None) -> Terms:
         """The log-densities of a batch, (S, B) each."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from elbolab.data.splits import Batch
 from elbolab.models.neural import DeepLatentConfig, EncoderModel
 from elbolab.models.objectives import Terms, iw_bound
-from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.models.posteriors import Posterior
 
 
 class IWAEConfig(DeepLatentConfig):
@@ -43,7 +43,7 @@ class IWAE(EncoderModel):
     def stacks(self) -> bool:
         return self.config.gradient != "dreg"  # which changes a gradient on its way
 
-    def terms_at(self, batch: Batch, q: DiagonalGaussian, z: Tensor) -> Terms:
+    def terms_at(self, batch: Batch, q: Posterior, z: Tensor) -> Terms:
         terms = super().terms_at(batch, q, z)
         if self.config.gradient == "dreg" and z.requires_grad:
             # The encoder moves the weights through z alone, whose gradient has one factor v_k from the bound.

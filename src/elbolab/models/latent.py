@@ -1,10 +1,10 @@
-"""The contract of latent-variable models: a prior, a decoder, a posterior, and three log-densities."""
+"""The contract of latent-variable models: likelihood, prior, posterior family, inference, and three log-densities."""
 
 from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
 import torch
-from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field
 from torch import Tensor
 
@@ -14,13 +14,14 @@ from elbolab.data.splits import Batch, DataSpec
 from elbolab.models.base import Model
 from elbolab.models.likelihoods import PIXELS, Likelihood, make_likelihood
 from elbolab.models.objectives import Terms, elbo
-from elbolab.models.posteriors import LOG_2PI, DiagonalGaussian
+from elbolab.models.posteriors import POSTERIORS, Posterior
+from elbolab.models.priors import PRIORS, Prior
 
 BINARISED = {"once": "pixels binarised once", "half": "pixels binarised at a half"}
 
 
 class LatentConfig(Config):
-    """The prior N(0, I) and the observation model, which every latent-variable model has."""
+    """The prior, the family of posteriors and the observation model, which every latent-variable model has."""
 
     latent_dim: Annotated[int, Field(gt=0, le=WIDEST), IntDistribution(2, 256, log=True)] = 200
     """Number of latent dimensions."""
@@ -29,10 +30,16 @@ class LatentConfig(Config):
     visit."""
     sigma: Annotated[float, Field(gt=0), FloatDistribution(0.05, 1.0, log=True)] = 0.4
     """Standard deviation of the gaussian observation model, in units of the pixel range."""
+    prior: Annotated[Literal[tuple(PRIORS)], CategoricalDistribution(tuple(PRIORS))] = "normal"  # pyright: ignore
+    """Prior p(z): normal is N(0, I), mixture a mixture of Gaussians that is trained with the decoder."""
+    prior_components: Annotated[int, Field(gt=0, le=WIDEST), IntDistribution(2, 100, log=True)] = 10
+    """Components of a mixture prior."""
+    posterior: Annotated[Literal[tuple(POSTERIORS)], CategoricalDistribution(tuple(POSTERIORS))] = "diagonal"  # pyright: ignore
+    """Family of the posteriors q(z | x): Gaussians with a diagonal covariance, or with a full one."""
 
 
 class LatentModel(Model):
-    """p(x, z) = p(x | z) N(z; 0, I) with a posterior q(z | x) that each subclass gets in its own way."""
+    """p(x, z) = p(x | z) p(z) with a posterior q(z | x) that each subclass gets in its own way."""
 
     score_metric = "elbo"
     """Which of ``metrics`` is ``score``."""
@@ -40,13 +47,15 @@ class LatentModel(Model):
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.likelihood: Likelihood = make_likelihood(config.likelihood, config.sigma)
+        self.prior: Prior = PRIORS[config.prior](config.latent_dim, config.prior_components)
+        self.family: type[Posterior] = POSTERIORS[config.posterior]
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
         """Parameters of p(x | z): (..., D) to (..., C, H, W)."""
 
     @abstractmethod
-    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:
         """q(z | x) as it is trained, differentiable in its parameters; a refinement draws from ``generator``."""
 
     @property
@@ -54,7 +63,7 @@ class LatentModel(Model):
         """How ``infer`` gets its posterior, in words."""
         return "encoder"
 
-    def infer(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
+    def infer(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:
         """q(z | x) of any images, seen in training or not."""
         with torch.no_grad():
             return self.posterior(batch, generator)
@@ -64,7 +73,7 @@ class LatentModel(Model):
         """Gradient steps on an image's posterior in ``infer``, of about three decodes each; none for an encoder."""
         return 0
 
-    def stored_posterior(self, batch: Batch) -> DiagonalGaussian | None:
+    def stored_posterior(self, batch: Batch) -> Posterior | None:
         """The posteriors that training left for these very images; None where there is no such table."""
         return None
 
@@ -78,34 +87,40 @@ class LatentModel(Model):
         pixels = BINARISED.get(self.config.binarise, self.likelihood.pixels)
         return f"{self.likelihood.description}, {pixels}"
 
+    @property
+    def axes(self) -> dict[str, str]:
+        return {"prior": self.config.prior, "posterior": self.config.posterior}
+
     def observe(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         return batch.with_x(self.likelihood.observe(batch.x, generator))
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x, z): (B, C, H, W) and (S, B, D) to (S, B)."""
-        return self.likelihood.log_prob(x, self.decode(z)) + log_prior(z)
+        return self.likelihood.log_prob(x, self.decode(z)) + self.prior.log_prob(z)
 
     def terms(self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None) -> Terms:
         q = self.posterior(batch, generator)
         return self.terms_at(batch, q, q.sample(samples, generator))
 
-    def terms_at(self, batch: Batch, q: DiagonalGaussian, z: Tensor) -> Terms:
+    def terms_at(self, batch: Batch, q: Posterior, z: Tensor) -> Terms:
         """The log-densities of a batch at samples z of q, (S, B, D)."""
         params = self.decode(z)
         error = (self.likelihood.mean(params.detach()) - batch.x).square().mean(PIXELS).mean(0)
         log_px_z = self.likelihood.log_prob(batch.x, params)
-        return Terms(log_px_z, log_prior(z), q.log_prob(z), q.kl(), {"mse": error})
+        kl = q.kl(self.prior, z)
+        return Terms(log_px_z, self.prior.log_prob(z), q.log_prob(z), kl, {"mse": error})
 
     def bound(
         self,
         x: Tensor,
-        q: DiagonalGaussian,
+        q: Posterior,
         samples: int = 1,
         generator: torch.Generator | None = None,
         kl_weight: float = 1.0,
     ) -> Tensor:
         """The ELBO of images (B, C, H, W) under q, its KL term weighted, (B,), and nothing beside it."""
-        return self.likelihood.log_prob(x, self.decode(q.sample(samples, generator))).mean(0) - kl_weight * q.kl()
+        z = q.sample(samples, generator)
+        return self.likelihood.log_prob(x, self.decode(z)).mean(0) - kl_weight * q.kl(self.prior, z)
 
     def metrics(self, terms: Terms) -> dict[str, Tensor]:
         return {"elbo": elbo(terms), **terms.also, "kl": terms.kl}
@@ -115,16 +130,10 @@ class LatentModel(Model):
         with torch.no_grad():
             return self.likelihood.mean(self.decode(z)).clamp(0, 1)
 
-    def reconstruct(self, q: DiagonalGaussian) -> Tensor:
+    def reconstruct(self, q: Posterior) -> Tensor:
         """The expected image at the mean of q, (B, C, H, W)."""
         return self.expected(q.mean)
 
     def sample(self, count: int, seed: int) -> Tensor:
         """Expected images at ``count`` draws from the prior, (count, C, H, W); equal seeds give equal draws."""
-        z = torch.randn(count, self.config.latent_dim, generator=torch.Generator().manual_seed(seed))
-        return self.expected(z.to(self.device))
-
-
-def log_prior(z: Tensor) -> Tensor:
-    """log N(z; 0, I), (..., D) to (...)."""
-    return -0.5 * (z.square().sum(-1) + z.shape[-1] * LOG_2PI)
+        return self.expected(self.prior.sample((count,), torch.Generator().manual_seed(seed)))

@@ -1,4 +1,4 @@
-"""Latent optimisation: no encoder, every training image owns the mean and log-variance of its posterior."""
+"""Latent optimisation: no encoder, every training image owns the parameters of its posterior."""
 
 import re
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from elbolab.data.splits import Batch, Data, DataSpec, Split
 from elbolab.models.base import Model
 from elbolab.models.fitting import choose, fit_posterior
 from elbolab.models.neural import BetaConfig, DeepLatentModel, EncoderModel
-from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.models.posteriors import Posterior
 from elbolab.models.ppca import fit_ppca, linear_posterior
 from elbolab.support.errors import UserError
 from elbolab.training import distributed
@@ -39,7 +39,7 @@ class LatentOptConfig(BetaConfig):
     fit_lr: Annotated[float, Field(gt=0)] = 0.1
     """Learning rate of that fit at its first step; it falls to 0 along a half cosine."""
     fit_restarts: Annotated[int, Field(gt=0)] = 1
-    """Starts of that fit, the first from mean zero, the others from the prior; each image keeps its best."""
+    """Starts of that fit, the first from the prior's mean, the others drawn from it; each image keeps its best."""
 
     @field_validator("latent_init")
     @classmethod
@@ -81,7 +81,7 @@ class RowAdam(torch.optim.Optimizer):
 
 
 class LatentOpt(DeepLatentModel):
-    """q(z | x_i) = N(mean_i, diag(exp(log_var_i))) with free rows, trained with the decoder (Bojanowski et al. 2018).
+    """q(z | x_i) with a free row of parameters for each image, trained with the decoder (Bojanowski et al. 2018).
 
     The rows of validation images are updated as often as training rows, but never move the decoder. Any other image is
     fitted from nothing by ``infer``.
@@ -93,14 +93,14 @@ class LatentOpt(DeepLatentModel):
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        width = 2 * config.latent_dim
+        width = self.family.width(config.latent_dim)
         self.train_rows = nn.Parameter(torch.zeros(spec.train, width))
         self.val_rows = nn.Parameter(torch.zeros(spec.val, width))
         self.register_buffer("train_index", torch.zeros(spec.train, dtype=torch.int64))
         self.register_buffer("val_index", torch.zeros(spec.val, dtype=torch.int64))
         self._first = {"train": 0, "val": 0}
         self._optimizers: list[torch.optim.Optimizer] = []
-        self._encode: Callable[[Batch], DiagonalGaussian] | None = None
+        self._encode: Callable[[Batch], Posterior] | None = None
 
     @property
     def _encoder_run(self) -> str | None:
@@ -140,23 +140,27 @@ class LatentOpt(DeepLatentModel):
             q = linear_posterior(split.images.flatten(1).float() / 255, mean, loadings, sigma)
             # Fewer pixels than latent dimensions leave some without a component: these start at the prior.
             pad = (0, shape[1] - q.mean.shape[1])
-            return torch.cat([F.pad(q.mean, pad), F.pad(q.log_var, pad)], -1)
+            return self.family.around(F.pad(q.mean, pad), F.pad(q.log_var, pad)).rows
         if self._encoder_run is not None:
             assert self._encode is not None, f"latent_init={self.config.latent_init!r} needs start_from() first"
-            posteriors = [self._encode(batch) for batch in split.batches(ENCODED_AT_ONCE)]
-            return torch.cat([torch.cat([q.mean, q.log_var], -1) for q in posteriors])
-        mean = torch.randn(shape) if self.config.latent_init == "normal" else torch.zeros(shape)
-        return torch.cat([mean, torch.full(shape, START_LOG_VAR)], -1).to(split.images.device)
+            return torch.cat([self.family.of(self._encode(batch)).rows for batch in split.batches(ENCODED_AT_ONCE)])
+        mean = self.prior.sample(shape[:1]) if self.config.latent_init == "normal" else self.prior.zero.expand(shape)
+        return self.family.around(mean, torch.full_like(mean, START_LOG_VAR)).rows
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         if not self._optimizers:
             self._optimizers = [
-                torch.optim.Adam(self.decoder.parameters(), self.config.lr, eps=self.config.adam_eps, fused=True),
+                torch.optim.Adam(
+                    [*self.decoder.parameters(), *self.prior.parameters()],
+                    self.config.lr,
+                    eps=self.config.adam_eps,
+                    fused=True,
+                ),
                 RowAdam([self.train_rows, self.val_rows], self.config.latent_lr, eps=self.config.adam_eps),
             ]
         return self._optimizers
 
-    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:
         if batch.split not in ("train", "val"):
             raise ValueError(f"{batch.split} images have no row; infer() fits their posterior")
         if batch.digest != self.spec.digest:
@@ -164,7 +168,7 @@ class LatentOpt(DeepLatentModel):
                 f"this table of posteriors belongs to the data with digest {self.spec.digest}, not to the data with "
                 f"digest {batch.digest}; load the data that it was trained on, or fit the images by infer()"
             )
-        return DiagonalGaussian(*self._rows(batch).chunk(2, -1))
+        return self.family.from_rows(self._rows(batch))
 
     def _rows(self, batch: Batch) -> Tensor:
         place = self._place(batch) - self._first[batch.split]
@@ -197,7 +201,7 @@ class LatentOpt(DeepLatentModel):
         row_adam = self.optimizers()[1]
         for _ in range(self.config.latent_steps):
             with torch.enable_grad():
-                q = DiagonalGaussian(*self._rows(batch).chunk(2, -1))
+                q = self.family.from_rows(self._rows(batch))
                 bound = self.bound(batch.x, q, kl_weight=kl_weight).mean()
             bound.neg().backward(inputs=[self.val_rows])
             row_adam.step()
@@ -213,18 +217,18 @@ class LatentOpt(DeepLatentModel):
     def steps_to_infer(self) -> int:
         return self.config.fit_steps * self.config.fit_restarts
 
-    def infer(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
-        """Maximise the ELBO over each image's own mean and log-variance, the decoder frozen, from no stored row."""
+    def infer(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:
+        """Maximise the ELBO over each image's own posterior, the decoder frozen, from no stored row."""
         fits = [self._fit(batch.x, restart, generator) for restart in range(self.config.fit_restarts)]
         with torch.no_grad():
             bounds = torch.stack([self.bound(batch.x, q, 16, generator) for q in fits])
         return choose(fits, bounds)
 
-    def _fit(self, x: Tensor, restart: int, generator: torch.Generator | None) -> DiagonalGaussian:
-        shape = (len(x), self.config.latent_dim)
-        mean = torch.randn(shape, generator=generator, device=x.device) if restart else x.new_zeros(shape)
-        start = DiagonalGaussian(mean, torch.full_like(mean, START_LOG_VAR))
+    def _fit(self, x: Tensor, restart: int, generator: torch.Generator | None) -> Posterior:
+        prior = self.prior
+        mean = prior.sample((len(x),), generator) if restart else prior.moments()[0].expand(len(x), -1)
+        start = self.family.around(mean, torch.full_like(mean, START_LOG_VAR))
         return fit_posterior(self, x, start, self.config.fit_steps, self.config.fit_lr, generator=generator)
 
-    def stored_posterior(self, batch: Batch) -> DiagonalGaussian | None:
+    def stored_posterior(self, batch: Batch) -> Posterior | None:
         return self.posterior(batch).detach() if batch.split == "train" else None

@@ -12,7 +12,7 @@ from elbolab.data.splits import Batch, DataSpec
 from elbolab.models.base import Model
 from elbolab.models.latent import LatentConfig, LatentModel
 from elbolab.models.networks import make_decoder, make_encoder
-from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.models.posteriors import Posterior
 from elbolab.support.errors import UserError
 
 
@@ -26,7 +26,8 @@ class DeepLatentConfig(LatentConfig):
     activation: Annotated[Literal["relu", "tanh", "elu"], CategoricalDistribution(["relu", "tanh", "elu"])] = "relu"
     """Nonlinearity between the layers of either kind."""
     start: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_]+$")] | None = None
-    """Run whose trained nets are the first ones, decoder and, where both have one, encoder [default: drawn by seed]."""
+    """Run whose trained nets are the first ones: decoder, prior and, where both have one, encoder [default: drawn by
+    seed]."""
 
 
 class BetaConfig(DeepLatentConfig):
@@ -58,7 +59,9 @@ class DeepLatentModel(LatentModel):
             raise UserError(
                 f"{field}={self.config.start!r} is a {type(source).__name__}; name a run of a model with nets"
             )
-        self.refuse_other(field, source, "net", "hidden", "activation")
+        posterior = ["posterior"] if isinstance(self, EncoderModel) and isinstance(source, EncoderModel) else []
+        prior = ["prior", "prior_components"] if self.config.prior != "normal" else ["prior"]
+        self.refuse_other(field, source, "net", "hidden", "activation", *prior, *posterior)
         theirs = dict(source.named_children())
         for name, net in self.named_children():
             if name in theirs:
@@ -83,16 +86,18 @@ class DeepLatentModel(LatentModel):
 
 
 class EncoderModel(DeepLatentModel):
-    """q(z | x) = N(mean(x), diag(exp(log_var(x)))) with both from one encoder (Kingma & Welling 2014, eq. 9)."""
+    """q(z | x) of the family ``posterior`` with all its parameters from one encoder (Kingma & Welling 2014, eq. 9)."""
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        self.encoder = make_encoder(config.net, spec.shape, 2 * config.latent_dim, config.hidden, config.activation)
+        self.encoder = make_encoder(
+            config.net, spec.shape, self.family.width(config.latent_dim), config.hidden, config.activation
+        )
 
     @property
     def compiles(self) -> bool:
         # What cannot be stacked is no pure function of its weights and images, as a compiler would have it.
         return self.config.net == "mlp" and self.stacks
 
-    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
-        return DiagonalGaussian(*self.compute(self.encoder, batch.x).chunk(2, -1))
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:
+        return self.family.from_rows(self.compute(self.encoder, batch.x))

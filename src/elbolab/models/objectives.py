@@ -12,9 +12,10 @@ from torch import Tensor
 class Terms:
     """What a model says of B images with S latent samples each, in nats, constants included.
 
-    ``log_px_z``, ``log_pz`` and ``log_qz`` are log p(x | z), log p(z) and log q(z | x), each (S, B), at z drawn from q;
-    ``kl`` is KL(q(z | x) || p(z)) in closed form, (B,); ``also`` holds what is worth logging beside them, each (B,).
-    A classifier is the case S = 1 with log p(y | x) in the first and zeros in the others.
+    ``log_px_z``, ``log_pz`` and ``log_qz`` are log p(x | z), log p(z) and log q(z | x), each (S, B), at z drawn from q.
+    ``kl`` is KL(q(z | x) || p(z)), (B,), in closed form where there is one, else the mean of log q - log p over z.
+    ``also`` holds what is worth logging beside them, each (B,). A classifier is the case S = 1 with log p(y | x) in the
+    first and zeros in the others.
     """
 
     log_px_z: Tensor

@@ -22,6 +22,10 @@ class PPCAConfig(LatentConfig):
     """Passes over the training images; the first is as good as any."""
     likelihood: Literal["gaussian"] = "gaussian"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Observation model: gaussian on pixels in [0, 1]."""
+    prior: Literal["normal"] = "normal"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Prior p(z): N(0, I), the only one of which the closed form is known."""
+    posterior: Literal["diagonal"] = "diagonal"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Family of the posteriors q(z | x): orthogonal loadings make the exact ones diagonal."""
     free_sigma: bool = False
     """Whether sigma too is fitted by maximum likelihood; the observation model is then another."""
 

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from elbolab.data.splits import Batch
 from elbolab.models.neural import DeepLatentConfig, EncoderModel
-from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.models.posteriors import Posterior
 
 
 class SemiAmortizedConfig(DeepLatentConfig):
     """How the encoder's posterior of an image is refined, in training as in evaluation."""
 
     refine_steps: Annotated[int, Field(gt=0), IntDistribution(1, 20)] = 5
-    """Gradient steps on the mean and log-variance of each image, each on the ELBO at one sample."""
+    """Gradient steps on the parameters of each image's posterior, each on the ELBO at one sample."""
     refine_lr: Annotated[float, Field(gt=0), FloatDistribution(1e-4, 0.1, log=True)] = 0.03
     """Rate of these steps."""
     refine_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -45,18 +45,18 @@ class SemiAmortized(EncoderModel):
     def stacks(self) -> bool:
         return False  # a step takes a gradient of its own
 
-    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalGaussian:
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:
         rows = self.compute(self.encoder, batch.x)
         step = torch.zeros_like(rows)
         for _ in range(self.config.refine_steps):
             step = self.config.refine_momentum * step + self._gradient(batch.x, rows, generator)
             rows = rows + self.config.refine_lr * step
-        return DiagonalGaussian(*rows.chunk(2, -1))
+        return self.family.from_rows(rows)
 
     def _gradient(self, x: Tensor, rows: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The gradient of each image's ELBO by its own row (B, 2D), itself differentiable where gradients are kept."""
+        """The gradient of each image's ELBO by its own row (B, W), itself differentiable where gradients are kept."""
         through = torch.is_grad_enabled()
         with torch.enable_grad():
             at = rows if rows.requires_grad else rows.detach().requires_grad_()
-            bound = self.bound(x, DiagonalGaussian(*at.chunk(2, -1)), 1, generator).sum()
+            bound = self.bound(x, self.family.from_rows(at), 1, generator).sum()
             return torch.autograd.grad(bound, at, create_graph=through)[0]

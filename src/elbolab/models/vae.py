@@ -8,7 +8,7 @@ class VAEConfig(BetaConfig):
 
 
 class VAE(EncoderModel):
-    """q(z | x) = N(mean(x), diag(exp(log_var(x)))) with both from one encoder."""
+    """q(z | x) with all its parameters from one encoder, trained on the beta-weighted ELBO."""
 
     Config = VAEConfig
 

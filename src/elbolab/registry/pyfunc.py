@@ -54,8 +54,7 @@ def _reconstruct(model: Any, batch: Batch, params: dict[str, Any], generator: to
 
 def _encode(model: Any, batch: Batch, params: dict[str, Any], generator: torch.Generator) -> Arrays:
     _decodes_left(model, batch)
-    q = model.infer(batch, generator)
-    return {"mean": q.mean.numpy(), "log_var": q.log_var.numpy()}
+    return {name: value.numpy() for name, value in model.infer(batch, generator).parameters.items()}
 
 
 def _sample(model: Any, batch: Batch, params: dict[str, Any], generator: torch.Generator) -> Arrays:
@@ -111,7 +110,8 @@ class Served(PythonModel):
     op                  gives
     ==================  ===============================================================================================
     reconstruct         expected images (N, H, W, C) in [0, 1]
-    encode              {"mean": (N, D), "log_var": (N, D)} of q(z | x), by the model's declared inference
+    encode              the parameters of q(z | x) by the model's declared inference: {"mean": (N, D), "log_var": (N, D)},
+                        or {"mean": (N, D), "scale_tril": (N, D, D)} of a full covariance
     sample              expected images (n, H, W, C) at ``n`` draws from the prior; the images given are not looked at
     log_px              {"log_px": (N,), "std_err": (N,), "ess": (N,)} in nats from ``samples`` importance samples;
                         no ess where log p(x) is exact

@@ -1,0 +1,18 @@
+"""The evaluators by name: each takes a trained model on its data and gives metrics and files."""
+
+from collections.abc import Callable
+
+from elbolab.evaluation.base import Evaluation, Results
+from elbolab.evaluation.class_preservation import classes
+from elbolab.evaluation.inference_gap import gap
+from elbolab.evaluation.log_likelihood import likelihood
+from elbolab.evaluation.representation import representation
+from elbolab.evaluation.sample_quality import fidelity
+
+EVALUATORS: dict[str, Callable[[Evaluation], Results]] = {
+    "likelihood": likelihood,
+    "classes": classes,
+    "representation": representation,
+    "fidelity": fidelity,
+    "gap": gap,
+}

@@ -1,0 +1,329 @@
+"""Every metric, declared once: key, label, unit, direction, error, meaning, source; needs no torch.
+
+`python -m elbolab.evaluation.metrics docs/metrics.md` writes the table of that page.
+"""
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from elbolab.support.statistics import is_unreliable
+
+TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
+EPOCHS, GAP, SIMULATED, OBJECTIVE = (TRAIN, VAL), (TRAIN, TEST), ("simulated",), ("objective",)
+PLACES = {"D": r"\d+", "N": r"(own|\d+)", "NAME": r"\w+"}
+"""What may stand at a place of a name."""
+BEGIN, END = "<!-- metrics -->\n", "<!-- end metrics -->"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is logged as ``SPLIT/name`` for each of ``splits``; its mean over images unless it says otherwise."""
+
+    name: str
+    """Name in its keys; a place such as ``{D}`` is filled by ``at``."""
+    label: str
+    """Head of its columns."""
+    unit: str
+    """``nats`` are of one image; ``share`` is of images, from 0 to 1; empty where it has none."""
+    best: Literal["maximize", "minimize"] | None
+    """Which direction is better; None where neither is."""
+    meaning: str
+    """One sentence or formula, in Markdown."""
+    source: str = ""
+    """Paper and equation."""
+    splits: tuple[str, ...] = SPLITS
+    """What stands before the name."""
+    errors: tuple[str, ...] = ()
+    """Names of its standard error, or of the ends of its 95% interval; ``{}`` is its own name."""
+    doubt: str = ""
+    """Name of the share of images whose Pareto k is too high for its estimate; ``{}`` is its own name."""
+    digits: int = 2
+    """Decimals that are shown."""
+
+    def at(self, split: str, **places: object) -> str:
+        """Its key of a split, such as ``test/log_px``; raises ValueError where it has none of that split."""
+        if split not in self.splits:
+            raise ValueError(f"metric {self.name!r} is of {', '.join(self.splits)}, not of {split!r}")
+        return f"{split}/{self.name.format(**places)}"
+
+    @property
+    def error_names(self) -> tuple[str, ...]:
+        """The names of its error."""
+        return tuple(error.format(self.name) for error in self.errors)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name and those of its error: the columns of a table."""
+        return (self.name, *self.error_names)
+
+    def covers(self, key: str) -> bool:
+        """Whether a key is its own, of its error, or of the doubt about it."""
+        split, _, name = key.partition("/")
+        names = [*self.names, *([self.doubt.format(self.name)] if self.doubt else [])]
+        return split in self.splits and any(re.fullmatch(one.format(**PLACES), name) for one in names)
+
+
+SE = ("{}_se",)
+
+LOSS = Metric(
+    "loss", "Loss", "nats", "minimize",
+    "what is minimised: -E_q[log p(x\\|z)] + beta KL; for `iwae` minus its bound, for `semi_amortized` -ELBO at the "
+    "refined q; for `cnn`, which alone has the third key, the cross-entropy", "Higgins et al. 2017, eq. 4",
+)  # fmt: skip
+ELBO = Metric(
+    "elbo", "ELBO", "nats", "maximize",
+    "E_q[log p(x\\|z)] - KL at one sample (`iwae`: at K), beta = 1 whatever the training's, KL in closed form where "
+    "there is one", "Kingma & Welling 2014, eq. 3", EPOCHS,
+)  # fmt: skip
+IW_BOUND = Metric(
+    "iw_bound", "Bound", "nats", "maximize",
+    "`iwae`: log(1/K sum_k w_k) at K = `iw_samples`; its best epoch is that of the highest on validation images",
+    "Burda et al. 2016, eq. 8", EPOCHS,
+)  # fmt: skip
+MSE = Metric(
+    "mse", "Mean squared error", "per pixel", "minimize",
+    "squared error of the expected image, mean over pixels (pixels in [0, 1])", "", EPOCHS,
+)  # fmt: skip
+KL = Metric("kl", "KL divergence", "nats", "minimize", "KL(q(z\\|x) ‖ p(z))", "", EPOCHS)
+ACCURACY = Metric("accuracy", "Accuracy", "share", "maximize", "`cnn`: share of right classes")
+LR = Metric("lr", "Rate", "", None, "Adam's rate on the networks at the epoch's last step", "", (TRAIN,))
+IMAGES_PER_S = Metric("images_per_s", "Images a second", "1/s", "maximize", "training images a second", "", (TRAIN,))
+OBJECTIVE_NAME = Metric(
+    "{NAME}", "Objective", "", None, "in a study's trials: the validation metric NAME by which the trial is judged", "",
+    OBJECTIVE,
+)  # fmt: skip
+
+LOG_PX = Metric(
+    "log_px", "log p(x)", "nats", "maximize",
+    "log p(x) of the evaluated images: exact, or estimated by log(1/S sum_s w_s), a lower bound in expectation",
+    "Burda et al. 2016, eq. 8", errors=SE, doubt="unreliable",
+)  # fmt: skip
+LOG_PX_DIGIT = Metric("log_px_digit_{D}", "log p(x)", "nats", "maximize", "the same over the images of class D")
+POSTERIOR_ELBO = Metric(
+    "posterior_elbo", "ELBO", "nats", "maximize", "ELBO of the q that was sampled from: the mean of log w_s",
+    "Kingma & Welling 2014, eq. 3",
+)  # fmt: skip
+ESS = Metric(
+    "ess", "Median ESS", "samples", "maximize",
+    "effective sample size of the importance weights, of S, (sum w_s)² / sum w_s²: the median over images", "Kong 1992",
+    digits=0,
+)  # fmt: skip
+PARETO_K = Metric(
+    "pareto_k", "Pareto k", "", "minimize",
+    "Pareto k of the largest importance weights: the median over images; absent where that is infinite (fewer than 25 "
+    "samples, equal weights)", "Vehtari et al. 2024, section 3",
+)  # fmt: skip
+UNRELIABLE = Metric(
+    "unreliable", "Unreliable", "share", "minimize",
+    "share of images whose k is above what S samples allow, min(1 - 1/log10 S, 0.7); above a half the mean is "
+    "unreliable", "Vehtari et al. 2024, section 3.2",
+)  # fmt: skip
+LOG_PX_CONSTANT = Metric(
+    "log_px_constant", "log p(x)", "nats", "maximize", "log p(x) if every image were decoded to the mean training image"
+)
+
+ACCURACY_ORIGINAL = Metric(
+    "accuracy_original", "Accuracy, originals", "share", "maximize", "the cnn's share of right classes on images"
+)
+ACCURACY_RECONSTRUCTION = Metric(
+    "accuracy_reconstruction", "Accuracy, reconstructions", "share", "maximize", "and on their reconstructions"
+)
+CLASS_PRESERVATION = Metric(
+    "class_preservation", "Class kept", "share", "maximize",
+    "share of images whose reconstruction the cnn puts into the class of the original; its 95% bootstrap interval is "
+    "over images", "Efron & Tibshirani 1993, chapter 13", errors=("{}_low", "{}_high"),
+)  # fmt: skip
+
+ACTIVE_UNITS = Metric(
+    "active_units", "Active units", "dimensions", None,
+    "latent dimensions d with Var_x(E_q[z_d \\| x]) > 0.01 over the evaluated images",
+    "Burda et al. 2016, section 5.2", digits=0,
+)  # fmt: skip
+RATE = Metric("rate", "Rate", "nats", None, "E_x KL(q(z\\|x) ‖ p(z)) under inferred posteriors", "Alemi et al. 2018")
+DISTORTION = Metric(
+    "distortion", "Distortion", "nats", "minimize",
+    "-E_x E_q[log p(x\\|z)], ten samples an image: -(rate + distortion) is the ELBO; in a study's trials -ELBO - KL",
+    "Alemi et al. 2018, eq. 4",
+)  # fmt: skip
+AGGREGATE_KL = Metric(
+    "aggregate_kl", "Aggregate KL", "nats", "minimize",
+    "KL(q(z) ‖ p(z)) of the aggregate posterior q(z) of the evaluated images: rate less mutual information, the latter "
+    "the mean of log q(z\\|x_n) - log(1/N sum_m q(z\\|x_m)) over z ~ q(z\\|x_n), at most log N",
+    "Hoffman & Johnson 2016",
+)  # fmt: skip
+
+LOG_PX_AIS = Metric(
+    "log_px_ais", "Annealed", "nats", "maximize",
+    "with `gap_images`: log p(x) by annealed importance sampling, the log of the mean over chains of "
+    "exp(sum_t (beta_t - beta_(t-1)) (log p(x, z_(t-1)) - log start(z_(t-1))))", "Neal 2001, eq. 11; Wu et al. 2017",
+    GAP, SE,
+)  # fmt: skip
+AIS_ACCEPTANCE = Metric(
+    "ais_acceptance", "Accepted", "share", None,
+    "acceptance of its Hamiltonian moves, steered to 65 %: far below it the moves get nowhere and the estimate is too "
+    "low", "Neal 2011, section 4.4", GAP,
+)  # fmt: skip
+GAP_LOG_PX = Metric(
+    "gap_log_px", "log p(x)", "nats", "maximize",
+    "of the same images, the larger of annealed and plain importance sampling, or exact: what the gaps are measured "
+    "from", "", GAP, SE,
+)  # fmt: skip
+ELBO_BEST = Metric(
+    "elbo_best", "L[q*]", "nats", "maximize",
+    "their ELBO under q*, the best q of the family that a search finds for each, q itself counted", "", GAP, SE,
+)  # fmt: skip
+GAP_ELBO = Metric("gap_elbo", "L[q]", "nats", "maximize", "and under q", "", GAP, SE)
+APPROXIMATION_GAP = Metric(
+    "approximation_gap", "Approximation", "nats", "minimize", "log p(x) - L[q*]", "Cremer et al. 2018, eq. 6", GAP, SE
+)
+AMORTIZATION_GAP = Metric(
+    "amortization_gap", "Amortization", "nats", "minimize", "L[q*] - L[q]", "Cremer et al. 2018, eq. 7", GAP, SE
+)
+INFERENCE_GAP = Metric(
+    "inference_gap", "Sum", "nats", "minimize", "their sum, log p(x) - L[q]", "Cremer et al. 2018, eq. 5", GAP, SE
+)
+LOG_PX_LOWER = Metric(
+    "log_px_lower", "Lower bound", "nats", None, "lower bound on log p(x) of as many images that the model makes",
+    "Grosse et al. 2015, section 4.2", SIMULATED,
+)  # fmt: skip
+LOG_PX_UPPER = Metric(
+    "log_px_upper", "Upper bound", "nats", None,
+    "and an upper one, from the reverse chain that begins at the z that made x", LOG_PX_LOWER.source, SIMULATED,
+)  # fmt: skip
+BDMC_GAP = Metric(
+    "bdmc_gap", "Distance", "nats", "minimize", "and their distance", LOG_PX_LOWER.source, SIMULATED
+)  # fmt: skip
+
+FRECHET_DISTANCE = Metric(
+    "frechet_distance", "Fréchet distance", "", "minimize",
+    "\\|m - m'\\|² + tr(C + C' - 2 (C C')^(1/2)) of the means and covariances of the cnn's features of as many decoded "
+    "samples and test images", "Heusel et al. 2017, eq. 6", (TEST,),
+)  # fmt: skip
+KID = Metric(
+    "kid", "KID", "", "minimize",
+    "squared maximum mean discrepancy under (x·y / F + 1)³, unbiased; mean over 100 subsets of half the images, at "
+    "most 500; its error is the delete-(N - m) jackknife (Shao & Wu 1989), sqrt(m / (N - m)) standard deviations over "
+    "the subsets of m of N, too large where both sets are alike, as in the floor", "Binkowski et al. 2018", (TEST,),
+    SE, digits=4,
+)  # fmt: skip
+PRECISION = Metric(
+    "precision", "Precision", "share", "maximize",
+    "share of samples in the ball of any test image; a ball reaches to the fifth neighbour in its own set",
+    "Kynkäänniemi et al. 2019, eq. 2", (TEST,),
+)  # fmt: skip
+RECALL = replace(PRECISION, name="recall", label="Recall", meaning="share of test images in the ball of any sample")
+DENSITY = Metric(
+    "density", "Density", "", "maximize", "test images whose ball holds a sample, mean over samples, over 5",
+    "Naeem et al. 2020", (TEST,),
+)  # fmt: skip
+COVERAGE = Metric(
+    "coverage", "Coverage", "share", "maximize", "share of test images whose ball holds any sample",
+    "Naeem et al. 2020", (TEST,),
+)  # fmt: skip
+
+NLL_5000 = Metric(
+    "nll_5000", "-L_5000", "nats", "minimize",
+    "study `burda2016`: the mean of -L_100 over all test images and of L_100 - L_5000 over the evaluated ones, whose "
+    "errors are added as if these were others", "Burda et al. 2016, section 5", (TEST,), SE, "{}_unreliable",
+)  # fmt: skip
+LOG_PX_FIT = Metric(
+    "log_px_fit_{N}", "log p(x)", "nats", "maximize",
+    "study `amortized_vs_latent`: log p(x) of 200 test images as estimated from the model's own q (`own`), and from "
+    "posteriors fitted to its decoder in N steps; the decoder is the same, so that what differs is how far each "
+    "estimate is too low", "", (TEST,), SE, "{}_unreliable",
+)  # fmt: skip
+ELBO_FIT = Metric("elbo_fit_{N}", "ELBO", "nats", "maximize", "the ELBO of these posteriors", "", (TEST,), SE)
+
+REPRESENTATION = (ACTIVE_UNITS, RATE, DISTORTION, AGGREGATE_KL)
+GAPS = (GAP_LOG_PX, ELBO_BEST, GAP_ELBO, APPROXIMATION_GAP, AMORTIZATION_GAP, INFERENCE_GAP)
+FIDELITY = (FRECHET_DISTANCE, KID, PRECISION, RECALL, DENSITY, COVERAGE)
+
+
+def _again(metric: Metric, end: str, meaning: str, splits: tuple[str, ...], errors: tuple[str, ...]) -> Metric:
+    doubt = metric.doubt + end if metric.doubt else ""
+    return replace(metric, name=metric.name + end, meaning=meaning, splits=splits, errors=errors, doubt=doubt)
+
+
+STORED = {
+    one: _again(one, "_table", "the same from the rows of a model's own training table", (TRAIN,), one.errors)
+    for one in (LOG_PX, PARETO_K, UNRELIABLE, LOG_PX_AIS, *GAPS)
+}
+"""Of a metric under inferred posteriors, that under those which training left for these very images."""
+FLOOR = {
+    one: _again(
+        one, "_floor", "the same of training images in the samples' place: what real images give", (TEST,),
+        tuple(f"{name}_floor" for name in one.error_names),
+    )
+    for one in FIDELITY
+}  # fmt: skip
+"""Of a distance of samples from test images, that of training images from them."""
+METRICS = (
+    *(one for one in list(globals().values()) if isinstance(one, Metric)),
+    *STORED.values(),
+    *FLOOR.values(),
+)
+"""All of them, in the order of the page."""
+
+
+def find_metric(key: str) -> Metric | None:
+    """The metric that a key belongs to, None where it is not declared here, such as that of a user's evaluator."""
+    return next((metric for metric in METRICS if metric.covers(key)), None)
+
+
+def declared(key: str) -> str:
+    """The key; raises LookupError where no metric that is declared here has it."""
+    if find_metric(key) is None:
+        raise LookupError(f"metric {key!r} is not declared in evaluation/metrics.py; declare it there")
+    return key
+
+
+def is_doubtful(metrics: Mapping[str, float], key: str) -> bool:
+    """Whether most images of the mean ``key``, among a run's ``metrics``, have too high a Pareto k.
+
+    Of a key that is not declared the share is looked for as ``KEY_unreliable``.
+    """
+    split, _, name = key.partition("/")
+    metric = find_metric(key)
+    share = metric.doubt if metric and metric.doubt else "{}_unreliable"
+    return is_unreliable(metrics.get(f"{split}/{share.format(name)}", 0.0))
+
+
+def markdown() -> str:
+    """The table of every metric as Markdown; those of one meaning share a row."""
+    better = {"maximize": "higher", "minimize": "lower", None: ""}
+    lines = ["| key | unit | better | error | what it is | source |", "|---|---|---|---|---|---|"]
+    for _, group in groupby(METRICS, key=lambda metric: metric.meaning):
+        metrics = list(group)
+        keys = ", ".join(f"`{key}`" for metric in metrics for key in _patterns(metric, metric.name))
+        names = dict.fromkeys(error for metric in metrics for error in _ends(metric))
+        first = metrics[0]
+        same = len(metrics) == 1
+        cells = [keys, first.unit if same else "", better[first.best] if same else "", ", ".join(names)]
+        lines.append(f"| {' | '.join([*cells, first.meaning, first.source if same else ''])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _patterns(metric: Metric, name: str) -> Iterator[str]:
+    name = re.sub(r"\{(\w+)\}", r"\1", name)
+    yield from ["SPLIT/" + name] if metric.splits == SPLITS else [f"{split}/{name}" for split in metric.splits]
+
+
+def _ends(metric: Metric) -> Iterator[str]:
+    """The names of a metric's error and doubt as the page writes them: an ellipsis stands for the metric's own."""
+    for name in (*metric.errors, *([metric.doubt] if metric.doubt else [])):
+        yield f"`{name.format('…') if '{}' in name else name}`"
+
+
+def write_page(page: Path) -> None:
+    """Put the table between the page's comments; raises ValueError where it has none."""
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    page.write_text(before + BEGIN + markdown() + END + rest.split(END)[1], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_page(Path(sys.argv[1]))

@@ -1,7 +1,10 @@
 """elbolab: one protocol for latent-variable generative models of images."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from elbolab.support.old_names import OldNames
 
 if TYPE_CHECKING:
     from elbolab.config import CompareConfig, EvaluateConfig
@@ -57,6 +60,9 @@ _MODULES = {
     "load_model": "registry.packaging",
     "train_model": "experiment.train",
 }
+
+
+sys.meta_path.insert(0, OldNames())
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,36 @@
+"""The modules of 0.1.0 that files outside the package still import, under the names that they had."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+# A registered model of 0.1.0 has its own `serving.py`. In a process that has imported today's elbolab, that file
+# imports from today's; so do the studies that users copied from those of 0.1.0.
+MODULES = {
+    "elbolab.bounds": "elbolab.config.limits",
+    "elbolab.checkpoint": "elbolab.training.checkpoint",
+    "elbolab.errors": "elbolab.support.errors",
+    "elbolab.evaluators": "elbolab.evaluation",
+    "elbolab.evaluators.importance": "elbolab.evaluation.importance_sampling",
+    "elbolab.evaluators.subject": "elbolab.evaluation.base",
+    "elbolab.intervals": "elbolab.support.statistics",
+    "elbolab.models.model": "elbolab.models.base",
+}
+NAMES = {"Findings": "Results", "Subject": "Evaluation"}
+
+
+class OldNames(MetaPathFinder, Loader):
+    """Finds a module of ``MODULES`` by its old name, with everything that it has by its new one, and ``NAMES``."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        # As a package without a path, so that what lies in the new one is not imported twice.
+        return ModuleSpec(fullname, self, is_package=True) if fullname in MODULES else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        values = vars(import_module(MODULES[module.__name__]))
+        vars(module).update({name: value for name, value in values.items() if not name.startswith("__")})
+        vars(module).update({old: values[new] for old, new in NAMES.items() if new in values})

@@ -16,9 +16,10 @@ from elbolab.tracking import journal as journals
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.journal import Journal
-from elbolab.tracking.keys import KIND, PARENT, VALUES
+from elbolab.tracking.keys import FAILED, KIND, PARENT, RUNNING
 from elbolab.tracking.mlflow_writer import MlflowWriter, WaitingError
 from elbolab.tracking.offline import find_unfinished, send_unfinished
+from elbolab.tracking.records import Begin, End, KnownRun, NewRun
 from elbolab.tracking.uploader import Uploader
 
 
@@ -27,10 +28,10 @@ def unfinished(store: Path) -> Path:
     return store / "unfinished"
 
 
-def begin(folder: Path, kind: str, run: dict[str, object] | None = None) -> Journal:
+def begin(folder: Path, kind: str, run: NewRun | KnownRun | None = None) -> Journal:
     """The journal of a run that a process has begun and not ended."""
     journal = Journal(folder)
-    journal.append(lane=VALUES, run=run or tracking._new(kind), tags={KIND: kind}, params={})
+    journal.append(Begin(run=run or tracking._new_run(kind), tags={KIND: kind}, params={}))
     return journal
 
 
@@ -52,17 +53,17 @@ def come_and_go(folder: Path, number: int) -> None:
         Journal(folder / f"{number}-{again}").close(remove=True)
 
 
-def test_spools_come_and_go_together_in_one_folder(unfinished: Path):
+def test_journals_come_and_go_together_in_one_folder(unfinished: Path):
     """Whoever is the last removes the folder of all, in which others are just about to make theirs."""
     with ProcessPoolExecutor(4, mp_context=get_context("fork")) as pool:
         list(pool.map(come_and_go, [unfinished] * 4, range(4)))
     assert not unfinished.exists()
 
 
-def test_a_folder_half_removed_is_no_run_and_is_swept_away(unfinished: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_half_removed_is_no_run_and_is_removed(unfinished: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         # What a kill in the middle leaves.
-        patch.setattr(journals, "_sweep", lambda folder: (folder / "journal.jsonl").unlink())
+        patch.setattr(journals, "_remove", lambda folder: (folder / "journal.jsonl").unlink())
         begin(unfinished / "done", "train").close(remove=True)
     assert list(unfinished.iterdir())
     assert send_unfinished(log_model) == []
@@ -108,7 +109,7 @@ def test_a_study_that_a_later_call_is_at_is_left_to_it(unfinished: Path):
 def test_an_end_that_is_sent_late_is_not_taken_for_the_last_one(unfinished: Path):
     late = begin(unfinished / "late", "study")
     MlflowWriter(late).send()
-    late.append(lane=VALUES, status="FAILED", waits=True)
+    late.append(End(status=FAILED))
     late.close(remove=False)
     run_id = late.state["run_id"]
     time.sleep(0.01)
@@ -129,7 +130,7 @@ def test_a_study_killed_twice_is_killed(unfinished: Path):
 def test_a_run_waits_for_the_one_above_it_and_is_found_under_it(unfinished: Path):
     # The names are in the other order.
     begin(unfinished / "b", "main").close(remove=False)
-    below = begin(unfinished / "a", "compare", {**tracking._new("compare"), "parent": "b"})
+    below = begin(unfinished / "a", "compare", {**tracking._new_run("compare"), "parent": "b"})
     with pytest.raises(WaitingError, match=f"waits in {unfinished / 'b'}"):
         MlflowWriter(below).send()
     below.close(remove=False)
@@ -152,17 +153,17 @@ def test_one_run_is_left_where_an_answer_was_lost_and_there_are_two(unfinished: 
 
 def test_what_comes_late_to_one_who_was_stopped_changes_nothing(unfinished: Path, monkeypatch: pytest.MonkeyPatch):
     journal = begin(unfinished / "one", "study")
-    journal.remember(run_id="known")
-    journal.append(lane=VALUES, tags={"more": "yes"}, status="RUNNING")
+    journal.update_state(run_id="known")
+    journal.append(Begin(tags={"more": "yes"}, params={}, status=RUNNING))
     writer, asked, answer = MlflowWriter(journal), threading.Event(), threading.Event()
     batches: list[object] = []
 
-    def deliver(batch: object) -> None:
+    def send(batch: object) -> None:
         batches.append(batch)
         asked.set()
         answer.wait()
 
-    monkeypatch.setattr(writer, "_values", deliver)
+    monkeypatch.setattr(writer, "_values", send)
     uploader = Uploader(journal, writer)
     asked.wait()
     uploader.stop()
@@ -171,7 +172,7 @@ def test_what_comes_late_to_one_who_was_stopped_changes_nothing(unfinished: Path
     answer.set()
     uploader._thread.join()
     assert len(batches) == 1
-    assert journals.peek(unfinished / "one") == successor.state == {"run_id": "known"}
+    assert journals.read_state(unfinished / "one") == successor.state == {"run_id": "known"}
 
 
 class Trickle:

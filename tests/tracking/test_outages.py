@@ -31,7 +31,7 @@ from elbolab.registry.packaging import log_model
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
-from elbolab.tracking.journal import Journal, peek
+from elbolab.tracking.journal import Journal, read_state
 from elbolab.tracking.keys import SPOOL
 from elbolab.tracking.offline import UNFINISHED, find_unfinished, send_unfinished
 from elbolab.training import resume_state
@@ -433,5 +433,5 @@ def test_ctrl_c_before_the_server_answers_ends_the_run(
     assert f"`elbolab resume {folder.name}` goes on with it" in capsys.readouterr().err
     wire.mode = "pass"
     send_unfinished(log_model)
-    assert mlflow_reader.get_run(peek(folder)["run_id"]).status == "KILLED"
+    assert mlflow_reader.get_run(read_state(folder)["run_id"]).status == "KILLED"
     complete(resume(folder.name))

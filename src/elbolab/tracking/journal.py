@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,18 +15,19 @@ from filelock import FileLock, Timeout
 
 from elbolab.support.atomic_files import replace, sync
 from elbolab.support.errors import UserError
+from elbolab.tracking.records import LIFE, NEW, Record, decode, encode, stage_of
 
-Record = dict[str, Any]
 # What a folder's name ends with while it is being removed.
 GONE = ".gone"
 TRIES = 100
 
 
 class Journal:
-    """``records`` and the small ``state`` beside them, which one process at a time holds; both outlive it.
+    """``records`` and the small ``state`` beside them, which one process at a time holds and which outlive it.
 
-    ``is_new`` says that there were none. Raises UserError where another process holds the folder, or where it cannot be
-    read or written.
+    ``state`` says what is sent: ``run_id`` of the run on the server, and by lane the number of records. ``is_new`` says
+    that there were no records. Raises UserError where another process holds the folder, or where it cannot be read or
+    written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,10 +36,10 @@ class Journal:
         self._lock = FileLock(folder / "lock", thread_local=False)
         try:
             self._take()
-            self.records, self.state = read_journal(folder), peek(folder)
+            self.records, self.state = read_journal(folder), read_state(folder)
             self._file = (folder / "journal.jsonl").open("ab", buffering=0)
-            # A line that a crash has cut short was promised to nobody.
-            self._file.truncate(sum(len(_line(record)) for record in self.records))
+            # Nobody was told that a line which a crash has cut short is kept.
+            self._file.truncate(sum(map(len, _lines(folder))))
             for names in (folder, folder.parent):
                 sync(names)
         except Timeout:
@@ -63,25 +63,26 @@ class Journal:
                 if not tries_left:
                     raise
 
-    def append(self, **record: Any) -> None:
-        """Keep a record for good; raises UserError where the disk takes no more."""
-        record = {"time": int(time.time() * 1000), **record}
-        line, before = _line(record), os.fstat(self._file.fileno()).st_size
+    def append(self, record: Record) -> None:
+        """Write a record to the disk; raises UserError where the disk takes no more."""
+        before, after = stage_of(self.records), stage_of([record])
+        assert after == NEW or after in LIFE[before].next, f"{after} cannot follow {before}"
+        line, size = encode(record), os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as error:
-            # What is written of it would spoil the next.
-            self._file.truncate(before)
+            # Else the next record would be written behind a part of this one.
+            self._file.truncate(size)
             raise self._full(error) from error
         with self.changed:
             self.records.append(record)
             self.changed.notify_all()
 
     @contextmanager
-    def keeping(self, name: str) -> Iterator[Path]:
-        """Where the body writes a file of this name, which is then kept for good; ``called`` is what a record calls it.
+    def new_file(self, name: str) -> Iterator[Path]:
+        """The path at which the body writes a file of this name, which is on the disk afterwards.
 
         Raises UserError where the disk takes no more.
         """
@@ -94,16 +95,12 @@ class Journal:
         except OSError as error:
             raise self._full(error) from error
 
-    def called(self, file: Path) -> str:
-        """What a record calls a file that is kept."""
-        return str(file.relative_to(self.folder))
-
-    def drop(self, file: str) -> None:
-        """The file is not needed any more."""
+    def remove_file(self, file: str) -> None:
+        """Remove a file, named by its path within the folder."""
         shutil.rmtree((self.folder / file).parent, ignore_errors=True)
 
-    def remember(self, **values: Any) -> None:
-        """Change the state, at once or not at all."""
+    def update_state(self, **values: Any) -> None:
+        """Change the state on the disk, at once or not at all."""
         part = self.folder / "state.json.part"
         part.write_text(json.dumps(self.state | values))
         replace(part, self.folder / "state.json")
@@ -112,13 +109,13 @@ class Journal:
             self.changed.notify_all()
 
     def close(self, remove: bool) -> None:
-        """Let others have the folder, or be rid of it and of the folder of all where it is the last."""
+        """Release the folder, or ``remove`` it, and with the last one the folder of all."""
         self._file.close()
         if remove:
-            # Of a folder that is half removed nobody could tell what it was.
+            # From a folder that is half removed nobody could tell what it was.
             gone = self.folder.with_name(self.folder.name + GONE)
             self.folder.rename(gone)
-            _sweep(gone)
+            _remove(gone)
         self._lock.release()
 
     def _full(self, error: OSError) -> UserError:
@@ -128,18 +125,18 @@ class Journal:
 def journals(under: Path) -> list[Path]:
     """The folders of the journals in a folder, in the order in which their runs began.
 
-    What a crash left of one that was being removed is swept away.
+    What a crash left of one that was being removed is removed.
     """
     found = []
     for folder in under.glob("*"):
         if folder.suffix == GONE:
-            _sweep(folder)
+            _remove(folder)
         else:
             found.append(folder)
     return sorted(found, key=_began)
 
 
-def peek(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> dict[str, Any]:
     """The state of the journal in a folder, whoever holds it; raises UserError where it cannot be read."""
     try:
         return json.loads((folder / "state.json").read_text())
@@ -155,10 +152,7 @@ def read_journal(folder: Path) -> list[Record]:
     Raises UserError where they cannot be read.
     """
     try:
-        lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith(b"\n")]
-    except FileNotFoundError:
-        return []
+        return [decode(line) for line in _lines(folder)]
     except (OSError, ValueError) as error:
         raise _unreadable(folder / "journal.jsonl", error) from error
 
@@ -166,20 +160,25 @@ def read_journal(folder: Path) -> list[Record]:
 def _began(folder: Path) -> int:
     """When the first record was written, 0 where that is not known."""
     with suppress(UserError):
-        return next(iter(read_journal(folder)), {}).get("time", 0)
+        return next((record.time for record in read_journal(folder)), 0)
     return 0
 
 
-def _sweep(folder: Path) -> None:
+def _lines(folder: Path) -> list[bytes]:
+    """The lines that are whole."""
+    try:
+        lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    return [line for line in lines if line.endswith(b"\n")]
+
+
+def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    # Where others are left it stays.
+    # Where there are other journals the folder of all stays.
     with suppress(OSError):
         folder.parent.rmdir()
 
 
 def _unreadable(file: Path, error: Exception) -> UserError:
     return UserError(f"{file} cannot be read: {error}; mend it, or move {file.parent} away")
-
-
-def _line(record: Record) -> bytes:
-    return json.dumps(record).encode() + b"\n"

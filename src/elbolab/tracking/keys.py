@@ -1,4 +1,4 @@
-"""The names that runs carry: tags, statuses, and the lanes of a journal."""
+"""The names that runs carry: tags, and the statuses of MLflow."""
 
 KIND = "elbolab.kind"
 """What a run is: train, study, trial, compare or main; a call that `mlflow run` made says so."""
@@ -20,5 +20,3 @@ EVALUATION_PROTOCOL = "evaluation.protocol"
 
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """The statuses of a run, as MLflow names them."""
-VALUES, FILES = "values", "files"
-"""The lanes of a journal: what is sent as values, and what as files."""

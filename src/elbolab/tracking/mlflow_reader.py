@@ -1,8 +1,9 @@
 """Reading runs: those that a server has, their histories and their artifacts."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -14,9 +15,11 @@ import mlflow.artifacts
 import pandas as pd
 from mlflow.entities import LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
 from mlflow.utils.uri import is_local_uri, validate_path_is_safe
 
 from elbolab.config.schema import ResumeConfig
+from elbolab.evaluation.metrics import ACCURACY, LOG_PX
 from elbolab.support.errors import UserError, reason, redacted
 from elbolab.support.sqlite import PREFIX, first_use
 from elbolab.tracking import metric_histories
@@ -53,7 +56,7 @@ def is_latent(run: RunRecord) -> bool:
 
 def is_evaluated(run: RunRecord) -> bool:
     """Whether an evaluation has left its figures on a run."""
-    return ("test/log_px" if is_latent(run) else "test/accuracy") in run.metrics
+    return (LOG_PX if is_latent(run) else ACCURACY).at("test") in run.metrics
 
 
 def prepare_store() -> None:
@@ -118,13 +121,13 @@ def find_runs(
     The server chooses them; ``limit`` is how many it gives at most.
     """
     conditions = [f"params.`{key}` = {_quoted(value)}" for key, value in params.items()]
-    conditions += [f"tags.`{key}` = {_quoted(value)}" for key, value in {KIND: kind, **tags}.items()]
+    conditions += [is_tag(key, value) for key, value in {KIND: kind, **tags}.items()]
     return _search(conditions, limit)
 
 
 def newest_of_each(param: str, tags: Mapping[str, str] = NOTHING, kind: str = "train") -> list[RunRecord]:
     """The newest finished run of a kind for each value of a parameter, of those that have these ``tags``."""
-    conditions = [f"tags.`{key}` = {_quoted(value)}" for key, value in {KIND: kind, **tags}.items()]
+    conditions = [is_tag(key, value) for key, value in {KIND: kind, **tags}.items()]
     found: list[RunRecord] = []
     while another := _search(conditions, 1):
         found += another
@@ -135,14 +138,23 @@ def newest_of_each(param: str, tags: Mapping[str, str] = NOTHING, kind: str = "t
 def _search(conditions: list[str], limit: int | None) -> list[RunRecord]:
     query = " and ".join(["attributes.status = 'FINISHED'", *conditions])
     client, experiment = mlflow.MlflowClient(), current_experiment()
-    found: list[RunRecord] = []
-    token = None
-    while True:
-        size = PAGE if limit is None else min(PAGE, limit - len(found))
-        page = client.search_runs([experiment], query, max_results=size, page_token=token)
-        found += map(_record, page)
-        if not (token := page.token) or len(found) == limit:
-            return found
+    size = PAGE if limit is None else min(PAGE, limit)
+    found = all_pages(lambda token: client.search_runs([experiment], query, max_results=size, page_token=token))
+    return [_record(run) for run in islice(found, limit)]
+
+
+def all_pages(search: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
+    """What a search gives page by page, called with the token of each."""
+    page = search(None)
+    yield from page
+    while page.token:
+        page = search(page.token)
+        yield from page
+
+
+def is_tag(key: str, value: str) -> str:
+    """The condition of a search that a tag has a value; raises UserError where no server can look for the value."""
+    return f"tags.`{key}` = {_quoted(value)}"
 
 
 def _quoted(value: str) -> str:

@@ -1,12 +1,14 @@
-"""What earlier processes left in the folder ``unfinished``: trainings to go on with, and what is still to be sent."""
+"""What earlier processes left in the folder ``unfinished``: trainings to resume, and records that are not sent."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from elbolab.support.errors import UserError, reason
-from elbolab.tracking.journal import Journal, journals, peek, read_journal
-from elbolab.tracking.keys import FINISHED, KILLED, KIND, RUNNING, VALUES
+from elbolab.tracking.journal import Journal, journals, read_journal, read_state
+from elbolab.tracking.keys import KIND
 from elbolab.tracking.mlflow_writer import MlflowWriter, Package
+from elbolab.tracking.records import LIFE, Begin, Record, end_of_lost, stage_of
 
 UNFINISHED = Path("unfinished")
 
@@ -19,7 +21,7 @@ def find_unfinished(run_id: str) -> Path | None:
     unreadable = None
     for folder in journals(UNFINISHED.absolute()):
         try:
-            if run_id in (folder.name, peek(folder).get("run_id")) and is_training(folder):
+            if run_id in (folder.name, read_state(folder).get("run_id")) and is_training(folder):
                 return folder
         except UserError as error:
             unreadable = error
@@ -30,9 +32,12 @@ def find_unfinished(run_id: str) -> Path | None:
 
 
 def begun(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """The parameters and the tags with which an unfinished run began; none where it did not get so far."""
-    first = next((record for record in read_journal(folder) if "params" in record), {})
-    return first.get("params", {}), first.get("tags", {})
+    """The parameters and the tags with which an unfinished run began, empty where it had not begun.
+
+    Raises UserError where its journal cannot be read.
+    """
+    first = next((record for record in read_journal(folder) if isinstance(record, Begin)), None)
+    return ({}, {}) if first is None else (first.params, first.tags)
 
 
 def send_unfinished(package: Package, run_id: str | None = None) -> list[str]:
@@ -44,16 +49,16 @@ def send_unfinished(package: Package, run_id: str | None = None) -> list[str]:
     lines, problems = [], []
     for folder in journals(UNFINISHED.absolute()):
         try:
-            if run_id not in (None, peek(folder).get("run_id")):
+            if run_id not in (None, read_state(folder).get("run_id")):
                 continue
             journal = Journal(folder)
         except UserError as error:
             problems.append(str(error))
             continue
         writer = MlflowWriter(journal, package)
-        if is_open(journal) and not _is_taken_up(journal):
-            # The last sign of life was then, and a later call that took up the run may have ended it since.
-            journal.append(lane=VALUES, status=KILLED, waits=True, time=journal.records[-1].get("time", 0))
+        end = end_of_lost(journal.records)
+        if end is not None and not _is_taken_up(journal):
+            journal.append(end)
         count = writer.left()
         try:
             if count:
@@ -68,35 +73,32 @@ def send_unfinished(package: Package, run_id: str | None = None) -> list[str]:
     return lines
 
 
-def is_open(journal: Journal) -> bool:
-    """Whether the run began here and nothing was said of its end."""
-    return (
-        bool(journal.records)
-        and "attached" not in journal.records[0]["run"]
-        and last_status(journal) in (None, RUNNING)
-    )
-
-
 def _is_taken_up(journal: Journal) -> bool:
     """Whether another journal is of the same run, whose end is then said there."""
-    run_id = journal.state.get("run_id") or journal.records[0]["run"].get("id")
+    run_id = journal.state.get("run_id") or _known_id(journal.records)
     for other in journals(journal.folder.parent):
         with suppress(UserError):
-            first = next(iter(read_journal(other)), {}).get("run", {})
-            if other != journal.folder and "attached" not in first and first.get("id") == run_id is not None:
+            if other != journal.folder and _known_id(read_journal(other)) == run_id is not None:
                 return True
     return False
 
 
-def last_status(journal: Journal) -> str | None:
-    """What the run was last said to be; None where it began and nothing more is known."""
-    return next((record["status"] for record in reversed(journal.records) if "status" in record), None)
+def _known_id(records: Sequence[Record]) -> str | None:
+    """Id of the run that a journal took up; None where it made one, or adds to one only."""
+    first = records[0] if records else None
+    return first.run.get("id") if isinstance(first, Begin) and first.run else None
 
 
 def is_done_with(journal: Journal, writer: MlflowWriter) -> bool:
-    """Whether nothing in the folder is needed any more: all is sent, and there is nothing to go on with."""
-    return not writer.left() and (last_status(journal) == FINISHED or not is_training(journal.folder))
+    """Whether nothing in the folder is needed any more: all is sent, and there is no training to resume."""
+    return not writer.left() and not can_be_resumed(journal)
+
+
+def can_be_resumed(journal: Journal) -> bool:
+    """Whether a journal is that of a training that has not finished."""
+    return LIFE[stage_of(journal.records)].can_go_on and is_training(journal.folder)
 
 
 def is_training(folder: Path) -> bool:
+    """Whether the run of a folder trains a model; raises UserError where its journal cannot be read."""
     return begun(folder)[1].get(KIND) == "train"

@@ -19,15 +19,29 @@ from mlflow.tracking.context.registry import resolve_tags
 from PIL import Image
 
 from elbolab.support.errors import UserError, reason, redacted
-from elbolab.tracking.journal import Journal, Record
-from elbolab.tracking.keys import FAILED, FAILURE, FILES, FINISHED, KILLED, KIND, PARENT, PROCESSES, RUNNING, VALUES
+from elbolab.tracking.journal import Journal
+from elbolab.tracking.keys import FAILED, FAILURE, KIND, PARENT, PROCESSES, RUNNING
 from elbolab.tracking.mlflow_reader import address
 from elbolab.tracking.mlflow_writer import MlflowWriter, Package
-from elbolab.tracking.offline import UNFINISHED, begun, is_done_with, is_open, is_training, last_status
+from elbolab.tracking.offline import UNFINISHED, begun, can_be_resumed, is_done_with
+from elbolab.tracking.records import (
+    Attach,
+    Begin,
+    Checkpoint,
+    End,
+    File,
+    Inputs,
+    Metrics,
+    NewRun,
+    Picture,
+    Tags,
+    end_of_lost,
+    status_after,
+)
 from elbolab.tracking.uploader import Uploader, refused
 
 if TYPE_CHECKING:
-    # Comparing runs takes no torch, whose import takes seconds.
+    # To compare runs needs no torch, whose import takes seconds.
     from torch import Tensor
 
     from elbolab.data.splits import Data
@@ -59,53 +73,54 @@ class RunWriter:
 
     def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
         """Log all of ``metrics`` in one call."""
-        self.journal.append(lane=VALUES, metrics=metrics, step=step)
+        self.journal.append(Metrics(metrics=metrics, step=step))
 
     def set_tags(self, tags: dict[str, str], last: bool = False) -> None:
         """Set all of ``tags`` in one call, the ``last`` ones not before every file is there."""
-        self.journal.append(lane=VALUES, tags=tags, waits=last)
+        self.journal.append(Tags(tags=tags, waits=last))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file with the run."""
-        with self.journal.keeping(path.name) as file:
+        """Log a copy of a file."""
+        with self.journal.new_file(path.name) as file:
             shutil.copyfile(path, file)
-        self._log_file(file, folder)
+        self.journal.append(File(file=self._name(file), folder=folder))
 
     def log_value(self, value: Any, path: str) -> None:
-        """Keep a table as Parquet, named arrays as npz, anything else as JSON, as the artifact ``path``."""
+        """Log a table as Parquet, named arrays as npz, anything else as JSON, as the artifact ``path``."""
         folder, _, name = path.rpartition("/")
-        with self.journal.keeping(name) as file:
+        with self.journal.new_file(name) as file:
             if isinstance(value, pd.DataFrame):
                 value.to_parquet(file, index=False)
             elif file.suffix == ".npz":
                 np.savez_compressed(file, **value)
             else:
                 file.write_text(json.dumps(value, indent=1))
-        self._log_file(file, folder or None)
+        self.journal.append(File(file=self._name(file), folder=folder or None))
 
     def log_data(self, data: "Data") -> None:
         """Log the training images as the run's input, with the digest of all the content of all splits."""
         images, labels = data.train.images.cpu().numpy(), data.train.labels.cpu().numpy()
         dataset = mlflow.data.from_numpy(images, targets=labels, name=data.name, digest=data.spec.digest)  # pyright: ignore
-        self.journal.append(lane=FILES, data=dataset.to_dict())
+        self.journal.append(Inputs(data=dataset.to_dict()))
 
     def log_model(self, checkpoint: Path, example: np.ndarray) -> None:
         """Log a checkpoint as the run's model; ``example`` is what it predicts from, images uint8 (N, H, W, C)."""
-        with self.journal.keeping(checkpoint.name) as file:
+        with self.journal.new_file(checkpoint.name) as file:
             shutil.copyfile(checkpoint, file)
-        self._log_file(file, example=example.tolist())
+        self.journal.append(Checkpoint(file=self._name(file), example=example.tolist()))
 
     def report(self, event: "Event") -> None:
         """Log an epoch, its metrics in one call and its images by step; one that was logged before is not again."""
-        there = {(record.get("image"), record["step"]) for record in self.journal.records if "step" in record}
-        if (None, event.epoch) in there:
+        records = self.journal.records
+        if any(isinstance(record, Metrics) and record.step == event.epoch for record in records):
             return
+        there = {record.image for record in records if isinstance(record, Picture) and record.step == event.epoch}
         # The metrics come last: an epoch that has them has all.
         for key, grid in event.images.items():
-            if (key, event.epoch) not in there:
-                with self.journal.keeping(f"{key}.png") as file:
+            if key not in there:
+                with self.journal.new_file(f"{key}.png") as file:
                     Image.fromarray(_tile(grid).squeeze(-1) if grid.shape[2] == 1 else _tile(grid)).save(file)
-                self._log_file(file, image=key, step=event.epoch)
+                self.journal.append(Picture(file=self._name(file), image=key, step=event.epoch))
         self.log_metrics(event.metrics, event.epoch)
 
     def log_curves(self) -> None:
@@ -113,12 +128,12 @@ class RunWriter:
         # A training need not wait for what draws before its first step.
         from elbolab.training.curves import draw_curves
 
-        with self.journal.keeping("curves.png") as file:
-            draw_curves([record["metrics"] for record in self.journal.records if "metrics" in record], file)
-        self._log_file(file, "figures")
+        with self.journal.new_file("curves.png") as file:
+            draw_curves([one.metrics for one in self.journal.records if isinstance(one, Metrics)], file)
+        self.journal.append(File(file=self._name(file), folder="figures"))
 
-    def _log_file(self, file: Path, folder: str | None = None, **more: Any) -> None:
-        self.journal.append(lane=FILES, file=self.journal.called(file), folder=folder, **more)
+    def _name(self, file: Path) -> str:
+        return str(file.relative_to(self.folder))
 
 
 def _tile(grid: "Tensor") -> np.ndarray:
@@ -153,37 +168,35 @@ def start_run(
     """
     run_id = run_id or (None if folder else os.environ.pop("MLFLOW_RUN_ID", None))
     own = {KIND: kind, "mlflow.runName": name, **code_tags(), **tags}
-    begin: Record = {"tags": {key: redacted(value) for key, value in own.items()}, "params": params}
     journal = Journal(folder or UNFINISHED.absolute() / uuid4().hex)
-    if journal.is_new:
-        begin["run"] = {"id": run_id} if run_id else _new(name)
-    if run_id or folder:
-        begin["status"] = RUNNING
-    journal.append(lane=VALUES, **begin)
-    with _sending(journal, package) as tracker:
-        _under_way.append(tracker)
-        status = FAILED
+    begin = Begin(
+        tags={key: redacted(value) for key, value in own.items()},
+        params=params,
+        run=({"id": run_id} if run_id else _new_run(name)) if journal.is_new else None,
+        status=RUNNING if run_id or folder else None,
+    )
+    journal.append(begin)
+    with _sending(journal, package) as run:
+        _under_way.append(run)
+        status = status_after(None)
         try:
-            yield tracker
-            status = FINISHED
-        except (KeyboardInterrupt, SystemExit):
-            status = KILLED
-            raise
+            yield run
         except BaseException as error:
-            tracker.set_tags({FAILURE: redacted(f"{type(error).__name__}: {error}")[:500]})
+            if (status := status_after(error)) == FAILED:
+                run.set_tags({FAILURE: redacted(f"{type(error).__name__}: {error}")[:500]})
             raise
         finally:
             _under_way.pop()
-            journal.append(lane=VALUES, status=status, waits=True)
+            journal.append(End(status=status))
 
 
 @contextmanager
 def reopen_run(run_id: str) -> Iterator[RunWriter]:
-    """The writing end of a run that is not under way; its status stays."""
+    """The writer of a run that is not under way; its status stays. Raises UserError where the server refuses it."""
     journal = Journal(UNFINISHED.absolute() / uuid4().hex)
-    journal.append(lane=VALUES, run={"id": run_id, "attached": True})
-    with _sending(journal) as tracker:
-        yield tracker
+    journal.append(Attach(run={"id": run_id, "attached": True}))
+    with _sending(journal) as run:
+        yield run
 
 
 def nest_project_run(run_id: str, kind: str) -> None:
@@ -193,27 +206,27 @@ def nest_project_run(run_id: str, kind: str) -> None:
             track.set_tags({PARENT: run_id, KIND: kind})
 
 
-def _new(name: str) -> dict[str, Any]:
+def _new_run(name: str) -> NewRun:
     """What a new run begins with."""
     above = mlflow.active_run()
     parent = _under_way[-1].id if _under_way else above.info.run_id if above else None
-    where = {"experiment": os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")}
+    new: NewRun = {"name": name, "time": int(time.time() * 1000), "tags": resolve_tags(), "parent": parent}
     if (known := os.environ.get("MLFLOW_EXPERIMENT_ID")) is not None:
-        where = {"experiment_id": known}
-    return {"name": name, "time": int(time.time() * 1000), "tags": resolve_tags(), "parent": parent, **where}
+        return {**new, "experiment_id": known}
+    return {**new, "experiment": os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")}
 
 
 @contextmanager
 def _sending(journal: Journal, package: Package | None = None) -> Iterator[RunWriter]:
-    """Send what the tracker is given while the body lasts, and for a while after it."""
-    tracker = RunWriter(journal, package)
-    uploader = Uploader(journal, tracker.writer)
+    """Send what the run is given while the body lasts, and for a while after it."""
+    run = RunWriter(journal, package)
+    uploader = Uploader(journal, run.writer)
     patience, is_refused = END_SECONDS, False
     try:
-        uploader.wait(START_SECONDS, lambda: tracker.writer.run_id is not None or uploader.problem is not None)
-        if (problem := uploader.problem) and (is_refused := tracker.writer.run_id is None and refused(problem)):
+        uploader.wait(START_SECONDS, lambda: run.writer.run_id is not None or uploader.problem is not None)
+        if (problem := uploader.problem) and (is_refused := run.writer.run_id is None and refused(problem)):
             raise UserError(f"{address()} refuses the run: {reason(problem)}")
-        yield tracker
+        yield run
     except (KeyboardInterrupt, SystemExit):
         patience = KILLED_SECONDS
         raise
@@ -222,23 +235,22 @@ def _sending(journal: Journal, package: Package | None = None) -> Iterator[RunWr
             uploader.stop()
             journal.close(remove=journal.is_new)
         else:
-            if is_open(journal):
-                # It was interrupted before it began.
-                journal.append(lane=VALUES, status=KILLED, waits=True)
-            uploader.wait(patience, lambda: tracker.writer.left() == 0 or refused(uploader.problem))
+            if (end := end_of_lost(journal.records)) is not None:
+                # It was interrupted before the body began.
+                journal.append(end)
+            uploader.wait(patience, lambda: run.writer.left() == 0 or refused(uploader.problem))
             uploader.stop()
-            _say_what_is_left(tracker, uploader.problem)
-            journal.close(is_done_with(journal, tracker.writer))
+            _say_what_is_left(run, uploader.problem)
+            journal.close(is_done_with(journal, run.writer))
 
 
-def _say_what_is_left(tracker: RunWriter, problem: Exception | None) -> None:
-    if left := tracker.writer.left():
+def _say_what_is_left(run: RunWriter, problem: Exception | None) -> None:
+    if left := run.writer.left():
         why = f": {reason(problem)}" if problem else ""
-        line = f"{left} records of run {tracker.id} are not on {address()}{why}; `elbolab sync` sends them"
-        print(f"elbolab: {line} from {tracker.folder}", file=sys.stderr, flush=True)
-    goes_on = is_training(tracker.folder) and PROCESSES not in begun(tracker.folder)[1]
-    if goes_on and last_status(tracker.journal) != FINISHED:
-        print(f"elbolab: `elbolab resume {tracker.id}` goes on with it", file=sys.stderr, flush=True)
+        line = f"{left} records of run {run.id} are not on {address()}{why}; `elbolab sync` sends them"
+        print(f"elbolab: {line} from {run.folder}", file=sys.stderr, flush=True)
+    if can_be_resumed(run.journal) and PROCESSES not in begun(run.folder)[1]:
+        print(f"elbolab: `elbolab resume {run.id}` goes on with it", file=sys.stderr, flush=True)
 
 
 def code_tags() -> dict[str, str]:

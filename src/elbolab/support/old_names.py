@@ -31,6 +31,5 @@ class OldNames(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self, is_package=True) if fullname in MODULES else None
 
     def exec_module(self, module: ModuleType) -> None:
-        values = vars(import_module(MODULES[module.__name__]))
-        vars(module).update({name: value for name, value in values.items() if not name.startswith("__")})
-        vars(module).update({old: values[new] for old, new in NAMES.items() if new in values})
+        new = import_module(MODULES[module.__name__])
+        vars(module)["__getattr__"] = lambda name: getattr(new, NAMES.get(name, name))

@@ -5,7 +5,6 @@ python docs/architecture.py
 
 import ast
 from collections import Counter
-from html import escape
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "src" / "elbolab"
@@ -47,23 +46,19 @@ def draw() -> str:
     """The picture, as SVG: a row and a column a room; a square is as dark as many files of the row import it."""
     rows = [name for name in ROOMS if name != "__main__"]
     uses = Counter((room(name), used) for name, deps in imports().items() for used in {room(dep) for dep in deps})
-    cell, left, top = 24, 640, 96
-    width, height = left + cell * len(rows) + 16, top + cell * len(rows) + 16
+    cell, left, top = 26, 116, 84
+    width, height = left + cell * len(rows) + 40, top + cell * len(rows) + 8
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-        ' font-family="system-ui, sans-serif" font-size="13" fill="#1f2328">',
+        ' font-family="system-ui, sans-serif" font-size="14" fill="#1f2328">',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        f'<text x="16" y="{top - 12}" fill="#59636e">A room, and the rooms whose files its own import</text>',
     ]
     for place, name in enumerate(rows):
         y, x = top + cell * place, left + cell * place
-        source = PACKAGE / name / "__init__.py" if (PACKAGE / name).is_dir() else PACKAGE / f"{name}.py"
-        line = (ast.get_docstring(ast.parse(source.read_text())) or "").splitlines()[0]
         parts += [
-            f'<text x="16" y="{y + 17}" font-weight="600">{escape(name)}</text>',
-            f'<text x="104" y="{y + 17}" fill="#59636e" font-size="12">{escape(line)}</text>',
-            f'<text transform="translate({x + 16} {top - 8}) rotate(-60)">{escape(name)}</text>',
-            f'<path d="M16 {y + cell}H{width - 16}" stroke="#d1d9e0"/>',
+            f'<text x="16" y="{y + 18}">{name}</text>',
+            f'<text transform="translate({x + 17} {top - 6}) rotate(-60)">{name}</text>',
+            f'<path d="M16 {y + cell}H{left + cell * len(rows)}" stroke="#d1d9e0"/>',
             f'<rect x="{x + 3}" y="{y + 3}" width="{cell - 6}" height="{cell - 6}" fill="none" stroke="#59636e"/>',
         ]
         for column, used in enumerate(rows):

@@ -5,6 +5,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 # A registered model of 0.1.0 has its own `serving.py`. In a process that has imported today's elbolab, that file
 # imports from today's; so do the studies that users copied from those of 0.1.0.
@@ -32,4 +33,8 @@ class OldNames(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         new = import_module(MODULES[module.__name__])
-        vars(module)["__getattr__"] = lambda name: getattr(new, NAMES.get(name, name))
+
+        def find(name: str) -> Any:
+            return getattr(new, NAMES.get(name, name))
+
+        vars(module)["__getattr__"] = find

@@ -9,15 +9,19 @@ from conftest import batch_of, linear_gaussian, trained
 from elbolab.config.schema import EvaluateConfig
 from elbolab.data.splits import Data, DataSpec
 from elbolab.evaluation import Evaluation
-from elbolab.evaluation.annealing import ACCEPTANCE, annealed_estimate, betas, bidirectional_bounds
+from elbolab.evaluation.annealing import ACCEPTANCE, PriorStart, annealed_estimate, betas, bidirectional_bounds
 from elbolab.evaluation.importance_sampling import importance_estimate
-from elbolab.evaluation.inference_gap import best_factorised, gap, standard_normal
-from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.evaluation.inference_gap import best_of_family, gap
+from elbolab.models.posteriors import DiagonalGaussian, FullGaussian
 from elbolab.models.ppca import PPCA, PPCAConfig
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def standard_normal(like: torch.Tensor) -> DiagonalGaussian:
+    return DiagonalGaussian(torch.zeros_like(like), torch.zeros_like(like))
 
 
 @pytest.mark.parametrize("schedule", ["sigmoid", "linear"])
@@ -40,7 +44,7 @@ def test_ais_from_the_prior_is_exact_within_its_error_in_fifty_dimensions(
     model, x = linear_gaussian(50, sigma=sigma, shape=shape, seed=seed)
     config = EvaluateConfig(ais_chains=32, ais_distributions=400, ais_leapfrog=5, ais_schedule=schedule)  # pyright: ignore[reportArgumentType]
     prior = standard_normal(model.posterior(batch_of(x)).mean)
-    found = annealed_estimate(model, x, prior, config, seeded(seed))
+    found = annealed_estimate(model, x, PriorStart(model.prior, len(x)), config, seeded(seed))
     error = (found.log_px - model.exact_log_px(x)).mean()
     assert abs(error) < 3 * found.std_err.square().mean().sqrt() / math.sqrt(len(x))
     assert found.acceptance is not None
@@ -58,7 +62,7 @@ def test_ais_from_q_needs_fewer_distributions():
     config = EvaluateConfig(ais_chains=16, ais_distributions=30, ais_leapfrog=5)
     errors = [
         (annealed_estimate(model, x, start, config, seeded()).log_px - model.exact_log_px(x)).abs().mean().item()
-        for start in (standard_normal(q.mean), near)
+        for start in (PriorStart(model.prior, len(x)), near)
     ]
     assert errors[1] < 0.2 < 1 < errors[0]
 
@@ -74,7 +78,7 @@ def test_ais_from_the_exact_posterior_has_equal_weights():
 @pytest.mark.parametrize("seed", range(3))
 def test_the_mean_weight_is_px_since_step_sizes_do_not_heed_the_chain(seed: int):
     model, x = linear_gaussian(2, seed=seed)
-    start = standard_normal(model.posterior(batch_of(x)).mean)
+    start = PriorStart(model.prior, len(x))
     config = EvaluateConfig(ais_chains=20_000, ais_distributions=40, ais_leapfrog=1)
     found = annealed_estimate(model, x, start, config, seeded(seed))
     error = found.log_px - model.exact_log_px(x)
@@ -91,7 +95,7 @@ def test_the_reverse_bound_is_above_and_the_forward_below_log_px(
     model, _ = linear_gaussian(latent_dim, shape=shape, seed=seed)
     z = torch.randn(64, latent_dim, generator=seeded(seed))
     x = model.likelihood.sample(model.decode(z), seeded(seed + 1))
-    start = standard_normal(model.posterior(batch_of(x)).mean)
+    start = PriorStart(model.prior, len(x))
     gaps = []
     for distributions in (10, 100):
         config = EvaluateConfig(ais_chains=4, ais_distributions=distributions, ais_leapfrog=5)
@@ -114,10 +118,22 @@ def test_the_best_factorised_gaussian_has_the_known_gap(latent_dim: int, shape: 
     assert gap > 0.3
     config = EvaluateConfig(samples=4000, local_steps=400, local_lr=0.05, local_samples=100)
     start = standard_normal(torch.zeros(6, latent_dim))
-    best = best_factorised(model, x, [start], config, seeded())
+    best = best_of_family(model, x, [start], config, seeded())
     torch.testing.assert_close((-best.log_var).exp(), precision.diagonal().expand(6, latent_dim), rtol=0.1, atol=0)
     reached = importance_estimate(model, x, best, 50000, seeded()).elbo.float()
     torch.testing.assert_close(reached, model.exact_log_px(x) - gap, atol=0.03, rtol=0)
+    # A full covariance holds the posterior itself: of the approximation gap nothing is left.
+    whole = best_of_family(model, x, [FullGaussian.around(start.mean, start.log_var)], config, seeded())
+    covariance = whole.scale_tril @ whole.scale_tril.mT
+    torch.testing.assert_close(covariance, torch.linalg.inv(precision).expand_as(covariance), atol=0.01, rtol=0.05)
+    reached = importance_estimate(model, x, whole, 50000, seeded())
+    torch.testing.assert_close(reached.elbo.float(), model.exact_log_px(x), atol=0.01, rtol=0)
+    exact = torch.linalg.cholesky(torch.linalg.inv(precision)).expand(6, -1, -1)
+    rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)
+    mean = (x.flatten(1) - model.mean) @ model.loadings / model.config.sigma**2 @ torch.linalg.inv(precision)
+    known = FullGaussian(mean, 2 * exact.diagonal(dim1=-2, dim2=-1).log(), exact[:, rows, columns])
+    reached = importance_estimate(model, x, known, 1000, seeded())
+    torch.testing.assert_close(reached.elbo.float(), model.exact_log_px(x), atol=1e-4, rtol=1e-5)
 
 
 def test_the_best_of_several_starts_is_never_worse_than_each():
@@ -126,7 +142,7 @@ def test_the_best_of_several_starts_is_never_worse_than_each():
     config = EvaluateConfig(samples=2000, local_steps=1, local_lr=1e-4)
     far = DiagonalGaussian(q.mean + 3, q.log_var)
     for starts in ((q, far), (far, q)):
-        torch.testing.assert_close(best_factorised(model, x, starts, config, seeded()).mean, q.mean, atol=1e-3, rtol=0)
+        torch.testing.assert_close(best_of_family(model, x, starts, config, seeded()).mean, q.mean, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("start", ["prior", "q", "both"])

@@ -11,7 +11,7 @@ from elbolab.data.splits import Batch
 from elbolab.evaluation.annealing import PriorStart, annealed_estimate, bidirectional_bounds
 from elbolab.evaluation.base import Evaluation, Results, mean_metrics
 from elbolab.evaluation.importance_sampling import estimate_log_px, log_weights
-from elbolab.models.fitting import choose, fit_posterior
+from elbolab.models.fitting import Q, choose, fit_posterior
 from elbolab.models.latent import LatentModel
 from elbolab.models.posteriors import Posterior
 from elbolab.support.counters import counted
@@ -67,11 +67,11 @@ def gap(evaluation: Evaluation) -> Results:
 def best_of_family(
     model: LatentModel,
     x: Tensor,
-    starts: Sequence[Posterior],
+    starts: Sequence[Q],
     config: EvaluateConfig,
     generator: torch.Generator | None = None,
-    known: Sequence[Posterior] = (),
-) -> Posterior:
+    known: Sequence[Q] = (),
+) -> Q:
     """q*, the member of the starts' family of highest ELBO for each image (B, C, H, W): the best of a search from each
     start and of those that are ``known``.
     """

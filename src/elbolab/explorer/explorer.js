@@ -7,8 +7,6 @@ const size = data.shape.reduce((product, side) => product * side);
 const image = (i) => images.subarray(i * size, (i + 1) * size);
 const named = (i) => `test image ${data.index[i]}, class ${data.labels[i]}`;
 const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
-// Box and Muller's transform of two uniform draws.
-const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
 
 class Panel {
   constructor(root, strip, run) {
@@ -21,6 +19,7 @@ class Panel {
     this.run = run;
     this.decode = makeDecoder(run.layers, floats(run.weights));
     this.means = rows(run.means);
+    this.draws = rows(run.draws);
     [this.centre] = rows(run.centre);
     this.directions = rows(run.directions);
     this.map = new LatentMap(this.find("svg"), this.means.map((mean) => this.point(mean)), data.labels, explorer);
@@ -28,7 +27,8 @@ class Panel {
     this.sliders.forEach((slider, k) => slider.addEventListener("input", () => this.slide(k, Number(slider.value))));
     this.find(".reset").addEventListener("click", () => this.reset());
     this.find(".draw").addEventListener("click", () => {
-      this.hold({ z: this.centre.map(normal), words: "a draw from the prior" });
+      const z = this.draws[Math.floor(Math.random() * this.draws.length)];
+      this.hold({ z, words: "a draw from the prior" });
     });
     this.current = strip.querySelector(".current");
     this.steps = [...strip.querySelectorAll(".steps canvas")];

@@ -9,29 +9,26 @@ from torch import Tensor, nn
 
 from elbolab.evaluation.base import Evaluation
 from elbolab.models.latent import LatentModel
-from elbolab.models.likelihoods import ContinuousBernoulli
-from elbolab.models.neural import DeepLatentModel
-from elbolab.models.ppca import PPCA
+from elbolab.models.likelihoods import ContinuousBernoulliMean
 from elbolab.support.errors import UserError
 
 DIRECTIONS = 8
-
-
-class _ContinuousBernoulliMean(nn.Module):
-    def forward(self, logits: Tensor) -> Tensor:
-        return ContinuousBernoulli().mean(logits)
+# What the page draws from the prior is one of these, since it knows no family of priors.
+DRAWS = 500
 
 
 def view(model: LatentModel, evaluation: Evaluation) -> dict[str, Any]:
     """The posterior means of the evaluation's test images and what decodes them, as JSON holds it.
 
-    `weights`, `means` (N, D), `centre` (D,) and `directions` (K, D) are float32 in base64. Directions are orthonormal,
-    by falling standard deviation of the means along them; `shares` are their parts of the variance. Raises UserError
-    where the page could not decode as the model does.
+    `weights`, `means` (N, D), `draws` (500, D) from the prior, `centre` (D,) and `directions` (K, D) are float32 in
+    base64. Directions are orthonormal, by falling standard deviation of the means along them; `shares` are their parts
+    of the variance. Raises UserError where the page could not decode as the model does.
     """
     posteriors = evaluation.inferred("test")
     means = torch.cat([q.mean for q in posteriors])
-    decoder = expected_image(model)
+    draws = model.prior.sample((DRAWS,), evaluation.generator("prior draws"))
+    if (decoder := model.layers) is None:
+        raise _unknown(model)
     shown = torch.cat([model.reconstruct(q) for q in posteriors])
     with torch.no_grad():
         if not torch.allclose(decoder(means).clamp(0, 1).view_as(shown), shown, atol=1e-5):
@@ -42,26 +39,12 @@ def view(model: LatentModel, evaluation: Evaluation) -> dict[str, Any]:
         "layers": layers(decoder, means[:1], model),
         "weights": packed([weight for module in decoder for weight in module.parameters()]),
         "means": packed([means]),
+        "draws": packed([draws]),
         "centre": packed([centre]),
         "directions": packed([directions]),
         "deviations": deviations.tolist(),
         "shares": shares.tolist(),
     }
-
-
-def expected_image(model: LatentModel) -> nn.Sequential:
-    """The modules from z (B, D) to the expected image, before pixels are cut to [0, 1]."""
-    match model:
-        case PPCA():
-            linear = nn.Linear(model.config.latent_dim, len(model.mean))
-            linear.weight, linear.bias = nn.Parameter(model.loadings), nn.Parameter(model.mean)
-            return nn.Sequential(linear)
-        case DeepLatentModel():
-            # The other likelihoods expect the sigmoid of the net's activations.
-            grey = isinstance(model.likelihood, ContinuousBernoulli)
-            return nn.Sequential(*model.decoder, _ContinuousBernoulliMean() if grey else nn.Sigmoid())
-        case _:
-            raise _unknown(model)
 
 
 def layers(decoder: nn.Sequential, z: Tensor, model: LatentModel) -> list[dict[str, Any]]:
@@ -84,7 +67,7 @@ def layers(decoder: nn.Sequential, z: Tensor, model: LatentModel) -> list[dict[s
                 layer |= {"kind": "elu"}
             case nn.Sigmoid():
                 layer |= {"kind": "sigmoid"}
-            case _ContinuousBernoulliMean():
+            case ContinuousBernoulliMean():
                 layer |= {"kind": "continuous_bernoulli"}
             case nn.Unflatten():
                 continue
@@ -118,5 +101,5 @@ def packed(tensors: Sequence[Tensor]) -> str:
 def _unknown(model: LatentModel) -> UserError:
     return UserError(
         f"the explorer cannot decode as {type(model).__name__} does; it runs nets of Linear, ConvTranspose2d, ReLU, "
-        "Tanh and ELU under the likelihoods of LatentConfig, and ppca"
+        "Tanh and ELU, as the model's `layers`, under the likelihoods of LatentConfig"
     )

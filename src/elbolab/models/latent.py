@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from elbolab.config.limits import WIDEST
 from elbolab.config.schema import Config
@@ -75,6 +75,11 @@ class LatentModel(Model):
 
     def stored_posterior(self, batch: Batch) -> Posterior | None:
         """The posteriors that training left for these very images; None where there is no such table."""
+        return None
+
+    @property
+    def layers(self) -> nn.Sequential | None:
+        """The layers from z (B, D) to the expected image before it is cut to [0, 1]; None where they are no chain."""
         return None
 
     def exact_log_px(self, x: Tensor) -> Tensor | None:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 PIXELS = (-3, -2, -1)
 # A pixel that is black in every training image would otherwise make one white pixel impossible.
@@ -40,6 +40,10 @@ class Likelihood(Protocol):
 
     def mean(self, params: Tensor) -> Tensor:
         """The expected image, in [0, 1]; same shape."""
+        ...
+
+    def mean_layer(self) -> nn.Module:
+        """From a network's unbounded activations to the expected image, as a layer; same shape."""
         ...
 
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
@@ -77,6 +81,9 @@ class Gaussian:
     def mean(self, params: Tensor) -> Tensor:
         return params
 
+    def mean_layer(self) -> nn.Module:
+        return nn.Sigmoid()
+
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         constant = math.prod(x.shape[1:]) * (math.log(self.sigma) + 0.5 * math.log(2 * math.pi))
         return (x - params).square().sum(PIXELS) * (-0.5 / self.sigma**2) - constant
@@ -112,6 +119,9 @@ class Bernoulli:
 
     def mean(self, params: Tensor) -> Tensor:
         return params.sigmoid()
+
+    def mean_layer(self) -> nn.Module:
+        return nn.Sigmoid()
 
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         return -F.binary_cross_entropy_with_logits(params, x.expand_as(params), reduction="none").sum(PIXELS)
@@ -163,6 +173,9 @@ class ContinuousBernoulli:
         series = 0.5 + near / 12 - near**3 / 720 + near**5 / 30240
         return torch.where(params.abs() < SERIES_BELOW, series, -1 / torch.expm1(-far) - 1 / far)
 
+    def mean_layer(self) -> nn.Module:
+        return ContinuousBernoulliMean()
+
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         near, far = _apart(params)
         far = far.abs()
@@ -179,6 +192,13 @@ class ContinuousBernoulli:
         size = params.abs().clamp(min=1e-7)
         falling = -torch.log1p(uniform * torch.expm1(-size)) / size
         return torch.where(params > 0, 1 - falling, falling).clamp(0, 1)
+
+
+class ContinuousBernoulliMean(nn.Module):
+    """Logits to the mean of a continuous Bernoulli; same shape."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return ContinuousBernoulli().mean(logits)
 
 
 def _apart(params: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from elbolab.config.limits import WIDEST
 from elbolab.data.splits import Batch, DataSpec
@@ -79,6 +79,10 @@ class DeepLatentModel(LatentModel):
             if own != theirs:
                 where = f"{field}={getattr(self.config, field)!r}"
                 raise UserError(f"{where} has {name} {theirs}, but this model has {own}; name a run that has the same")
+
+    @property
+    def layers(self) -> nn.Sequential:
+        return nn.Sequential(*self.decoder, self.likelihood.mean_layer())
 
     def decode(self, z: Tensor) -> Tensor:
         activations = self.compute(self.decoder, z.reshape(-1, z.shape[-1]))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from elbolab.data.splits import Batch, Data, DataSpec
 from elbolab.models.latent import LatentConfig, LatentModel
@@ -93,6 +93,12 @@ class PPCA(LatentModel):
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return []
+
+    @property
+    def layers(self) -> nn.Sequential:
+        linear = nn.Linear(self.config.latent_dim, len(self.mean))
+        linear.weight, linear.bias = nn.Parameter(self.loadings), nn.Parameter(self.mean)
+        return nn.Sequential(linear)
 
     def decode(self, z: Tensor) -> Tensor:
         return (z @ self.loadings.T + self.mean).reshape(*z.shape[:-1], *self.spec.shape)

@@ -45,19 +45,19 @@ def define(name: str, text: str) -> str:
 def overhead(count: int) -> list[float]:
     """Seconds from the end of each of ``count`` trials of a trivial training to that of the next, less its training."""
     training: list[float] = []
-    trial.training = _timed(trial.training, training)
+    trial.train = _timed(trial.train, training)
     carry_out(define("trivial", TRIVIAL), trials=count)
     done = optuna.load_study(study_name="trivial", storage="sqlite:///optuna.db").get_trials(deepcopy=False)
     ends = [trial.datetime_complete.timestamp() for trial in done if trial.datetime_complete]
     return [end - before - one for (before, end), one in zip(pairwise(ends), training[1:], strict=True)]
 
 
-def _timed(training: Callable[..., Any], found: list[float]) -> Callable[..., Any]:
-    def timed(model: Any, data: Any, report: Callable[..., None], *more: Any) -> Any:
+def _timed(train: Callable[..., Any], found: list[float]) -> Callable[..., Any]:
+    def timed(model: Any, data: Any, report: Callable[..., None], *more: Any) -> None:
         # What the training reports on its way is overhead too, so it is taken out of the training's time.
         outside = [0.0]
         started = time.perf_counter()
-        yield from training(model, data, _sum_up(report, outside), *more)
+        train(model, data, _sum_up(report, outside), *more)
         found.append(time.perf_counter() - started - outside[0])
 
     return timed

@@ -16,6 +16,7 @@ import torch
 from elbolab.data.splits import load_data
 from elbolab.models import MODELS
 from elbolab.training import distributed
+from elbolab.training.backend import Backend
 from elbolab.training.trainer import Event, train
 
 # 41 images leave one in the last batch of 8: one process gets it, the other none.
@@ -40,28 +41,29 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def fit(case: str, folder: Path) -> list[dict[str, float]]:
+def fit(case: str, folder: Path, backend: Backend | None = None) -> list[dict[str, float]]:
     """Train a case and return the metrics of its epochs, but for the speed."""
     kind = MODELS[case.split()[0]]
     config = kind.Config.parse({**SHARED, **CASES[case]})
     data = load_data(config.dataset, config.data_dir, config.train_size, config.val_size, config.test_size)
     torch.manual_seed(config.seed)
     events: list[Event] = []
-    train(kind(config, data.spec), data, events.append, folder)
+    train(kind(config, data.spec), data, events.append, folder, backend)
     return [{key: value for key, value in event.metrics.items() if key != "train/images_per_s"} for event in events]
 
 
 def main() -> None:
     # As the command line does, so that what torchrun ends can say so.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with distributed.group("cpu"):
+    with distributed.group("cpu") as backend:
+        assert backend is not None
         for case in CASES:
             Path(case).mkdir(exist_ok=True)
             history: list[dict[str, float]] = []
-            distributed.together(lambda case=case, history=history: history.extend(fit(case, Path(case))))
-            Path(case, f"{distributed.rank()}.json").write_text(json.dumps(history))
-        with nullcontext() if distributed.rank() else _run():
-            distributed.together(_die)
+            backend.run(lambda case=case, history=history: history.extend(fit(case, Path(case), backend)))
+            Path(case, f"{backend.rank}.json").write_text(json.dumps(history))
+        with nullcontext() if backend.rank else _run():
+            backend.run(lambda: _die(backend))
 
 
 def _run() -> AbstractContextManager[Any]:
@@ -70,11 +72,11 @@ def _run() -> AbstractContextManager[Any]:
     return tracking.start_run("train", "killed", {}, {})
 
 
-def _die() -> None:
-    distributed.total(torch.zeros(()))
-    if distributed.rank() == 1:
+def _die(backend: Backend) -> None:
+    backend.sum(torch.zeros(()))
+    if backend.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    distributed.total(torch.zeros(()))
+    backend.sum(torch.zeros(()))
 
 
 if __name__ == "__main__":

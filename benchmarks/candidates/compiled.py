@@ -11,8 +11,8 @@ import torch
 from common import arguments, report
 from elbolab_training import prepared
 
+from elbolab.training.backend import Objective
 from elbolab.training.compiled_steps import Compiled
-from elbolab.training.trainer import Objective
 
 STEPS, TURNS = 40, 7
 # As the study burda2016 has them.
@@ -28,7 +28,7 @@ def main() -> None:
     model.train()
     optimizers, objective = model.optimizers(), Objective(model)
     batches = [model.observe(batch) for batch in data.train.batches(given.batch_size, torch.Generator())][:STEPS]
-    ways = {"eager": objective, "compiled": Compiled(objective)}
+    ways = {"eager": objective, "compiled": Compiled(objective, given.batch_size)}
 
     def seconds(way: str, count: int) -> float:
         began = time.perf_counter()

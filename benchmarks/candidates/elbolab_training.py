@@ -12,6 +12,7 @@ from elbolab.experiment.train import prepare
 from elbolab.models import MODELS
 from elbolab.models.base import Model
 from elbolab.support.malloc import tune_memory
+from elbolab.training.compiled_steps import CompiledSteps
 from elbolab.training.trainer import Event, train
 
 VAL_SIZE = 500
@@ -58,7 +59,7 @@ def measure(
         events.append(event)
         found.update(between())
 
-    train(model, data, note, Path.cwd())
+    train(model, data, note, Path.cwd(), CompiledSteps())
     metrics = events[-1].metrics
     data_bytes = sum(
         tensor.nbytes for split in data.splits.values() for tensor in (split.images, split.labels, split.index)

@@ -51,13 +51,13 @@ def watch(invoke: Callable[..., Any]) -> Callable[..., Any]:
     def call(command: click.Command, context: click.Context) -> Any:
         if command.name == "vae":
             from elbolab.experiment import train as jobs
-            from elbolab.training import trainer
+            from elbolab.training import backend
 
             mark("interpreter and imports")
             marked(jobs, "load_for", after="data")
             marked(jobs, "prepare", after="model")
             marked(jobs, "train", before="tracking start")
-            trainer.Step.take = ended(trainer.Step.take)
+            backend.Step.take = ended(backend.Step.take)
         return invoke(command, context)
 
     return call

@@ -13,7 +13,7 @@ from elbolab_training import measure, prepared
 from elbolab.data.splits import Data
 from elbolab.models.latent import LatentModel
 from elbolab.models.latent_opt import LatentOpt
-from elbolab.training.trainer import Objective, Step
+from elbolab.training.backend import Objective, Step
 
 # After every epoch, each beside one of the decoder alone: machines change within seconds.
 STEPS = 120

@@ -20,6 +20,7 @@ from elbolab.models.networks import ACTIVATIONS, ToImage
 from elbolab.models.objectives import elbo
 from elbolab.models.posteriors import DiagonalGaussian
 from elbolab.support.errors import UserError
+from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import load_checkpoint
 from elbolab.training.trainer import Event, _snapshot, rate_factor, train
 
@@ -187,7 +188,7 @@ def test_pictures_show_what_a_bernoulli_model_sees_and_draw_nothing_of_the_train
     model = make("vae", digits, likelihood="bernoulli")
     assert isinstance(model, LatentModel)
     before = torch.get_rng_state()
-    shown, again = (_snapshot(model, digits)["reconstructions_val"] for _ in range(2))
+    shown, again = (_snapshot(model, digits, Backend())["reconstructions_val"] for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(shown, again)
     originals, reconstructions = shown

@@ -9,7 +9,7 @@ import torch
 from elbolab.experiment.train import prepare
 from elbolab.models import MODELS
 from elbolab.training import compiled_steps
-from elbolab.training.compiled_steps import is_worth_compiling
+from elbolab.training.compiled_steps import CompiledSteps
 from elbolab.training.trainer import Event, train
 
 SMALL: dict[str, Any] = {"train_size": 50, "val_size": 10, "test_size": 10, "batch_size": 20, "epochs": 3}
@@ -25,7 +25,7 @@ def prepared(name: str, **fields: Any) -> Any:
 def trained(folder: Path, name: str = "vae", **fields: Any) -> dict[str, torch.Tensor]:
     model, data, _ = prepared(name, **fields)
     folder.mkdir(exist_ok=True)
-    train(model, data, lambda _: None, folder)
+    train(model, data, lambda _: None, folder, CompiledSteps())
     return model.state_dict()
 
 
@@ -34,8 +34,8 @@ def test_only_long_trainings_of_dense_nets_are_compiled(monkeypatch: pytest.Monk
 
     def worth(name: str, **fields: Any) -> bool:
         model, data, tags = prepared(name, **fields)
-        assert tags["compiled"] == str(is_worth_compiling(model, data)).lower()
-        return is_worth_compiling(model, data)
+        assert tags["compiled"] == str(CompiledSteps().compiles(model, data)).lower()
+        return CompiledSteps().compiles(model, data)
 
     # Two whole batches an epoch.
     long = compiled_steps.REPAID_AFTER // 2 + 1
@@ -107,7 +107,7 @@ def test_a_compiled_training_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: py
 
     (folder := tmp_path / "cut").mkdir()
     with pytest.raises(ConnectionError):
-        train(model, data, report, folder)
+        train(model, data, report, folder, CompiledSteps())
     got = trained(folder)
     for key, value in expected.items():
         assert torch.equal(got[key], value), key

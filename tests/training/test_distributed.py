@@ -12,8 +12,9 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, trained
 from mlflow.entities import Run
+from torch.distributed import HashStore
 from two_processes import CASES, SHARED, fit
 
 from elbolab import load_model
@@ -21,11 +22,12 @@ from elbolab.data.splits import Data
 from elbolab.experiment import train
 from elbolab.models import MODELS
 from elbolab.models.base import Model
-from elbolab.models.latent import LatentModel
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 from elbolab.training import distributed
+from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import load_checkpoint
+from elbolab.training.distributed import Processes
 
 pytestmark = pytest.mark.scale
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -33,14 +35,13 @@ TINY = [item for key, value in SHARED.items() for item in (f"--{key}", str(value
 
 # The second process fails in its second epoch while the first waits for it.
 FAIL = """
-import os
 from elbolab import cli
 from elbolab.training import trainer
 validate = trainer._validate
-def fail(model, split, epoch):
-    if os.environ["RANK"] == "1" and epoch == 2:
+def fail(model, split, epoch, backend):
+    if backend.rank == 1 and epoch == 2:
         raise ArithmeticError("two and two are five")
-    return validate(model, split, epoch)
+    return validate(model, split, epoch, backend)
 trainer._validate = fail
 cli.main()
 """
@@ -177,27 +178,36 @@ def ranks(process: subprocess.Popen[str]) -> list[int]:
 
 
 def test_each_process_needs_an_image(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(distributed, "processes", lambda: 3)
+    monkeypatch.setattr(Backend, "processes", 3)
     with pytest.raises(UserError, match="batch_size=2 must be at least 3"):
         train.train_model("vae", MODELS["vae"].Config.parse({"batch_size": 2}))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 41])
 @pytest.mark.parametrize("many", [1, 2, 3, 5])
-def test_every_place_has_one_owner(monkeypatch: pytest.MonkeyPatch, count: int, many: int):
-    monkeypatch.setattr(distributed, "processes", lambda: many)
-    place = torch.arange(count)
-    owners = distributed.owners(place, count)
+def test_every_place_has_one_owner(count: int, many: int):
+    places = torch.arange(count)
     for rank in range(many):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        assert torch.equal(place[distributed.owned(count)], place[owners == rank])
-    assert owners.max() < many
+        backend = Processes(rank, many, HashStore())
+        owners = backend.owners(places, count)
+        assert torch.equal(places[backend.owned(count)], places[owners == rank])
+        assert owners.max() < many
 
 
-def test_a_share_without_torchrun_is_the_batch(digits: Data):
-    model = MODELS["vae"](MODELS["vae"].Config.parse({}), digits.spec)
-    assert isinstance(model, LatentModel)
-    batch = digits.train.batch(torch.arange(5))
-    with distributed.share(batch, model.owners) as own:
-        assert own is batch
-    assert distributed.parallel(model, []) is model
+@pytest.mark.parametrize("many", [2, 3, 5])
+def test_the_shares_of_a_batch_are_its_images_each_once_with_the_rows_of_a_table_that_are_kept(digits: Data, many: int):
+    whole = trained("latent_opt", digits, net="mlp")
+    batch = digits.train.batch(torch.randperm(len(digits.train))[:21])
+    expected, found = whole.posterior(batch).mean, torch.empty(21, 200)
+    for rank in range(many):
+        model, backend = trained("latent_opt", digits, net="mlp"), Processes(rank, many, HashStore())
+        model.keep_rows(backend.owned)
+        assert len(model.train_rows) <= -(-len(digits.train) // many)
+        with backend.share(model, batch) as own:
+            found[torch.isin(batch.index, own.index)] = model.posterior(own).mean
+    assert torch.equal(found, expected)
+
+
+def test_without_torchrun_there_is_no_group():
+    with distributed.group("cpu") as processes:
+        assert processes is None

@@ -1,7 +1,9 @@
 """Trainings beside each other: each ends as it would alone, whether their steps are computed in turn or as one."""
 
 import math
-from collections.abc import Iterator
+import signal
+from functools import partial
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,10 +18,10 @@ from elbolab.data.splits import Data, load_data
 from elbolab.models import MODELS
 from elbolab.models.base import Model
 from elbolab.support.errors import UserError
-from elbolab.support.signals import Interruption
 from elbolab.tracking import mlflow_reader
-from elbolab.training.populations import together
-from elbolab.training.trainer import Event, Step, train, training
+from elbolab.training.backend import Backend, Step
+from elbolab.training.populations import take_turns
+from elbolab.training.trainer import Event, train
 
 MEMBERS: list[dict[str, Any]] = [
     {"seed": 0, "lr": 1e-3},
@@ -63,10 +65,10 @@ def beside(models: list[Model], data: Data, folder: Path, as_one: bool) -> tuple
     for each in folders:
         each.mkdir(parents=True)
     trainings = [
-        training(model, data, heard.append, each, Interruption())
+        partial(train, model, data, heard.append, each)
         for model, heard, each in zip(models, events, folders, strict=True)
     ]
-    return events, dict(together(trainings, as_one))
+    return events, dict(take_turns(trainings, as_one))
 
 
 def figures(events: list[Event]) -> list[dict[str, float]]:
@@ -147,6 +149,27 @@ def test_one_that_fails_leaves_the_others_as_they_are(as_one: bool, data: Data, 
             assert other == pytest.approx(one, rel=3e-3 if as_one else 0)
 
 
+@pytest.mark.parametrize("as_one", [False, True])
+def test_to_stop_ends_every_training_and_leaves_signals_as_they_were(as_one: bool, data: Data, tmp_path: Path):
+    models = [make("vae", data, {"net": "mlp", **fields}) for fields in MEMBERS]
+    before, ended = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], []
+
+    def watched(place: int, backend: Backend) -> None:
+        (tmp_path / str(place)).mkdir()
+        try:
+            train(models[place], data, lambda _: None, tmp_path / str(place), backend)
+        finally:
+            ended.append(place)
+
+    turns = take_turns([partial(watched, place) for place in range(len(models))], as_one)
+    place, outcome = next(turns)
+    assert (place, outcome) == (0, None)
+    assert ended == [0]
+    turns.close()
+    assert ended == [0, 1, 2]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 def test_models_of_other_forward_passes_are_not_computed_as_one(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -183,18 +206,27 @@ def test_a_population_is_as_many_trials_with_the_same_results(store: Path):
 def test_an_interrupted_population_is_queued_again(store: Path, monkeypatch: pytest.MonkeyPatch):
     several = define(store, "several", LIST)
 
-    def interrupted(*arguments: Any) -> Iterator[Step]:
-        for number, step in enumerate(training(*arguments)):
-            if number == 1 and arguments[0].config.seed == 1:
-                raise KeyboardInterrupt
-            yield step
+    def interrupted(model: Model, data: Data, report: Any, folder: Path, backend: Backend) -> None:
+        take, steps = backend.step, count()
 
+        def signal_and_take(step: Step) -> None:
+            if next(steps) == 1:
+                signal.raise_signal(signal.SIGINT)
+            take(step)
+
+        if model.config.seed == 1:
+            monkeypatch.setattr(backend, "step", signal_and_take)
+        train(model, data, report, folder, backend)
+
+    # Whoever starts the tests in the background may have Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patched:
-        patched.setattr("elbolab.tuning.trial.training", interrupted)
+        patched.setattr("elbolab.tuning.trial.train", interrupted)
         # None is to end in its first turn.
         patched.setattr("elbolab.training.populations.STEPS_AT_A_TURN", 1)
         with pytest.raises(KeyboardInterrupt):
             carry_out(several, population=4)
+    signal.signal(signal.SIGINT, before)
     parent = carry_out(several, population=4)
     states = [run.info.status for run in children(parent).values()]
     assert sorted(states) == ["FAILED"] * 4 + ["FINISHED"] * 4

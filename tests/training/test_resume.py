@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +29,8 @@ from elbolab.tracking import run as tracking
 from elbolab.tracking.journal import Journal
 from elbolab.tracking.keys import PARENT
 from elbolab.tracking.offline import find_unfinished
-from elbolab.training import checkpoint, distributed, resume_state
+from elbolab.training import checkpoint, resume_state
+from elbolab.training.backend import Backend
 from elbolab.training.trainer import Event, train
 
 TINY = {"train_size": 40, "val_size": 10, "test_size": 10, "batch_size": 8, "latent_dim": 4}
@@ -265,7 +266,7 @@ def test_a_training_of_several_processes_is_not_gone_on_with(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(distributed, "processes", lambda: 2)
+        patch.setattr(Backend, "processes", 2)
         patch.setattr(tracking.RunWriter, "report", break_down)
         with pytest.raises(RuntimeError, match="the roof"):
             train_model("vae", MODELS["vae"].Config.parse({**TINY, "epochs": 1}))
@@ -349,6 +350,27 @@ def signal_twice() -> None:
         assert interruption
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second signal was not heeded")
+
+
+def test_those_postponed_at_the_same_time_hear_of_one_signal_and_the_last_to_end_heeds_it():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        first, second = ExitStack(), ExitStack()
+        one = first.enter_context(postponed())
+        two = second.enter_context(postponed())
+        first.close()
+        signal.raise_signal(signal.SIGINT)
+        assert one
+        assert two
+        with postponed() as within:
+            assert within
+        with pytest.raises(KeyboardInterrupt):
+            second.close()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with postponed() as later:
+            assert not later
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_signal_does_not_wait():

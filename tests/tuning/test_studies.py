@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import log10
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from elbolab.support.errors import UserError
 from elbolab.support.statistics import mean_and_half_width
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking.keys import PARENT, TRIAL
-from elbolab.training.trainer import Step, training
+from elbolab.training.trainer import train
 from elbolab.tuning.loader import load_study
 from elbolab.tuning.optuna_storage import DIED, Job, open_study
 from elbolab.tuning.trial import _refuse_surplus, _SurplusError
@@ -159,11 +159,11 @@ STUDY = Study(
 def test_a_trial_has_no_test_images(search: str, monkeypatch: pytest.MonkeyPatch):
     seen = []
 
-    def watched(model: Any, data: Data, *more: Any) -> Iterator[Step]:
+    def watched(model: Any, data: Data, *more: Any) -> None:
         seen.append({name: len(split) for name, split in data.splits.items()})
-        yield from training(model, data, *more)
+        train(model, data, *more)
 
-    monkeypatch.setattr("elbolab.tuning.trial.training", watched)
+    monkeypatch.setattr("elbolab.tuning.trial.train", watched)
     carry_out(search, trials=1)
     assert seen == [{"train": 40, "val": 10, "test": 0}]
 
@@ -200,12 +200,12 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def at(count: int) -> None:
         calls = itertools.count(1)
 
-        def interrupted(*arguments: Any) -> Iterator[Step]:
+        def interrupted(*arguments: Any) -> None:
             if next(calls) == count:
                 raise KeyboardInterrupt
-            yield from training(*arguments)
+            train(*arguments)
 
-        monkeypatch.setattr("elbolab.tuning.trial.training", interrupted)
+        monkeypatch.setattr("elbolab.tuning.trial.train", interrupted)
 
     return at
 
@@ -270,9 +270,9 @@ def test_out_of_memory_costs_one_trial(search: str, monkeypatch: pytest.MonkeyPa
     def exhausted(*arguments: Any) -> Any:
         if next(calls) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return training(*arguments)
+        return train(*arguments)
 
-    monkeypatch.setattr("elbolab.tuning.trial.training", exhausted)
+    monkeypatch.setattr("elbolab.tuning.trial.train", exhausted)
     parent = carry_out(search, trials=2)
     first, *others = trials_of(search)
     assert first.state == TrialState.FAIL

@@ -18,18 +18,21 @@ from elbolab.support.errors import UserError
 from elbolab.tracking import run as tracking
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
 from elbolab.training import distributed
-from elbolab.training.compiled_steps import is_worth_compiling
+from elbolab.training.backend import Backend
+from elbolab.training.compiled_steps import CompiledSteps
 from elbolab.training.progress import Progress
 from elbolab.training.trainer import Event, train
 
 
-def prepare(name: str, config: Config) -> tuple[Model, Data, dict[str, str]]:
-    """The model ``name`` before its training, its data, and the tags of the run that will train it.
+def prepare(name: str, config: Config, backend: Backend | None = None) -> tuple[Model, Data, dict[str, str]]:
+    """The model ``name`` before its training, its data, and the tags of the run that will train it on ``backend``.
 
-    Raises UserError where it starts from the model of a run that is not there or does not fit.
+    By default that is this process, with compiled steps. Raises UserError where it starts from the
+    model of a run that is not there or does not fit.
     """
     device = choose_device(config.device)
-    with distributed.one_first():
+    backend = backend or CompiledSteps()
+    with backend.one_first():
         data = load_for(config, device)
     torch.manual_seed(config.seed)
     model = MODELS[name](config, data.spec).to(device)
@@ -44,7 +47,7 @@ def prepare(name: str, config: Config) -> tuple[Model, Data, dict[str, str]]:
             "observation_model": model.observation_model,
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "precision": str(model.precision).removeprefix("torch."),
-            "compiled": str(is_worth_compiling(model, data)).lower(),
+            "compiled": str(backend.compiles(model, data)).lower(),
             **model.axes,
         },
     )
@@ -57,25 +60,26 @@ def train_model(name: str, config: Config, tags: dict[str, str] | None = None, f
     torchrun started the first tracks, and the others return "". Raises UserError where one would be without images in
     every step, or where the data are not those that the unfinished run began with.
     """
-    with distributed.group(choose_device(config.device)):
-        if (least := distributed.processes()) > config.batch_size:
+    with distributed.group(choose_device(config.device)) as processes:
+        backend = processes or CompiledSteps()
+        if (least := backend.processes) > config.batch_size:
             raise UserError(f"batch_size={config.batch_size} must be at least {least}, the processes; start fewer")
-        model, data, own_tags = prepare(name, config)
+        model, data, own_tags = prepare(name, config, backend)
         if folder is not None and (digest := begun(folder)[1]["data.digest"]) != data.spec.digest:
             raise UserError(
                 f"{data.name} has the digest {data.spec.digest} now and had {digest} when the run began; bring back "
                 "the files of then"
             )
-        if distributed.rank():
-            distributed.together(lambda: train(model, data, lambda _: None, Path("none")))
+        if backend.rank:
+            backend.run(lambda: train(model, data, lambda _: None, Path("none"), backend))
             return ""
-        return _tracked(name, model, data, own_tags | (tags or {}), folder)
+        return _tracked(name, model, data, own_tags | (tags or {}), folder, backend)
 
 
-def _tracked(name: str, model: Model, data: Data, tags: dict[str, str], folder: Path | None) -> str:
+def _tracked(name: str, model: Model, data: Data, tags: dict[str, str], folder: Path | None, backend: Backend) -> str:
     config = model.config
-    if distributed.processes() > 1:
-        tags = {**tags, tracking.PROCESSES: str(distributed.processes())}
+    if backend.processes > 1:
+        tags = {**tags, tracking.PROCESSES: str(backend.processes)}
     tags = {**tags, "mlflow.note.content": _description(name, config)}
     with tracking.start_run(
         "train", _run_name(name, config), {"model": name, **config.params()}, tags, folder=folder, package=log_model
@@ -83,7 +87,7 @@ def _tracked(name: str, model: Model, data: Data, tags: dict[str, str], folder: 
         track.log_value(config.model_dump(mode="json"), "config.json")
         track.log_data(data)
         with Progress(name, config.epochs) as progress:
-            distributed.together(lambda: train(model, data, _both(track.report, progress), track.folder))
+            backend.run(lambda: train(model, data, _both(track.report, progress), track.folder, backend))
         track.set_tags({"observation_model": model.observation_model})
         track.log_curves()
         for file in ("last", "best"):

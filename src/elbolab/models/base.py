@@ -1,6 +1,7 @@
 """The contract of every model: what the trainer asks of it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cache, cached_property
 from itertools import chain
 from typing import Any, ClassVar
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from elbolab.config.schema import Config
 from elbolab.data.splits import Batch, Data, DataSpec
 from elbolab.models.objectives import Terms, beta_loss, elbo
-from elbolab.training import distributed
 
 
 @cache
@@ -89,12 +89,18 @@ class Model(nn.Module, ABC):
 
     @property
     def sharded(self) -> dict[str, int]:
-        """Parameters of which each of several processes holds only the rows that it owns, and the rows of all."""
+        """Tables with a row an image, which several processes share out: parameters by name, and the rows of each."""
         return {}
 
-    def owners(self, batch: Batch) -> Tensor:
-        """The process that computes each image of a batch, (B,)."""
-        return distributed.owners(torch.arange(len(batch), device=batch.index.device), len(batch))
+    def keep_rows(self, owned: Callable[[int], slice]) -> None:
+        """Keep of each table of ``sharded`` the rows ``owned(rows)`` alone; called after ``prepare``, if at all."""
+
+    def place(self, batch: Batch) -> tuple[Tensor, int]:
+        """Where each image stands among those that several processes share out, (B,), and how many these are.
+
+        These are the batch itself, or the rows of the table that has its images'.
+        """
+        return torch.arange(len(batch), device=batch.index.device), len(batch)
 
     @property
     def stacks(self) -> bool:

@@ -17,7 +17,6 @@ from elbolab.models.neural import BetaConfig, DeepLatentModel, EncoderModel
 from elbolab.models.posteriors import Posterior
 from elbolab.models.ppca import fit_ppca, linear_posterior
 from elbolab.support.errors import UserError
-from elbolab.training import distributed
 
 START_LOG_VAR = -2.0
 STARTS = ("zeros", "normal", "pca")
@@ -98,7 +97,7 @@ class LatentOpt(DeepLatentModel):
         self.val_rows = nn.Parameter(torch.zeros(spec.val, width))
         self.register_buffer("train_index", torch.zeros(spec.train, dtype=torch.int64))
         self.register_buffer("val_index", torch.zeros(spec.val, dtype=torch.int64))
-        self._first = {"train": 0, "val": 0}
+        self._first = {"train_rows": 0, "val_rows": 0}
         self._optimizers: list[torch.optim.Optimizer] = []
         self._encode: Callable[[Batch], Posterior] | None = None
 
@@ -125,9 +124,7 @@ class LatentOpt(DeepLatentModel):
         for split in (data.train, data.val):
             index, order = split.index.sort()
             self.get_buffer(f"{split.name}_index").copy_(index)
-            own = distributed.owned(len(split))
-            self._first[split.name] = own.start
-            self.get_parameter(f"{split.name}_rows").data = self._start(split, data.train)[order[own]]
+            self.get_parameter(f"{split.name}_rows").data = self._start(split, data.train)[order]
 
     def _start(self, split: Split, train: Split) -> Tensor:
         shape = (len(split), self.config.latent_dim)
@@ -171,23 +168,27 @@ class LatentOpt(DeepLatentModel):
         return self.family.from_rows(self._rows(batch))
 
     def _rows(self, batch: Batch) -> Tensor:
-        place = self._place(batch) - self._first[batch.split]
-        rows = F.embedding(place, self.get_parameter(f"{batch.split}_rows"), sparse=True)
+        table = f"{batch.split}_rows"
+        rows = F.embedding(self.place(batch)[0] - self._first[table], self.get_parameter(table), sparse=True)
         if rows.requires_grad:
             # A row is one image's own: its gradient is that image's, not its share of the mean over a batch.
             rows.register_hook(lambda gradient: gradient * len(batch))
         return rows
 
-    def _place(self, batch: Batch) -> Tensor:
-        return torch.searchsorted(self.get_buffer(f"{batch.split}_index"), batch.index)
-
     @property
     def sharded(self) -> dict[str, int]:
         return {"train_rows": self.spec.train, "val_rows": self.spec.val}
 
-    def owners(self, batch: Batch) -> Tensor:
-        """The process that holds the row of each image of a batch, (B,)."""
-        return distributed.owners(self._place(batch), self.sharded[f"{batch.split}_rows"])
+    def keep_rows(self, owned: Callable[[int], slice]) -> None:
+        for table, rows in self.sharded.items():
+            own = owned(rows)
+            self._first[table] = own.start
+            parameter = self.get_parameter(table)
+            parameter.data = parameter.data[own].clone()
+
+    def place(self, batch: Batch) -> tuple[Tensor, int]:
+        index = self.get_buffer(f"{batch.split}_index")
+        return torch.searchsorted(index, batch.index), len(index)
 
     @property
     def steps_per_visit(self) -> int:

@@ -1,4 +1,4 @@
-"""Whose random numbers a model draws: its own, those of its share of a batch, or of each of several models."""
+"""Whose random numbers a model draws: its own, those of some images of a batch, or of each of several models."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,39 +9,34 @@ from torch import Tensor
 
 Random = Callable[[tuple[int, ...]], Tensor]
 
-_share: tuple[Tensor, int] | None = None
+_images: tuple[Tensor, int] | None = None
 _streams: "Sequence[Stream]" = ()
 
 
 def draw(random: Random, shape: tuple[int, ...], dim: int, beside: Tensor) -> Tensor:
     """Random numbers of this shape, to go with ``beside``, by ``random`` from torch's global generators.
 
-    In a share, those of its images, which ``dim`` counts, among the whole batch's. Where ``torch.vmap`` runs several
-    models as one, those that each would draw alone.
+    Within ``of_images`` those of the images, which ``dim`` counts, among the whole batch's. Where ``torch.vmap`` runs
+    several models as one, those that each would draw alone.
     """
     if _streams:
         return _EachItsOwn.apply(beside, random, shape)
-    if _share is None:
+    if _images is None:
         return random(shape)
-    rows, count = _share
-    assert shape[dim] == len(rows), f"dimension {dim} of {shape} must count the {len(rows)} images of the share"
+    rows, count = _images
+    assert shape[dim] == len(rows), f"dimension {dim} of {shape} must count the {len(rows)} images"
     return random((*shape[:dim], count, *shape[dim + 1 :])).index_select(dim, rows)
 
 
-def share() -> tuple[Tensor, int] | None:
-    """The rows (B,) of the present share in its batch and the images of that; None without one."""
-    return _share
-
-
 @contextmanager
-def of_share(rows: Tensor, count: int) -> Iterator[None]:
+def of_images(rows: Tensor, count: int) -> Iterator[None]:
     """While it lasts, draws are those of the images ``rows`` (B,) of a batch of ``count``."""
-    global _share
-    _share = rows, count
+    global _images
+    _images = rows, count
     try:
         yield
     finally:
-        _share = None
+        _images = None
 
 
 class Stream:

@@ -17,19 +17,16 @@ from elbolab.models import MODELS
 from elbolab.models.base import Model
 from elbolab.support.atomic_files import replace
 from elbolab.support.errors import UserError
-from elbolab.training import distributed
 
 
-def save_checkpoint(path: Path, model: Model, epoch: int) -> None:
-    """Write the model, replacing ``path`` at once or not at all; of several processes the first writes the whole."""
-    weights = model.state_dict()
-    for key, rows in model.sharded.items():
-        weights[key] = distributed.assemble(weights[key], distributed.owners(torch.arange(rows), rows))
-    if distributed.rank():
-        return
+def save_checkpoint(path: Path, model: Model, epoch: int, weights: dict[str, Tensor] | None = None) -> None:
+    """Write the model, replacing ``path`` at once or not at all; raises UserError where it cannot be written.
+
+    ``weights`` is its whole ``state_dict`` where that of this process is a part.
+    """
     name = next(name for name, kind in MODELS.items() if type(model) is kind)
     config, spec = model.config.model_dump(mode="json"), asdict(model.spec)
-    write(path, weights, {"model": name, "config": config, "spec": spec, "epoch": epoch})
+    write(path, weights or model.state_dict(), {"model": name, "config": config, "spec": spec, "epoch": epoch})
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Model:
@@ -54,7 +51,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Model:
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Write tensors and JSON with their checksum; whenever the machine dies, ``path`` is the old file or the new one.
+    """Write tensors of any shapes and JSON with their checksum; whenever the machine dies, ``path`` is old or new.
 
     Raises UserError where it cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Training steps as one compiled graph, where that repays the half minute that a compiler takes."""
+"""The backend of one process that compiles steps, where that repays the half minute that a compiler takes."""
 
 import os
 import shutil
@@ -11,39 +11,52 @@ from elbolab.data.splits import Batch, Data
 from elbolab.models.base import Model
 from elbolab.models.objectives import Terms
 from elbolab.support.errors import reason
-from elbolab.training import distributed
+from elbolab.training.backend import Backend
 
 # On either machine that docs/results.md tells of, for dense nets at batch 20; convolutions are no faster compiled.
 REPAID_AFTER = 50_000
 
 
-def is_worth_compiling(model: Model, data: Data) -> bool:
-    """Whether the training of ``model`` has so many whole batches that to compile their steps is quicker in the end."""
-    config = model.config
-    if config.compile == "no" or not model.compiles or model.device.type != "cpu" or distributed.processes() > 1:
-        return False
-    steps = config.epochs * (len(data.train) // config.batch_size) * model.steps_per_visit
-    return steps > REPAID_AFTER and shutil.which(os.environ.get("CXX", "g++")) is not None
+class CompiledSteps(Backend):
+    """One process, which compiles the steps of trainings that are so long that they are done sooner with it."""
+
+    def begin(self, model: Model, data: Data) -> nn.Module:
+        objective = super().begin(model, data)
+        return _compiled(objective, model, data) if self.compiles(model, data) else objective
+
+    def compiles(self, model: Model, data: Data) -> bool:
+        config = model.config
+        if config.compile == "no" or not model.compiles or model.device.type != "cpu":
+            return False
+        steps = config.epochs * (len(data.train) // config.batch_size) * model.steps_per_visit
+        return steps > REPAID_AFTER and shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 class Compiled(nn.Module):
-    """An objective compiled for batches of one size: its values but for rounding, by the same random numbers."""
+    """An objective compiled for batches of ``size`` images: its values but for rounding, by the same random numbers.
 
-    def __init__(self, objective: nn.Module) -> None:
+    A batch of any other size, such as an epoch's last, is left to ``objective`` itself.
+    """
+
+    def __init__(self, objective: nn.Module, size: int) -> None:
         super().__init__()
+        self.objective = objective
+        self.size = size
         self._call = torch.compile(objective, dynamic=False, options={"fallback_random": True})
 
     def forward(self, batch: Batch, kl_weight: float | Tensor) -> tuple[Terms, Tensor]:
+        if len(batch) != self.size:
+            return self.objective(batch, kl_weight)
         # A number would be a constant of the graph, compiled anew whenever it changes.
         return self._call(batch, torch.as_tensor(kl_weight, dtype=batch.x.dtype))
 
 
-def compiled(objective: nn.Module, model: Model, data: Data) -> nn.Module:
+def _compiled(objective: nn.Module, model: Model, data: Data) -> nn.Module:
     """``objective`` compiled for whole batches of ``data``; as it is where that fails, said on standard error."""
-    fast = Compiled(objective)
+    fast = Compiled(objective, model.config.batch_size)
     try:
         with torch.random.fork_rng():
-            batch = model.observe(data.train.batch(torch.arange(model.config.batch_size)))
+            batch = model.observe(data.train.batch(torch.arange(fast.size)))
             fast(batch, 1.0)[1].backward()
     except Exception as error:
         print(f"elbolab: steps are not compiled: {reason(error)}", file=sys.stderr, flush=True)

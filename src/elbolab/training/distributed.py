@@ -1,7 +1,7 @@
-"""The processes that torchrun starts for one training: rank, barrier, reduce, shard; never training.
+"""The backend of the processes that torchrun starts for one training: begin and end together, share, reduce, gather.
 
 A batch is the batch of all of them. Each process draws the random numbers of the whole batch and keeps those of its own
-images, so that N processes compute what one would. Without torchrun there is one process and all of this does nothing.
+images, so that N processes compute what one would.
 """
 
 import atexit
@@ -15,57 +15,43 @@ from threading import Thread
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from elbolab.data.splits import Batch
+from elbolab.data.splits import Batch, Data
+from elbolab.models.base import Model
 from elbolab.support import random_streams
 from elbolab.support.errors import UserError
+from elbolab.training.backend import Backend
 
-FAILURE = "elbolab/failure"
+# Where the processes' common store says which of them failed first, and why.
+FIRST_FAILURE = "elbolab/failure"
 POLL_SECONDS = 0.5
-
-_gpu: int | None = None
-_store: Store
-
-
-def rank() -> int:
-    """The number of this process, from 0; process 0 is the one that tracks and speaks."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def processes() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-# Beginning and ending
 
 
 @contextmanager
-def group(device: str) -> Iterator[None]:
+def group(device: str) -> Iterator["Processes | None"]:
     """Join the processes of torchrun, by gloo on the CPU and nccl on "cuda", from here on the GPU of LOCAL_RANK.
 
-    Raises UserError where a machine has fewer GPUs than processes.
+    Gives None without torchrun. Raises UserError where a machine has fewer GPUs than processes.
     """
-    global _gpu, _store
     if not dist.is_torchelastic_launched():
-        yield
+        yield None
         return
+    gpu = None
     if device == "cuda":
         if (wanted := int(os.environ["LOCAL_WORLD_SIZE"])) > (gpus := torch.cuda.device_count()):
             raise UserError(f"nproc-per-node={wanted} must be at most {gpus}, the GPUs of this machine; start fewer")
-        _gpu = int(os.environ["LOCAL_RANK"])
-        torch.cuda.set_device(_gpu)
-    store, number, count = next(rendezvous("env://"))
+        gpu = int(os.environ["LOCAL_RANK"])
+        torch.cuda.set_device(gpu)
+    store, rank, count = next(rendezvous("env://"))
     # The group's own connection may be held by a collective that waits for a peer.
-    _store = store.clone()
+    backend = Processes(rank, count, store.clone(), gpu)
     try:
-        _interruptible(lambda: dist.init_process_group(store=store, rank=number, world_size=count))
-        yield
+        backend.interruptible(lambda: dist.init_process_group(store=store, rank=rank, world_size=count))
+        yield backend
     except BaseException as error:
-        _publish(error)
+        backend.publish(error)
         # A thread blocked in a collective would hold up the interpreter's end for as long as a collective may last.
         codes = {UserError: 2, KeyboardInterrupt: 130, SystemExit: getattr(error, "code", 1)}
         atexit.register(os._exit, codes.get(type(error), 1))
@@ -73,145 +59,153 @@ def group(device: str) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def together(work: Callable[[], object]) -> None:
-    """Do ``work``, in which processes wait for each other; raises UserError with the reason of another that failed."""
-    if not dist.is_initialized():
-        work()
-        return
-    try:
-        _interruptible(work)
-    except BaseException as error:
-        # torchrun answers the end of one process by SIGTERM to the others, which must not cut off their last words.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _publish(error)
-        if not isinstance(error, UserError) and (reason := _failure_elsewhere()) is not None:
-            raise UserError(reason) from error
-        raise
+class Processes(Backend):
+    """One of ``processes`` that compute what one would: each has some images of a batch, and some rows of a table."""
 
+    def __init__(
+        self,
+        rank: int,
+        processes: int,
+        store: dist.Store,  # pyright: ignore[reportPrivateImportUsage]
+        gpu: int | None = None,
+    ) -> None:
+        self.rank = rank
+        self.processes = processes
+        self._store = store
+        self._gpu = gpu
+        # The part of the present batch that this process has.
+        self._part = 1.0
 
-def _interruptible(work: Callable[[], object]) -> None:
-    """Do ``work`` in a thread of its own: the main one could hear no signal while blocked in a collective."""
-    done: Future[object] = Future()
+    def owned(self, count: int) -> slice:
+        """The places among ``count`` that this process owns: equal runs of them, the last shorter or empty."""
+        size = -(-count // self.processes)
+        return slice(min(self.rank * size, count), min((self.rank + 1) * size, count))
 
-    def call() -> None:
-        try:
-            # A thread starts on the first GPU.
-            if _gpu is not None:
-                torch.cuda.set_device(_gpu)
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
+    def owners(self, places: Tensor, count: int) -> Tensor:
+        """The process that owns each of these places (N,) among ``count``, (N,)."""
+        return places // -(-count // self.processes)
 
-    Thread(target=call, daemon=True).start()
-    while not wait([done], POLL_SECONDS).done:
-        if (reason := _failure_elsewhere()) is not None:
-            raise UserError(reason)
-    done.result()
+    def begin(self, model: Model, data: Data) -> nn.Module:
+        """The objective, its gradients averaged over the batch; every parameter must get one in each backward pass.
 
+        But for the tables of ``Model.sharded``, of which no two processes have the same rows.
+        """
+        model.keep_rows(self.owned)
+        objective = super().begin(model, data)
+        # Torch leaves alone what wants no gradient when it begins.
+        tables = [model.get_parameter(name).requires_grad_(False) for name in model.sharded]
+        common = [value for value in model.parameters() if value.requires_grad]
+        for value in common:
+            dist.broadcast(value.detach(), 0)
+        if common:
+            # It would send the tables at its beginning, and buffers, which are equal everywhere, at each step.
+            objective = DistributedDataParallel(objective, broadcast_buffers=False, init_sync=False)
+            objective.register_comm_hook(None, self._batch_mean)
+        for table in tables:
+            table.requires_grad_()
+        return objective
 
-def _publish(error: BaseException) -> None:
-    """Tell the others why this process fails, unless another failed before; who was told to end has not failed."""
-    if isinstance(error, Exception):
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        with suppress(dist.DistError):
-            _store.compare_set(FAILURE, "", f"{os.environ['RANK']}:{reason}")
+    def _batch_mean(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # pyright: ignore[reportPrivateImportUsage]
+        """The gradient of the mean over the batch, from those of the means over its unequal shares."""
+        sent = dist.all_reduce(bucket.buffer().mul_(self._part), async_op=True)
+        assert sent is not None
+        return sent.get_future().then(lambda sums: sums.value()[0])
 
+    @contextmanager
+    def share(self, model: Model, batch: Batch) -> Iterator[Batch]:
+        rows = (self.owners(*model.place(batch)) == self.rank).nonzero()[:, 0]
+        self._part = len(rows) / len(batch)
+        with random_streams.of_images(rows, len(batch)):
+            yield batch[rows]
 
-def _failure_elsewhere() -> str | None:
-    """Why another process failed first, None where none has."""
-    with suppress(dist.DistError):
-        if _store.check([FAILURE]):
-            number, reason = _store.get(FAILURE).decode().split(":", 1)
-            return None if number == os.environ["RANK"] else f"process {number}: {reason}"
-    return None
+    def gather(self, values: Tensor, model: Model, batch: Batch) -> Tensor:
+        return self._gather(values, self.owners(*model.place(batch)))
 
+    def weights(self, model: Model) -> dict[str, Tensor]:
+        weights = model.state_dict()
+        for name, rows in model.sharded.items():
+            weights[name] = self._gather(weights[name], self.owners(torch.arange(rows), rows))
+        return weights
 
-@contextmanager
-def one_first() -> Iterator[None]:
-    """One process of each machine goes first and the others follow, for files that may have to be downloaded."""
-    later = dist.is_initialized() and os.environ["LOCAL_RANK"] != "0"
-    if later:
-        together(lambda: total(torch.zeros(())))
-    yield
-    if not later:
-        together(lambda: total(torch.zeros(())))
+    def _gather(self, values: Tensor, owners: Tensor) -> Tensor:
+        """The values (N, ...) of all places, of which each process has its own; ``owners`` (N,)."""
+        # Through the CPU, so that a table need not fit on any one GPU.
+        values, owners = values.detach().cpu(), owners.cpu()
+        if self.rank:
+            dist.send(values, 0)
+            return values.new_zeros(()).expand(len(owners), *values.shape[1:])
+        whole = values.new_empty(len(owners), *values.shape[1:])
+        whole[owners == 0] = values
+        for number in range(1, self.processes):
+            theirs = owners == number
+            part = values.new_empty(int(theirs.sum()), *values.shape[1:])
+            dist.recv(part, number)
+            whole[theirs] = part
+        return whole
 
-
-# Sharing images, rows, random numbers and gradients
-
-
-def owners(place: Tensor, count: int) -> Tensor:
-    """The process that owns each of these places among ``count``: equal runs of them, the last shorter or empty."""
-    return place // -(-count // processes())
-
-
-def owned(count: int) -> slice:
-    """The places among ``count`` that this process owns."""
-    size = -(-count // processes())
-    return slice(min(rank() * size, count), min((rank() + 1) * size, count))
-
-
-@contextmanager
-def share(batch: Batch, owners: Callable[[Batch], Tensor]) -> Iterator[Batch]:
-    """This process's images of a batch, maybe none; while it lasts, random numbers and gradients are the batch's."""
-    if not dist.is_initialized():
-        yield batch
-        return
-    rows = (owners(batch) == rank()).nonzero()[:, 0]
-    with random_streams.of_share(rows, len(batch)):
-        yield batch[rows]
-
-
-def parallel(module: nn.Module, own: list[str]) -> nn.Module:
-    """``module``, its gradients averaged over the batch, but for the parameters ``own`` that no two processes share.
-
-    Every other parameter must get a gradient in each backward pass.
-    """
-    if not dist.is_initialized() or not any(value.requires_grad for value in module.parameters()):
-        return module
-    # Buffers are equal everywhere and would be sent at each step.
-    ignored = [*own, *(name for name, _ in module.named_buffers())]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
-    wrapped = DistributedDataParallel(module)
-    wrapped.register_comm_hook(None, _batch_mean)
-    return wrapped
-
-
-def _batch_mean(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # pyright: ignore[reportPrivateImportUsage]
-    """The gradient of the mean over the batch, from those of the means over its unequal shares."""
-    share = random_streams.share()
-    assert share is not None
-    rows, count = share
-    sent = dist.all_reduce(bucket.buffer().mul_(len(rows) / count), async_op=True)
-    assert sent is not None
-    return sent.get_future().then(lambda sums: sums.value()[0])
-
-
-# Putting together
-
-
-def total(value: Tensor) -> Tensor:
-    """The sum of ``value`` over the processes, the same on each."""
-    if dist.is_initialized():
+    def sum(self, value: Tensor) -> Tensor:
         value = value.clone()
         dist.all_reduce(value)
-    return value
+        return value
 
+    @contextmanager
+    def one_first(self) -> Iterator[None]:
+        later = os.environ["LOCAL_RANK"] != "0"
+        if later:
+            self._meet()
+        yield
+        if not later:
+            self._meet()
 
-def assemble(values: Tensor, owners: Tensor) -> Tensor:
-    """The values (N, ...) of all places, of which each process has its own; ``owners`` (N,). Process 0 gets them."""
-    if not dist.is_initialized():
-        return values
-    # Through the CPU, so that a table need not fit on any one GPU.
-    values, owners = values.detach().cpu(), owners.cpu()
-    if rank():
-        dist.send(values, 0)
-        return values.new_zeros(()).expand(len(owners), *values.shape[1:])
-    whole = values.new_empty(len(owners), *values.shape[1:])
-    whole[owners == 0] = values
-    for number in range(1, processes()):
-        theirs = owners == number
-        part = values.new_empty(int(theirs.sum()), *values.shape[1:])
-        dist.recv(part, number)
-        whole[theirs] = part
-    return whole
+    def _meet(self) -> None:
+        self.run(lambda: self.sum(torch.zeros(())))
+
+    # Ending together
+
+    def run(self, work: Callable[[], object]) -> None:
+        try:
+            self.interruptible(work)
+        except BaseException as error:
+            # torchrun answers the end of one process by SIGTERM to the others, which must not cut off their last words.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.publish(error)
+            if not isinstance(error, UserError) and (reason := self._failure_elsewhere()) is not None:
+                raise UserError(reason) from error
+            raise
+
+    def interruptible(self, work: Callable[[], object]) -> None:
+        """Do ``work`` in a thread of its own: the main one could hear no signal while blocked in a collective.
+
+        Raises UserError where another process fails meanwhile.
+        """
+        done: Future[object] = Future()
+
+        def call() -> None:
+            try:
+                # A thread starts on the first GPU.
+                if self._gpu is not None:
+                    torch.cuda.set_device(self._gpu)
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+
+        Thread(target=call, daemon=True).start()
+        while not wait([done], POLL_SECONDS).done:
+            if (reason := self._failure_elsewhere()) is not None:
+                raise UserError(reason)
+        done.result()
+
+    def publish(self, error: BaseException) -> None:
+        """Tell the others why this process fails, unless another failed before; who was told to end has not failed."""
+        if isinstance(error, Exception):
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            with suppress(dist.DistError):
+                self._store.compare_set(FIRST_FAILURE, "", f"{self.rank}:{reason}")
+
+    def _failure_elsewhere(self) -> str | None:
+        """Why another process failed first, None where none has."""
+        with suppress(dist.DistError):
+            if self._store.check([FIRST_FAILURE]):
+                number, reason = self._store.get(FIRST_FAILURE).decode().split(":", 1)
+                return None if number == str(self.rank) else f"process {number}: {reason}"
+        return None

@@ -1,11 +1,16 @@
-"""Trainings beside each other in one process, in turns; on a GPU the steps of equal models are computed as one."""
+"""Trainings beside each other in one process, in turns; on a GPU the steps of equal models are computed as one.
+
+Each is an ordinary call of ``train`` on a stack of its own, a greenlet, which its backend leaves at the end of a turn.
+"""
 
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
+from greenlet import getcurrent, greenlet
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils._pytree import tree_map
@@ -13,7 +18,8 @@ from torch.utils._pytree import tree_map
 from elbolab.models.objectives import Terms
 from elbolab.support.errors import UserError
 from elbolab.support.random_streams import Stream, of_streams
-from elbolab.training.trainer import Objective, Step
+from elbolab.training.backend import Backend, Objective, Step
+from elbolab.training.compiled_steps import CompiledSteps
 
 Result = TypeVar("Result")
 
@@ -25,49 +31,70 @@ STEPS_AT_A_TURN = 50
 BESIDE_THE_FORWARD = {"seed", "start", "epochs", "lr", "schedule", "adam_eps", "beta", "beta_warmup"}
 
 
-def together(
-    trainings: Sequence[Generator[Step, None, Result]], as_one: bool | None = None
+class _Turns(CompiledSteps):
+    """The backend of one of several trainings: after some steps, or before each that others take, it is others' turn.
+
+    As its greenlet switches back it gives the step that is to be taken, or None.
+    """
+
+    def __init__(self, as_one: bool | None) -> None:
+        self._others = getcurrent()
+        self._as_one = as_one
+        self._taken = 0
+
+    def step(self, step: Step) -> None:
+        if self._as_one or (self._as_one is None and step.batch.x.is_cuda):
+            self._others.switch(step)
+            return
+        step.take()
+        self._taken += 1
+        if self._taken % STEPS_AT_A_TURN == 0:
+            self._others.switch(None)
+
+
+def take_turns(
+    trainings: Sequence[Callable[[Backend], Result]], as_one: bool | None = None
 ) -> Generator[tuple[int, Result | Exception], None, None]:
     """Take some steps of each training in turn, each with random numbers of its own, so that each ends as if alone.
 
-    Yields the place of every training that ends with what it returned or why it failed, while the others go on; all are
-    closed where this ends early. ``as_one`` says whether the steps of equal models are computed as one, by default
-    where they are on a GPU: what their launches cost is then paid once, and a turn is one step. A CPU computes grouped
-    convolutions slowly and takes up to twice as long.
+    Each is called with the backend that it must train on. Yields the place of every one that ends with what it returned
+    or why it failed, while the others go on; all are ended, by GreenletExit, where this ends early. ``as_one`` says
+    whether the steps of equal models are computed as one, by default where they are on a GPU: what their launches cost
+    is then paid once, and a turn is one step. A CPU computes grouped convolutions slowly and takes up to twice as long.
     """
     streams = [Stream() for _ in trainings]
-    running = dict(enumerate(trainings))
+    running = {place: greenlet(training) for place, training in enumerate(trainings)}
+    for each in running.values():
+        each.gr_context = copy_context()
+    starts: dict[int, tuple[Backend, ...]] = {place: (_Turns(as_one),) for place in running}
     try:
         while running:
             steps: dict[int, Step] = {}
-            for place, training in list(running.items()):
+            for place, each in list(running.items()):
                 try:
                     with streams[place].followed():
-                        step = next(training)
-                        if as_one or (as_one is None and step.batch.x.is_cuda):
-                            steps[place] = step
-                            continue
-                        for _ in range(STEPS_AT_A_TURN - 1):
-                            step.take()
-                            step = next(training)
-                        step.take()
-                except StopIteration as end:
-                    del running[place]
-                    yield place, end.value
+                        given = each.switch(*starts.pop(place, ()))
                 except Exception as error:
-                    yield place, _failed(running.pop(place), error)
+                    del running[place]
+                    yield place, error
+                    continue
+                if each.dead:
+                    del running[place]
+                    yield place, given
+                elif given is not None:
+                    steps[place] = given
             for places in _groups(steps):
                 failures = _take([steps[place] for place in places], [streams[place] for place in places])
                 for place, error in zip(places, failures, strict=True):
                     if error is not None:
                         yield place, _failed(running.pop(place), error)
     finally:
-        for training in running.values():
-            training.close()
+        for each in running.values():
+            each.throw()
 
 
-def _failed(training: Generator[Step, None, Any], error: Exception) -> Exception:
-    """What becomes of a training that raised ``error``, or whose step did."""
+def _failed(training: greenlet, error: Exception) -> Exception:
+    """What becomes of a training whose step raised ``error``."""
     try:
         training.throw(error)
     except Exception as raised:

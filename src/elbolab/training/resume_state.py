@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from torch import Tensor
 from elbolab.data.splits import Batch
 from elbolab.models.base import Model
 from elbolab.support.errors import UserError
-from elbolab.training import distributed
 from elbolab.training.checkpoint import read, write
 
 PATTERN = "state-*.safetensors"
@@ -30,6 +30,7 @@ class Means:
         self.sums = sums or {}
 
     def add(self, batch: Batch, loss: Tensor, metrics: dict[str, Tensor], score: Tensor) -> None:
+        """Add a batch of B images: the loss is their mean, a scalar, and the score and each of the metrics (B,)."""
         self.count += len(batch)
         # The mean over a share without images is not a number.
         summed = loss.detach() * len(batch) if len(batch) else loss.new_zeros(())
@@ -37,9 +38,10 @@ class Means:
         sums |= {key: value.detach().sum() for key, value in metrics.items()}
         self.sums = {key: value + self.sums[key] if self.sums else value for key, value in sums.items()}
 
-    def metrics(self, split: str) -> tuple[dict[str, float], float]:
-        count = distributed.total(torch.tensor(self.count)).item()
-        means = {key: distributed.total(value).item() / count for key, value in self.sums.items()}
+    def metrics(self, split: str, total: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], float]:
+        """The means by their keys in ``split``, and that of the score; ``total`` sums a scalar over the processes."""
+        count = total(torch.tensor(self.count)).item()
+        means = {key: total(value).item() / count for key, value in self.sums.items()}
         score = means.pop("score")
         return {f"{split}/{key}": value for key, value in means.items()}, score
 
@@ -67,12 +69,14 @@ class ResumeState:
         self._saved, self._cost = time.monotonic(), 0.0
 
     def due(self) -> bool:
-        """Whether it is time to save. A training of several processes is not gone on with."""
-        passed = time.monotonic() - self._saved
-        return passed > max(LEAST_SECONDS, TIMES_ITS_COST * self._cost) and distributed.processes() == 1
+        """Whether it is time to save."""
+        return time.monotonic() - self._saved > max(LEAST_SECONDS, TIMES_ITS_COST * self._cost)
 
     def save(self, at: Position) -> None:
-        """Keep the training as it stands ``at`` this position; a model that is not finite is not worth it."""
+        """Keep the training as it stands ``at`` this position; a model that is not finite is not worth it.
+
+        Raises UserError where it cannot be written.
+        """
         began = time.monotonic()
         tensors = {f"model/{key}": value for key, value in self._model.state_dict().items()} | self._moments()
         tensors |= {f"means/{key}": value for key, value in at.means.sums.items()}
@@ -93,7 +97,7 @@ class ResumeState:
     def restore(self) -> Position:
         """Put the model, its optimisers and all random numbers where the newest intact state has them, if there is one.
 
-        Says so on standard error where a newer one is damaged.
+        Says so on standard error where a newer one is damaged. Raises UserError where it is that of another config.
         """
         found = sorted(self._folder.glob(PATTERN))
         while found:

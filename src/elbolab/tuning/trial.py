@@ -3,11 +3,13 @@
 import gc
 import math
 import sys
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Generator
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +18,6 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
-from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import FrozenTrial, TrialState
 
 from elbolab.config.schema import EvaluateConfig
@@ -25,12 +26,13 @@ from elbolab.evaluation.log_likelihood import mean_log_px
 from elbolab.experiment.train import prepare
 from elbolab.support.errors import UserError, redacted
 from elbolab.support.number_formats import dagger
-from elbolab.support.signals import Interruption, postponed
+from elbolab.support.signals import postponed
 from elbolab.support.statistics import is_unreliable
 from elbolab.tracking.keys import FAILURE
+from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import load_checkpoint
-from elbolab.training.populations import together
-from elbolab.training.trainer import Event, Step, training
+from elbolab.training.populations import take_turns
+from elbolab.training.trainer import Event, train
 from elbolab.tuning.mlflow_mirror import Mirror
 from elbolab.tuning.optuna_storage import AGAIN, DIED, INTERRUPTED, SURPLUS, Job, ended, open_study, standing
 from elbolab.tuning.study import with_distortion
@@ -42,18 +44,16 @@ TRUST = ("val/pareto_k", "val/unreliable")
 UNRELIABLE = "unreliable"
 
 
-def _training(
-    job: Job, mirror: Mirror, trial: optuna.Trial, interruption: Interruption
-) -> Generator[Step, None, list[float]]:
-    """A trial as the steps of its training; returns what it is judged by, and tells Optuna and MLflow of each epoch.
+def _train_and_judge(job: Job, mirror: Mirror, trial: optuna.Trial, backend: Backend) -> list[float]:
+    """Train a trial and return what it is judged by, having told Optuna and MLflow of each epoch.
 
     Raises TrialPruned where the pruner wants no more of it, and _SurplusError where the study needs none of it.
     """
     study = job.study
-    with get_heartbeat_thread(trial._trial_id, trial.study._storage):
+    with _heartbeats(job, trial):
         _refuse_surplus(job, trial)
         config = study.suggest(trial)
-        model, data, tags = prepare(study.model, config)
+        model, data, tags = prepare(study.model, config, backend)
         data = data.without_test()
         params = {"model": study.model, **config.params()}
         mirror.open(trial.number, trial.datetime_start, params, tags)
@@ -71,7 +71,7 @@ def _training(
                     raise optuna.TrialPruned(f"epoch {event.epoch}")
 
         with TemporaryDirectory() as folder:
-            yield from training(model, data, report, Path(folder), interruption)
+            train(model, data, report, Path(folder), backend)
             if "val/log_px" in study.metrics:
                 best = load_checkpoint(Path(folder, "best.safetensors"), model.device)
                 evaluation = Evaluation(best, data, EvaluateConfig(samples=study.samples, images=study.images))
@@ -85,6 +85,28 @@ def _training(
         if not all(map(math.isfinite, values)):
             raise UserError(f"{', '.join(study.metrics)} came out as {values}")
         return values
+
+
+@contextmanager
+def _heartbeats(job: Job, trial: optuna.Trial) -> Iterator[None]:
+    """Tell the study's storage that the trial lives, as Optuna's own loop would."""
+    storage: Any = trial.storage
+    study_id = storage.get_study_id_from_name(job.name)
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+    over = threading.Event()
+
+    def beat() -> None:
+        storage.record_heartbeat(trial_id)
+        while not over.wait(job.heartbeat):
+            storage.record_heartbeat(trial_id)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _refuse_surplus(job: Job, trial: optuna.Trial) -> None:
@@ -146,18 +168,18 @@ def _run(study: optuna.Study, job: Job, mirror: Mirror, count: int) -> None:
         # Optuna misses the heartbeats of its own loop; each training has one here.
         warnings.simplefilter("ignore", UserWarning)
         under_way = {place: study.ask() for place in range(count)}
+    storage = under_way[0].storage
     try:
-        with postponed() as interruption:
-            trainings = [_training(job, mirror, trial, interruption) for trial in under_way.values()]
-            with closing(together(trainings)) as outcomes:
-                for place, outcome in outcomes:
-                    _end(study, job, mirror, under_way.pop(place), outcome)
+        trainings = [partial(_train_and_judge, job, mirror, trial) for trial in under_way.values()]
+        with postponed(), closing(take_turns(trainings)) as outcomes:
+            for place, outcome in outcomes:
+                _end(study, job, mirror, under_way.pop(place), outcome)
     except (KeyboardInterrupt, SystemExit) as error:
         for trial in under_way.values():
             _end(study, job, mirror, trial, error)
         raise
     finally:
-        study._storage.remove_session()
+        storage.remove_session()
 
 
 def _end(

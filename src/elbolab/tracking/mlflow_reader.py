@@ -28,6 +28,8 @@ from elbolab.tracking.keys import KIND
 T = TypeVar("T")
 NOTHING: Mapping[str, str] = {}
 PAGE = 1000
+# Fields that runs of 0.1.0 do not have, with what they did all the same.
+ADDED = {"prior": "normal", "prior_components": "10", "posterior": "diagonal"}
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ def _record(found: Run) -> RunRecord:
     # `mlflow run -P` logs what was typed: `latent-dim` beside our `latent_dim`, and the flags that take up a run.
     typed = {key for key in data.params if "-" in key} | ResumeConfig.model_fields.keys()
     params = {key: value for key, value in data.params.items() if key not in typed}
+    if "latent_dim" in params:
+        params = ADDED | params
     return RunRecord(
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
         max(0, (info.end_time or info.start_time) - info.start_time) / 1000,

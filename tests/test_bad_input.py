@@ -10,6 +10,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import optuna
 import pytest
 import torch
 
@@ -196,5 +197,5 @@ def test_the_largest_seeds_train(store: Path):
     config = MODELS["ppca"].Config.parse({**values, "seed": LARGEST_INT, "split_seed": LARGEST_INT})
     run = train_model("ppca", config)
     assert np.isfinite(evaluate_run(run, EvaluateConfig(samples=2, images=4, seed=LARGEST_INT))["test/log_px"])
-    SeededSampler(LARGEST_INT)
+    SeededSampler(LARGEST_INT, optuna.create_study())
     torch.manual_seed(LARGEST_INT + 1)

@@ -10,22 +10,22 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-import mlflow
 import optuna
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from optuna.trial import FrozenTrial, TrialState
 
 from elbolab.support.errors import UserError, redacted
-from elbolab.tracking.keys import FAILURE, KIND, PARENT, STUDY, TRIAL
-from elbolab.tracking.mlflow_reader import address, prepare_store
+from elbolab.tracking.keys import FAILED, FAILURE, FINISHED, KILLED, KIND, PARENT, STUDY, TRIAL
+from elbolab.tracking.mlflow_reader import address
+from elbolab.tracking.mlflow_runs import MlflowRuns
 from elbolab.tracking.run import code_tags
 from elbolab.tuning.optuna_storage import DIED, SURPLUS
 from elbolab.tuning.plots import draw_study
 from elbolab.tuning.study import Study
 
 RUN_OF_STUDY = "mlflow_run"
-STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
+STATUS = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: KILLED, TrialState.FAIL: FAILED}
 SECONDS_TO_MAKE_THE_PARENT = 30
 
 
@@ -41,11 +41,10 @@ def parent_of(study: optuna.Study, created: bool) -> str | None:
     if (run_id := study.user_attrs.get(RUN_OF_STUDY)) is None:
         return None
     try:
-        prepare_store()
-        stage = mlflow.MlflowClient().get_run(run_id).info.lifecycle_stage
+        stage = MlflowRuns().client.get_run(run_id).info.lifecycle_stage
     except MlflowException as error:
         raise UserError(
-            f"study {study.study_name!r} is mirrored by run {run_id}, which is not to be had from "
+            f"study {study.study_name!r} is mirrored by run {run_id}, which cannot be read from "
             f"{address()}: {error.message}; set MLFLOW_TRACKING_URI to its server"
         ) from error
     if stage == "deleted":
@@ -60,7 +59,7 @@ class Mirror:
         self._name = name
         self._study = study
         self._parent = parent
-        self._client = mlflow.MlflowClient()
+        self._runs = MlflowRuns()
         self._open: dict[int, str] = {}
 
     def open(self, number: int, started: datetime | None, params: dict[str, str], tags: dict[str, str]) -> None:
@@ -75,14 +74,14 @@ class Mirror:
                 self._log(self._open[number], metrics, epoch)
 
     def close(self, trial: FrozenTrial) -> None:
-        """Give the run of an ended trial Optuna's values and state; one that was never begun is made."""
+        """Give the run of an ended trial Optuna's values and state; a run that is not there is made."""
         if trial.state not in STATUS:
             return
         with self._tolerant(f"trial {trial.number}"):
             if (run_id := self._open.pop(trial.number, None)) is None:
-                self._mend(self.runs(f" and tags.`{TRIAL}` = '{trial.number}'").get(trial.number, []), trial)
+                self._correct(self._find({TRIAL: str(trial.number)}).get(trial.number, []), trial)
             else:
-                self._end(run_id, trial, self._missing({}, trial))
+                self._end(run_id, trial, self._missing_values({}, trial))
 
     @cached_property
     def _code(self) -> dict[str, str]:
@@ -91,69 +90,61 @@ class Mirror:
 
     @cached_property
     def _experiment(self) -> str:
-        return self._client.get_run(self._parent).info.experiment_id
+        return self._runs.client.get_run(self._parent).info.experiment_id
 
     def sync(self, study: optuna.Study) -> int:
-        """Make MLflow equal to Optuna, one run a trial; returns how many trials had to be mended. Idempotent."""
-        mended = 0
+        """Make MLflow equal to Optuna, one run a trial; returns how many trials were corrected. Idempotent."""
+        corrected = 0
         with self._tolerant("the study"):
-            runs = self.runs()
+            runs = self._find({})
             for trial in study.get_trials(deepcopy=False):
-                mended += self._mend(runs.get(trial.number, []), trial)
-        return mended
+                corrected += self._correct(runs.get(trial.number, []), trial)
+        return corrected
 
     def draw(self, study: optuna.Study) -> None:
         """Log the table of the trials and the figures of the study on the parent run."""
         with self._tolerant("the figures of the study"), tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "trials.csv")
             study.trials_dataframe().to_csv(path, index=False)
-            self._client.log_artifact(self._parent, str(path))
+            self._runs.client.log_artifact(self._parent, str(path))
             for figure in draw_study(study, self._study.metrics, Path(folder)):
-                self._client.log_artifact(self._parent, str(figure), "figures")
+                self._runs.client.log_artifact(self._parent, str(figure), "figures")
 
-    def runs(self, condition: str = "") -> dict[int, list[Run]]:
-        """The runs of the trials by number, the oldest first."""
+    def _find(self, tags: dict[str, str]) -> dict[int, list[Run]]:
+        """The runs of the trials with these tags, by number, the oldest first."""
         found: dict[int, list[Run]] = defaultdict(list)
-        query, token = f"tags.`{PARENT}` = '{self._parent}' and tags.`{KIND}` = 'trial'{condition}", None
-        while True:
-            page = self._client.search_runs(
-                [self._experiment], query, max_results=1000, order_by=["start_time ASC"], page_token=token
-            )
-            for run in page:
-                found[int(run.data.tags[TRIAL])].append(run)
-            if not (token := page.token):
-                return found
+        for run in self._runs.find(self._experiment, {PARENT: self._parent, KIND: "trial", **tags}):
+            found[int(run.data.tags[TRIAL])].append(run)
+        return found
 
-    def _mend(self, runs: list[Run], trial: FrozenTrial) -> bool:
+    def _correct(self, runs: list[Run], trial: FrozenTrial) -> bool:
         """Leave one run of an ended trial, with its values and state; returns whether anything had to be done."""
         if trial.state not in STATUS or trial.user_attrs.get(FAILURE) == SURPLUS:
             return False
-        for twin in runs[1:]:
-            self._client.delete_run(twin.info.run_id)
-        run = runs[0] if runs else self._restore(trial)
-        missing = self._missing(run.data.metrics, trial)
-        epochs = self._unheard(run, trial)
+        run = self._runs.keep_one(runs) or self._restore(trial)
+        missing = self._missing_values(run.data.metrics, trial)
+        epochs = self._missing_epochs(run, trial)
         params = {key: value for key, value in self._params(trial).items() if key not in run.data.params}
         if len(runs) == 1 and not missing and not epochs and not params and run.info.status == STATUS[trial.state]:
             return False
-        self._client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
-        for epoch, value in epochs.items():
-            self._log(run.info.run_id, {self._study.epoch_metric: value}, epoch)
+        now = int(time.time() * 1000)
+        values = [(self._study.epoch_metric, value, now, epoch) for epoch, value in epochs.items()]
+        self._runs.log(run.info.run_id, values, params)
         self._end(run.info.run_id, trial, missing)
         return True
 
-    def _missing(self, metrics: dict[str, float], trial: FrozenTrial) -> dict[str, float]:
-        """What a finished trial was judged by and its run does not say yet."""
+    def _missing_values(self, metrics: dict[str, float], trial: FrozenTrial) -> dict[str, float]:
+        """What a finished trial was judged by, where its run has it not yet."""
         if trial.state != TrialState.COMPLETE:
             return {}
         keys = [metric.replace("val/", "objective/") for metric in self._study.metrics]
         return {key: value for key, value in zip(keys, trial.values, strict=True) if metrics.get(key) != value}
 
-    def _unheard(self, run: Run, trial: FrozenTrial) -> dict[int, float]:
-        """The value that pruning read, of the epochs after the last that a run heard of."""
-        # What an outage cuts off is not taken up again.
-        heard = [item.step for item in run.data.to_proto().metrics if item.key == self._study.epoch_metric]
-        return {epoch: value for epoch, value in trial.intermediate_values.items() if epoch > max(heard, default=0)}
+    def _missing_epochs(self, run: Run, trial: FrozenTrial) -> dict[int, float]:
+        """The value that pruning read, by epoch, of the epochs after the last that a run has."""
+        # An outage leaves out all epochs from one on.
+        there = [item.step for item in run.data.to_proto().metrics if item.key == self._study.epoch_metric]
+        return {epoch: value for epoch, value in trial.intermediate_values.items() if epoch > max(there, default=0)}
 
     def _end(self, run_id: str, trial: FrozenTrial, missing: dict[str, float]) -> None:
         tags = {"pruned": "true"} if trial.state == TrialState.PRUNED else {}
@@ -161,12 +152,12 @@ class Mirror:
             tags[FAILURE] = str(trial.user_attrs.get(FAILURE, DIED))
         if missing or tags:
             self._log(run_id, missing, trial.last_step or 0, tags)
-        self._client.set_terminated(run_id, STATUS[trial.state], _milliseconds(trial.datetime_complete))
+        self._runs.end(run_id, STATUS[trial.state], _milliseconds(trial.datetime_complete))
 
     def _restore(self, trial: FrozenTrial) -> Run:
-        """A run with what Optuna knows of a trial that MLflow never heard of."""
+        """A new run with what Optuna has of a trial that MLflow does not have."""
         run_id = self._create(trial.number, trial.datetime_start, self._params(trial), {})
-        return self._client.get_run(run_id)
+        return self._runs.client.get_run(run_id)
 
     def _params(self, trial: FrozenTrial) -> dict[str, str]:
         known = trial.params.keys() == self._study.space.keys()
@@ -175,21 +166,20 @@ class Mirror:
 
     def _create(self, number: int, started: datetime | None, params: dict[str, str], tags: dict[str, str]) -> str:
         own = {KIND: "trial", PARENT: self._parent, STUDY: self._name, TRIAL: str(number)}
-        run = self._client.create_run(self._experiment, _milliseconds(started), own | tags, f"{self._name}-{number}")
-        self._client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
-        return run.info.run_id
+        run_id = self._runs.create(self._experiment, _milliseconds(started), f"{self._name}-{number}", own | tags)
+        self._runs.log(run_id, params=params)
+        return run_id
 
     def _log(self, run_id: str, metrics: dict[str, float], step: int, tags: dict[str, str] | None = None) -> None:
         now = int(time.time() * 1000)
-        rows = [Metric(key, value, now, step) for key, value in metrics.items()]
-        self._client.log_batch(run_id, rows, tags=[RunTag(key, value) for key, value in (tags or {}).items()])
+        self._runs.log(run_id, [(key, value, now, step) for key, value in metrics.items()], tags=tags or {})
 
     @contextmanager
     def _tolerant(self, what: str) -> Iterator[None]:
         try:
             yield
         except (MlflowException, OSError) as error:
-            # What is half written is left for --sync, which makes it whole from Optuna.
+            # What is half written is completed from Optuna by --sync.
             self._open.clear()
             print(
                 f"{what}: not on {address()} ({redacted(str(error)).splitlines()[0]:.200}); the study "

@@ -23,10 +23,10 @@ from elbolab.support.errors import UserError, redacted
 from elbolab.tracking.keys import FAILURE
 from elbolab.tuning.study import Study
 
-# System attributes of a queued trial that name the trials that it stands for; the first is Optuna's.
+# System attributes of a queued trial that name the trials that it replaces; the first is Optuna's.
 AGAIN = ("retry_history", "interrupted")
 GRACE = 4
-# Why a trial failed, as its attribute FAILURE says; a trial without one was left by its worker.
+# Why a trial failed, as its attribute FAILURE says; without one its worker died.
 SURPLUS, INTERRUPTED, DIED = "not needed: the study was complete", "interrupted", "its worker gave no sign of life"
 SILENT = text(
     "SELECT trial_id FROM trials WHERE study_id = :study AND state = 'RUNNING' "
@@ -35,9 +35,9 @@ SILENT = text(
 
 
 class Storage(RDBStorage):
-    """Optuna's storage, where a trial without any heartbeat goes stale too, and a heartbeat that fails is not the last.
+    """Optuna's storage, where a trial without any heartbeat becomes stale, and a heartbeat that fails is not the last.
 
-    Optuna leaves the first running for ever, and ends the thread that writes the others.
+    Optuna leaves such a trial running for ever, and writes no heartbeat after one that failed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -51,10 +51,10 @@ class Storage(RDBStorage):
             print(f"a heartbeat was not written: {redacted(str(error)).splitlines()[0]}", file=sys.stderr, flush=True)
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-        """The trials of workers that fell silent, and of those that died before their first sign of life."""
+        """The trials of workers whose heartbeats ended, and of those that died before their first."""
         with self.engine.connect() as connection:
             silent = {trial_id for (trial_id,) in connection.execute(SILENT, {"study": study_id})}
-        # By this process's clock, since those of several machines differ.
+        # By the clock of this process, since those of several machines differ.
         now = time.monotonic()
         self._silent_since = {trial_id: self._silent_since.get(trial_id, now) for trial_id in silent}
         assert self.grace_period is not None
@@ -63,7 +63,7 @@ class Storage(RDBStorage):
 
 
 def open_storage(url: str, heartbeat: int) -> RDBStorage:
-    """The database at ``url``, made if need be; raises UserError where it is out of reach."""
+    """The database at ``url``, made where there is none; raises UserError where it cannot be opened."""
     is_file = url.startswith(sqlite.PREFIX)
     kwargs: dict[str, Any] = {"connect_args": {"timeout": 60}} if is_file else {"pool_pre_ping": True}
 
@@ -114,13 +114,15 @@ class SeededSampler(BaseSampler):
     Whoever works on a trial, and however often the study was stopped, equal results before it give equal suggestions.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, study: optuna.Study) -> None:
         self._seed = seed
+        # The whole study: Hyperband shows a sampler only the trials of one bracket, whose places would be those of
+        # another's.
+        self._study = study
         self._sampler = TPESampler(seed=seed)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        # Hyperband shows a sampler only the trials of one bracket, whose places would be those of another's.
-        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        trials = self._study.get_trials(deepcopy=False)
         place = sum(one.number < trial.number for one in standing(trials))
         self._sampler = TPESampler(seed=int(np.random.SeedSequence([self._seed, place]).generate_state(1)[0]))
         self._sampler.before_trial(study, trial)
@@ -147,11 +149,12 @@ class SeededSampler(BaseSampler):
 def open_study(job: Job) -> tuple[optuna.Study, bool]:
     """Optuna's study of ``job``, and whether it was made by this call.
 
-    Raises UserError where the storage is out of reach, or holds a study of this name that was begun otherwise.
+    Raises UserError where the storage cannot be opened, or holds a study of this name that was begun otherwise.
     """
     options = _options(job)
     try:
         study = optuna.create_study(study_name=job.name, directions=job.study.directions, **options)
+        study.sampler = SeededSampler(job.seed, study)
         for key, value in _begun(job).items():
             study.set_user_attr(key, value)
         return study, True
@@ -171,11 +174,7 @@ def begun_study(job: Job) -> optuna.Study:
 def _options(job: Job) -> dict[str, Any]:
     # Each trial has a line here, and a traceback where one is due.
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    return {
-        "storage": open_storage(job.storage, job.heartbeat),
-        "sampler": SeededSampler(job.seed),
-        "pruner": _pruner(job.study),
-    }
+    return {"storage": open_storage(job.storage, job.heartbeat), "pruner": _pruner(job.study)}
 
 
 def _begun(job: Job) -> dict[str, Any]:
@@ -185,6 +184,7 @@ def _begun(job: Job) -> dict[str, Any]:
 
 def _load(job: Job, options: dict[str, Any]) -> optuna.Study:
     study = optuna.load_study(study_name=job.name, **options)
+    study.sampler = SeededSampler(job.seed, study)
     for key, value in _begun(job).items():
         if study.user_attrs.get(key, value) != value:
             other = "another definition" if key == "definition" else f"{key}={study.user_attrs[key]}"
@@ -210,7 +210,7 @@ def _pruner(study: Study) -> BasePruner:
 
 
 def standing(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that no other stands for: not those that were queued again, nor those that nobody needed."""
+    """The trials that no other replaces: not those that were queued again, nor those that nobody needed."""
     replaced = {number for trial in trials for key in AGAIN for number in trial.system_attrs.get(key, ())}
     return [trial for trial in trials if trial.number not in replaced and trial.user_attrs.get(FAILURE) != SURPLUS]
 

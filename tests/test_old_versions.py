@@ -26,6 +26,7 @@ from elbolab.experiment.evaluate import evaluate_run
 from elbolab.experiment.loading import load_for
 from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
+from elbolab.models.latent import LatentModel
 from elbolab.report.compare import compare
 from elbolab.tracking import mlflow_reader
 from elbolab.tuning.loader import load_study
@@ -93,6 +94,7 @@ def test_its_registered_version_is_the_model_of_its_run(old: Path):
 @pytest.mark.parametrize("imported", ["", "import elbolab.cli, elbolab.models.vae"])
 def test_its_registered_version_answers_with_and_without_today_s_code(old: Path, imported: str):
     model = load_model(VERSION)
+    assert isinstance(model, LatentModel)
     images = load_for(model.config).test.images[:4]
     np.save("images.npy", images.permute(0, 2, 3, 1).numpy())
     lines = [

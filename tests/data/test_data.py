@@ -1,6 +1,7 @@
 """Datasets: stratified, reproducible, bound to their content, refused with one clear line."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,28 @@ from elbolab.data.splits import load_data, stratified_order
 from elbolab.experiment import loading, train
 from elbolab.models import MODELS
 from elbolab.support.errors import UserError
+from elbolab.testing.datasets import DatasetTests
+
+
+class TestDatasets(DatasetTests):
+    @pytest.fixture(params=DATASETS)
+    def name(self, request: pytest.FixtureRequest) -> str:
+        folder = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}.get(request.param)
+        if folder and not os.path.isdir(default_data_dir() / folder):
+            pytest.skip(f"the files of {request.param} are not in {default_data_dir()}")
+        return request.param
+
+    @pytest.fixture
+    def reader(self, name: str) -> Callable[[Path], Arrays]:
+        return DATASETS[name]
+
+    @pytest.fixture
+    def folder(self, name: str, tmp_path: Path) -> Path:
+        if name != "npz":
+            return default_data_dir()
+        rng = np.random.default_rng(0)
+        np.savez(tmp_path / "own.npz", images=rng.integers(0, 256, (90, 9, 7, 3), np.uint8), labels=np.arange(90) % 4)
+        return tmp_path / "own.npz"
 
 
 def test_mnist5k_has_the_declared_split_and_every_digit_in_its_proportion():
@@ -35,19 +58,6 @@ def test_every_slice_of_a_stratified_order_is_stratified(seed: int):
     for start, stop in ((0, 10), (100, 400), (333, 777)):
         counts = np.bincount(labels[order[start:stop]], minlength=3)
         assert np.abs(counts - (stop - start) * np.array([0.6, 0.3, 0.1])).max() <= 1.5
-
-
-def test_seeds_and_sizes_make_the_split_and_its_digest():
-    first, again = load_data("mnist5k", Path(), train_size=100), load_data("mnist5k", Path(), train_size=100)
-    other, more = (
-        load_data("mnist5k", Path(), train_size=100, split_seed=1),
-        load_data("mnist5k", Path(), train_size=200),
-    )
-    assert first.spec.digest == again.spec.digest
-    assert len({first.spec.digest, other.spec.digest, more.spec.digest}) == 3
-    assert torch.equal(first.test.index, more.test.index)
-    assert torch.equal(first.val.index, more.val.index)
-    assert torch.equal(first.train.index, more.train.index[:100])
 
 
 def test_the_digest_sees_the_last_pixel_of_the_last_image(tmp_path: Path):

@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 class _Models(Mapping[str, type["Model"]]):
     """Classes of the files of these names, imported when they are asked for: torch takes two seconds, a list none."""
 
-    def __init__(self, **classes: str) -> None:
-        self._classes = classes
+    def __init__(self, **classes: "str | type[Model]") -> None:
+        self.classes = classes
 
     def __getitem__(self, name: str) -> type["Model"]:
-        found = self._classes[name]
-        return getattr(import_module(f"{__name__}.{name}"), found)
+        found = self.classes[name]
+        return getattr(import_module(f"{__name__}.{name}"), found) if isinstance(found, str) else found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._classes)
+        return iter(self.classes)
 
     def __len__(self) -> int:
-        return len(self._classes)
+        return len(self.classes)
 
 
 MODELS = _Models(

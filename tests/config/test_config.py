@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import tomllib
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +16,7 @@ from optuna.distributions import BaseDistribution
 
 from elbolab.cli import cli
 from elbolab.config.base import Settings
-from elbolab.config.click_options import options_of
+from elbolab.config.click_options import command_line, options_of
 from elbolab.config.schema import CompareConfig, Config, EvaluateConfig, ExploreConfig, MainConfig, StudyConfig
 from elbolab.models import MODELS
 from elbolab.support.errors import UserError
@@ -38,6 +39,27 @@ def test_every_field_is_a_flag_in_both_spellings_with_help(settings: type[Settin
         assert isinstance(option, click.Option)
         assert {f"--{name}", f"--{name.replace('_', '-')}"} == set(option.opts)
         assert option.help, f"{settings.__name__}.{name} has no docstring"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "fields"),
+    [
+        ("vae", (), {"latent_dim": 4, "lr": "1e-05", "dataset": "npz:it's mine.npz", "sigma": None, "seed": 0}),
+        ("study", ("burda2016",), {"only": ("vae *", "$HOME"), "passes": None, "finalise": 3}),
+        ("study", ("a study's file.py",), {"only": ()}),
+    ],
+)
+def test_a_command_line_is_read_as_what_it_was_made_of(name: str, arguments: tuple[str, ...], fields: dict[str, Any]):
+    program, *words = shlex.split(command_line(name, *arguments, **fields))
+    assert (program, words[0]) == ("elbolab", name)
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    read = command.make_context(name, words[1:]).params
+    given = {key: value for key, value in read.items() if value not in (None, (), *arguments)}
+    wanted = {key: value for key, value in fields.items() if value not in (None, ())}
+    assert {key: str(value) for key, value in given.items()} == {
+        key: str(float(value) if key == "lr" else value) for key, value in wanted.items()
+    }
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,5 +1,6 @@
-"""From config fields to the command line: a flag for each field, with its type, bounds, default and help."""
+"""From config fields to the command line: a flag for each field, and the command that a person types."""
 
+import shlex
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -25,7 +26,7 @@ def options_of(settings: type[Settings]) -> list[click.Parameter]:
         kinds = [_plain(kind) for kind in kinds if kind is not NoneType]
         options.append(
             click.Option(
-                list(dict.fromkeys([name, f"--{name.replace('_', '-')}", f"--{name}"])),
+                list(dict.fromkeys([name, _flag(name), f"--{name}"])),
                 type=_click_type(kinds),
                 multiple=many,
                 **alone,
@@ -34,6 +35,19 @@ def options_of(settings: type[Settings]) -> list[click.Parameter]:
             )
         )
     return options
+
+
+def command_line(command: str, /, *arguments: str, **fields: Any) -> str:
+    """What a person types for ``command`` with these values of fields: a tuple is a flag an item, None is left out."""
+    words = ["elbolab", command, *arguments]
+    for name, value in fields.items():
+        for item in value if isinstance(value, tuple) else (value,):
+            words += [] if item is None else [_flag(name), str(item)]
+    return shlex.join(words)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _metadata(kind: Any) -> list[Any]:

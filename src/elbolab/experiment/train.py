@@ -1,13 +1,13 @@
 """Train a model and track it as a run, or go on with a run whose training was interrupted."""
 
 import os
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from elbolab.config.click_options import command_line
 from elbolab.config.schema import Config
 from elbolab.data.splits import Data
 from elbolab.experiment.loading import choose_device, load_for
@@ -141,8 +141,7 @@ def _run_name(name: str, config: Config) -> str:
 def _description(name: str, config: Config) -> str:
     """What the model is, and the command that trains it so again, as Markdown."""
     summary = (MODELS[name].__doc__ or "").strip().splitlines()[0]
-    options = [f"--{key.replace('_', '-')} {shlex.quote(value)}" for key, value in config.changes().items()]
-    return f"{summary}\n\n    {' '.join(['elbolab', name, *options])}"
+    return f"{summary}\n\n    {command_line(name, **config.changes())}"
 
 
 def _both(*reports: Callable[[Event], None]) -> Callable[[Event], None]:

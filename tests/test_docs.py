@@ -14,10 +14,17 @@ PAGE = (REPOSITORY / "docs" / "extending.md").read_text()
 TINY = ["--train-size", "40", "--val-size", "10", "--test-size", "10"]
 
 
-def code(heading: str) -> str:
-    found = re.search(rf"^## {heading}\n.*?```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
+def code(heading: str, place: int = 0) -> str:
+    """One of the blocks of Python under a heading."""
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
     assert found is not None
-    return found[1]
+    return re.findall(r"```python\n(.*?)```", found[1], re.DOTALL)[place]
+
+
+def said(line: str) -> str:
+    """A line that the page has its reader write."""
+    assert f"`{line}`" in PAGE
+    return line
 
 
 def insert(file: Path, name: str, line: str, above: str = "") -> None:
@@ -34,33 +41,54 @@ def copy(store: Path) -> Path:
     return store / "copy" / "elbolab"
 
 
-def elbolab(copy: Path, *arguments: str) -> str:
+def python(copy: Path, module: str, *arguments: str) -> str:
+    """What `python -m MODULE ARGUMENTS` prints, by the copy of the package."""
     done = subprocess.run(
-        [sys.executable, "-m", "elbolab", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=copy.parent.parent,
         env={**os.environ, "PYTHONPATH": str(copy.parent)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 
 
 @pytest.mark.scale
-def test_a_model_a_dataset_and_an_evaluator_are_added_as_the_page_says(copy: Path):
+def test_what_the_page_adds_keeps_its_promises_and_is_trained_and_evaluated(copy: Path):
     (copy / "models" / "linear_vae.py").write_text(code("A model"))
-    line = 'linear_vae="LinearVAE"'
-    assert line in PAGE
-    insert(copy / "models" / "__init__.py", "MODELS", line)
-    assert '"digits8": _digits8' in PAGE
-    insert(copy / "datasets.py", "DATASETS", '"digits8": _digits8', code("A dataset"))
-    (copy / "evaluators" / "posterior_std.py").write_text(code("An evaluator"))
-    line = '"posterior_std": posterior_std'
-    assert line in PAGE
-    above = "from elbolab.evaluators.posterior_std import posterior_std"
-    insert(copy / "evaluators" / "__init__.py", "EVALUATORS", line, above)
+    (copy / "models" / "priors" / "laplace.py").write_text(code("A prior"))
+    above = "from elbolab.models.priors.laplace import Laplace"
+    insert(copy / "models" / "priors" / "__init__.py", "PRIORS", said('"laplace": Laplace'), above)
+    insert(copy / "data" / "readers.py", "DATASETS", said('"digits8": _digits8'), code("A dataset"))
+    (copy / "evaluation" / "posterior_std.py").write_text(code("An evaluator"))
+    above = "from elbolab.evaluation.posterior_std import posterior_std"
+    insert(copy / "evaluation" / "evaluators.py", "EVALUATORS", said('"posterior_std": posterior_std'), above)
+    metrics = copy / "evaluation" / "metrics.py"
+    metrics.write_text(metrics.read_text().replace("\nSE = ", f"\n{code('An evaluator', 1)}SE = ", 1))
 
-    run = elbolab(copy, "linear_vae", "--dataset", "digits8", "--bias", "false", "--epochs", "1", *TINY)
-    metrics = elbolab(copy, "evaluate", run, "--samples", "10", "--images", "10")
-    assert re.search(r"^test/posterior_std \d+\.\d+$", metrics, re.MULTILINE)
+    # A model of another package than this has no line in MODELS.
+    (copy.parent.parent / "test_own.py").write_text(code("Does it keep its promises?"))
+    tests = python(copy, "pytest", "-q", "-p", "no:cacheprovider", "test_own.py")
+    assert "failed" not in tests
+    assert " passed" in tests
+
+    insert(copy / "models" / "__init__.py", "MODELS", said('linear_vae="LinearVAE"'))
+    options = ["--dataset", "digits8", "--prior", "laplace", "--bias", "false", "--epochs", "1", *TINY]
+    run = python(copy, "elbolab", "linear_vae", *options)
+    printed = python(copy, "elbolab", "evaluate", run, "--samples", "10", "--images", "10")
+    assert re.search(r"^test/posterior_std \d+\.\d+$", printed, re.MULTILINE)
+
+
+def test_the_tests_and_files_that_the_pages_name_are_there():
+    files = [file for folder in ("src/elbolab", "tests") for file in (REPOSITORY / folder).rglob("*.py")]
+    paths = {str(file.relative_to(REPOSITORY)) for file in [*files, *REPOSITORY.glob("*/*.py")]}
+    names = {name for file in files for name in re.findall(r"^ *def (test_\w+)", file.read_text(), re.MULTILINE)}
+    pages = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *REPOSITORY.glob("docs/*.md")]
+    words = {word for page in pages for word in re.findall(r"`([\w/]+(?:\.py)?)`", page.read_text())}
+    gone = {word for word in words if word.endswith(".py") and not any(f"/{one}".endswith(f"/{word}") for one in paths)}
+    gone |= {word for word in words if re.fullmatch(r"test_\w+", word)} - names - {"test_size"}
+    # What a page has its reader write.
+    written = {"models/linear_vae.py", "models/priors/laplace.py", "evaluation/posterior_std.py"}
+    assert gone == {f"src/elbolab/{file}" for file in written}

@@ -45,12 +45,12 @@ def fill(runs: int) -> None:
 
     from elbolab.config.schema import EvaluateConfig
     from elbolab.experiment.evaluate import evaluate_run
+    from elbolab.experiment.suite import SUITE
     from elbolab.experiment.train import train_model
     from elbolab.models import MODELS
-    from elbolab.report.compare import ROLES
 
     mlflow.set_tracking_uri(STORE)
-    for name, changes in [*((name, {}) for name in ROLES), ("latent_opt", {"latent_init": "zeros"})]:
+    for name, changes in [*((name, {}) for name in SUITE), ("latent_opt", {"latent_init": "zeros"})]:
         evaluate_run(train_model(name, MODELS[name].Config.parse(SMALL | changes)), EvaluateConfig(samples=10))
     with closing(sqlite3.connect("mlflow.db")) as store:
         columns = [str(row[1]) for row in store.execute("pragma table_info(runs)")]

@@ -7,6 +7,7 @@ from elbolab import Chart, DiagonalGaussian, EvaluateConfig, Line, Reproduction,
 from elbolab.evaluation import Evaluation, Results
 from elbolab.evaluation.base import mean_metrics
 from elbolab.evaluation.importance_sampling import heavy_tailed, importance_estimate
+from elbolab.evaluation.metrics import POSTERIOR_ELBO
 from elbolab.models.fitting import fit_posterior
 from elbolab.models.latent import LatentModel
 from elbolab.models.latent_opt import START_LOG_VAR, LatentOptConfig
@@ -74,7 +75,7 @@ STUDY = Reproduction(
     },
     seeds=(0, 1, 2),
     evaluation=EvaluateConfig(images=500),
-    metrics=("train/log_px", "test/log_px", "test/posterior_elbo", "train/rate"),
+    metrics=("train/log_px", "test/log_px", POSTERIOR_ELBO.at("test"), "train/rate"),
     evaluators=(by_fit_steps,),
     figure=against_steps,
 )

@@ -1,6 +1,7 @@
 """Do the nets' products in bfloat16, where the CPU is fast at them, cost any likelihood?"""
 
 from elbolab import EvaluateConfig, Reproduction, Training
+from elbolab.evaluation.metrics import POSTERIOR_ELBO
 
 PRECISIONS = ("float32", "bfloat16")
 MODELS = ("cnn", "vae", "latent_opt")
@@ -14,5 +15,5 @@ STUDY = Reproduction(
     },
     seeds=(0, 1, 2),
     evaluation=EvaluateConfig(images=200),
-    metrics=("test/log_px", "train/log_px", "test/posterior_elbo", "test/accuracy"),
+    metrics=("test/log_px", "train/log_px", POSTERIOR_ELBO.at("test"), "test/accuracy"),
 )

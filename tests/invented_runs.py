@@ -14,6 +14,7 @@ import pytest
 from mlflow.entities import Metric, Param, RunTag
 from PIL import Image
 
+from elbolab.evaluation.metrics import POSTERIOR_ELBO
 from elbolab.report.chart import Chart, Line
 from elbolab.report.sections.reproductions import FOUND, summarise
 from elbolab.tracking.keys import KIND, REPRODUCTION
@@ -144,7 +145,7 @@ class Store:
                         metrics |= {
                             f"{split}/log_px_digit_{d}": float(log_px[labels == d].mean()) for d in range(CLASSES)
                         }
-                        metrics |= {f"{split}/posterior_elbo": float(log_px.mean() - 8), f"{split}/ess": 120.0}
+                        metrics |= {POSTERIOR_ELBO.at(split): float(log_px.mean() - 8), f"{split}/ess": 120.0}
                         metrics |= {f"{split}/log_px_constant": float((-160.0 + noise).mean())}
                         metrics |= {f"{split}/accuracy_original": 0.98, f"{split}/accuracy_reconstruction": 0.94}
                         metrics |= {f"{split}/class_preservation": 1 - 1 / n}

@@ -83,7 +83,7 @@ def test_an_image_is_marked_by_its_own_k(report: Report):
     assert marked == 2
 
 
-def test_a_mean_is_marked_by_the_median_k(report: Report):
+def test_a_mean_is_marked_where_most_of_its_images_have_too_high_a_k(report: Report):
     summary = report.csv("summary")
     doubtful = summary.query("unreliable == True")
     assert [*zip(doubtful["model"], doubtful["split"], strict=True)] == [("vae", split) for split in SPLITS]
@@ -99,7 +99,8 @@ def test_a_mean_is_marked_by_the_median_k(report: Report):
     for row in report.table("Class")[1:]:
         digit = int(row[0])
         k = np.linspace(*PARETO_K["vae"], 20)
-        assert (DAGGER in row[1]) == (np.median([k[digit], k[digit + 10]]) > 2 / 3)
+        # Of two images both.
+        assert (DAGGER in row[1]) == (min(k[digit], k[digit + 10]) > 2 / 3)
         assert DAGGER not in row[2] + row[3]
     for row in report.table("First better")[1:]:
         assert (DAGGER in row[6]) == ("vae" in (row[0], row[2]))
@@ -133,7 +134,7 @@ def test_sentences_mark_what_they_cannot_trust(report: Report):
         means = re.findall(r"highest mean for class (\d) .* lowest for class (\d)", text)
         if means and "vae" in text:
             k = np.linspace(*PARETO_K["vae"], 20)
-            doubtful = [np.median([k[int(digit)], k[int(digit) + 10]]) > 2 / 3 for digit in means[0]]
+            doubtful = [min(k[int(digit)], k[int(digit) + 10]) > 2 / 3 for digit in means[0]]
             assert text.count(DAGGER) == sum(doubtful)
         else:
             assert text.count(DAGGER) == ("vae" in text)

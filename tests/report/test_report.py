@@ -9,12 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import complaints
-from invented_runs import GAUSSIAN, MEANS, POSTERIORS, Store, fill, reproduce, served, signed
+from invented_runs import GAUSSIAN, MEANS, POSTERIORS, Store, fill, reproduce, rows_of, served, signed
 
-from elbolab.report.collect import Entry, differences
 from elbolab.report.compare import CompareConfig, build, compare
 from elbolab.report.page import render
-from elbolab.report.sections.ablations import again
+from elbolab.report.select import differences
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 
@@ -113,12 +112,12 @@ def test_initialisations_are_ablations(report: tuple[Path, dict[str, str], Store
     curve = pd.read_csv(folder / "curves.csv").query("run == @ids['zeros'] and key == 'val/elbo'")
     assert float(table["last_val_elbo"].tolist()[1]) == curve["value"].iloc[-1] == -(60 + 40 / 5 + 0.5 + 2)
     html = (folder / "index.html").read_text()
-    section = html[html.index('<section id="latent-optimisation">') : html.index('<section id="likelihood">')]
-    for shown in ("latent_opt: validation ELBO by latent_init", "No finished run changes only latent_init to normal."):
+    section = html[html.index('<section id="ablations">') : html.index('<section id="reproductions">')]
+    best = f"{signed(-68.5)} nats with pca, {signed(-70.5)} nats with zeros"
+    said = f"latent_opt: best validation ELBO by latent_init: {best}."
+    for shown in ("latent_opt: validation ELBO by latent_init", said):
         assert shown in section
         assert html.count(shown) == section.count(shown)
-    said = f"latent_opt: best validation ELBO {signed(-68.5)} nats from pca, {signed(-70.5)} nats from zeros."
-    assert said in section
     assert said in (folder / "report.md").read_text()
 
 
@@ -150,43 +149,72 @@ def test_files_are_logged_with_a_run(report: tuple[Path, dict[str, str], Store])
     assert {run.data.tags[f"compare.{model}"] for model in MEANS} == {ids[model] for model in MEANS}
 
 
-def test_missing_runs_and_evaluations_are_shown(store: Store, tmp_path: Path) -> None:
-    vae = store.train("vae", sigma=0.4, likelihood="gaussian")
+@pytest.mark.parametrize("model", ["vae", "iwae", "cnn", "of_tomorrow"])
+def test_a_run_alone_lacks_its_evaluation_and_no_other_model(store: Store, tmp_path: Path, model: str) -> None:
+    run = store.train(model, sigma=0.4, likelihood="gaussian")
     html = compare(CompareConfig(out=tmp_path / "report")).read_text()
-    assert "No finished latent_opt run on this data." in html
-    assert "<code>elbolab latent_opt --dataset toy --likelihood gaussian --sigma 0.4</code>" in html
-    assert "<code>elbolab cnn --dataset toy</code>" in html
-    assert f"<code>elbolab evaluate {vae}</code>" in html
+    assert re.findall(r'<p class="missing">.*?</p>', html) == [
+        f'<p class="missing"><b>Missing.</b> {model} has not been evaluated. Make it with '
+        f"<code>elbolab evaluate {run}</code></p>"
+    ]
+    assert html.count('<div class="card"') == 1
     assert not re.search(r">\s*(nan|None|± nan)", re.sub(r'"data:[^"]*"', "", html))
+    others = {"cnn", "vae", "iwae", "semi_amortized", "latent_opt", "ppca"} - {model}
+    assert not any(re.search(rf"\b{other}\b", html) for other in others)
+
+
+def test_an_evaluation_without_a_classifier_is_told(report: tuple[Path, dict[str, str], Store]) -> None:
+    _, ids, _ = report
+    vae = mlflow_reader.get_run(ids["vae"])
+    kept = {key: value for key, value in vae.metrics.items() if "class_preservation" not in key}
+    page = render(build([[(replace(vae, metrics=kept),)]], more_seeds=False))["index.html"]
+    assert "vae was evaluated without a classifier." in page
+    assert "No finished" not in page
 
 
 def test_every_model_has_its_curves_and_pictures(store: Store, tmp_path: Path) -> None:
-    models = ("iwae", "semi_amortized", "of_tomorrow")
-    runs = {model: store.train(model, sigma=0.4) for model in (*models, "vae", "latent_opt", "ppca")}
+    models = ("iwae", "semi_amortized", "of_tomorrow", "vae", "latent_opt")
+    runs = {model: store.train(model, sigma=0.4) for model in (*models, "ppca")}
     html = compare(CompareConfig(out=tmp_path / "report")).read_text()
     sections = dict(re.findall(r'<section id="([\w-]+)">(.*?)</section>', html, re.DOTALL))
-    order = ["summary", "classification", "vae", "latent-optimisation", "others", "likelihood", "runs"]
-    assert [*sections] == order
-    others = sections["others"]
-    labels = re.findall(r'aria-label="([^"]*) by epoch: ([^"]*)"', others)
-    assert [title for title, _ in labels] == [
-        "Total loss (nats)",
-        "Mean squared error (per pixel)",
-        "KL divergence (nats)",
-    ]
-    pictures = re.findall(r'alt="([^"]*)"', others)
+    assert [*sections] == ["summary", "latent-variable-models", "runs"]
+    section = sections["latent-variable-models"]
+    labels = re.findall(r'aria-label="([^"]*) by epoch: ([^"]*)"', section)
+    assert [title for title, _ in labels] == ["Loss (nats)", "Mean squared error (per pixel)", "KL divergence (nats)"]
+    pictures = re.findall(r'alt="([^"]*)"', section)
     for model in models:
         assert all(f"{model} validation from" in lines for _, lines in labels)
         for epoch in (1, 5):
-            assert f"epoch {epoch}, {model}, training: ten originals above their reconstructions" in pictures
-            assert f"epoch {epoch}, {model} samples: digits decoded from the prior" in pictures
-        assert f"{model}: validation ELBO is highest at epoch 5" in others
-        assert model not in sections["vae"] + sections["latent-optimisation"]
-    # A closed form has pictures and no curve.
-    assert "epoch 1, ppca samples: digits decoded from the prior" in pictures
+            # Of training and of validation digits.
+            assert pictures.count(f"epoch {epoch}, {model}: ten originals above their reconstructions") == 2
+            assert pictures.count(f"epoch {epoch}, {model}: digits decoded from the prior") == 1
+        assert f"{model}: validation ELBO is highest at epoch 5" in section
+        assert runs[model][:8] in section
+    # A closed form has pictures, beside the others' last, and no curve.
     assert not any("ppca" in lines for _, lines in labels)
-    assert "vae: validation" not in others
-    assert runs["iwae"][:8] in others
+    rows = re.findall(r'<div class="grids">(.*?)</div>', section, re.DOTALL)
+    assert [row.count("<img") for row in rows] == [5, 6] * 3
+    assert all(f"epoch 5, {model}:" in row for row in rows[1::2] for model in models)
+    assert all("epoch 1, ppca:" in row for row in rows[1::2])
+
+
+def test_models_stand_by_their_inference(store: Store, tmp_path: Path) -> None:
+    ids = fill(store)
+    named = store.train("of_tomorrow", sigma=0.4, posterior="full", prior="mixture", pictures=False)
+    store.client.set_tag(named, "evaluation.posterior", "refined: encoder, then 5 gradient steps")
+    html = compare(CompareConfig(out=tmp_path / "report")).read_text()
+    (table,) = [table for table in rows_of(html) if "Inference" in table[0]]
+    assert table[0] == ["Model", "Run", "Inference", "Family", "Prior"]
+    assert [(row[0], *row[2:]) for row in table[1:]] == [
+        ("vae", "encoder", "\u2013", "\u2013"),
+        ("of_tomorrow", "refined", "full", "mixture"),
+        ("latent_opt", "fitted", "\u2013", "\u2013"),
+        ("ppca", "exact", "\u2013", "\u2013"),
+    ]
+    assert table[2][1] == named[:8]
+    cards = re.findall(r'<div class="top"><span>(.*?)</span>', html)
+    assert cards == ["cnn", "vae", "of_tomorrow", "latent_opt", "ppca"]
+    assert ids["vae"][:8] in html
 
 
 def test_latest_finished_runs_of_one_task_are_taken(store: Store, tmp_path: Path) -> None:
@@ -286,7 +314,6 @@ def test_what_mlflow_run_logs_as_it_was_typed_is_no_parameter(store: Store) -> N
     typed = {"latent-dim": 4, "resume": one.id, "new_run": "true"}
     other = mlflow_reader.get_run(store.train("latent_opt", **fields, **typed, seed=1))
     assert differences(other, one) == []
-    assert again(Entry("latent_opt", 2, (other,), ()), "zeros").count("--latent-dim 4") == 1
 
 
 def test_page_opens_in_a_browser(report: tuple[Path, dict[str, str], Store], browser: Any) -> None:

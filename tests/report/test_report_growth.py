@@ -14,8 +14,9 @@ from conftest import complaints
 from invented_runs import Store, fill, reproduce, rows_of, served, signed
 from scipy.stats import t as student_t
 
-from elbolab.report.compare import CompareConfig, by_dataset, colours, compare, named_runs
-from elbolab.report.plots import FLOOR_SLOT, SPARE_SLOTS
+from elbolab.report.compare import CompareConfig, compare
+from elbolab.report.plots import FLOOR_SLOT, SLOTS, colours
+from elbolab.report.select import by_dataset, named_runs
 from elbolab.support.errors import UserError
 from elbolab.support.statistics import bootstrap, paired
 
@@ -71,13 +72,12 @@ def log_px(wide: Wide, *runs: str) -> np.ndarray:
 def test_colours_are_told_apart_and_stay(wide: Wide) -> None:
     models = ["cnn", "vae", "iwae", "latent_opt", "ppca", "semi_amortized", "vae 2", "d", "e", "f", "g"]
     slots = colours([*models, "vae", "iwae"])
-    assert len(set(slots.values())) == len(models)
-    assert [slots[name] for name in ("cnn", "vae", "latent_opt", "ppca")] == [0, 1, 2, 3]
-    assert FLOOR_SLOT not in slots.values()
+    assert [*slots] == models
+    assert sorted([*slots.values(), FLOOR_SLOT]) == [*range(len(models) + 1)]
     style = (wide.folder / "index.html").read_text().partition("</style>")[0]
     for theme in re.findall(r"--paper: #.*?\}", style, re.DOTALL):
         tints = dict(re.findall(r"--(m\d+|paper): #([0-9a-f]{6})", theme))
-        assert len(set(tints.values())) == len(tints) == 1 + max(SPARE_SLOTS) + 1
+        assert len(set(tints.values())) == len(tints) == 1 + max(SLOTS) + 1
         light = {name: luminance(tint) for name, tint in tints.items()}
         for name in light.keys() - {"paper"}:
             dark, bright = sorted((light[name], light["paper"]))
@@ -175,12 +175,12 @@ def test_overview_has_every_model_on_every_dataset(wide: Wide) -> None:
 
 def test_what_no_evaluation_left_is_not_shown(wide: Wide) -> None:
     page = (wide.folder / "index.html").read_text()
-    sections = re.findall(r'<section id="(data\d-\w+)">', page)
-    assert {"data1-trust", "data1-quality"} <= {*sections}
-    assert not {"data2-trust", "data2-quality"} & {*sections}
+    sections = re.findall(r'<section id="(data\d-[\w-]+)">', page)
+    assert {"data1-how-far-to-trust-it", "data1-latent-space-and-samples"} <= {*sections}
+    assert not {"data2-how-far-to-trust-it", "data2-latent-space-and-samples"} & {*sections}
     assert "\u2020" not in page[page.index('id="data2-summary"') : page.index('id="reproductions"')]
     titles = re.findall(r"<h3>(\d \w+)", page)
-    assert [title for title in titles if "Ablations" in title] == ["8 Ablations"]
+    assert [title for title in titles if "Ablations" in title] == ["6 Ablations"]
     summary = pd.read_csv(wide.folder / "summary.csv").query("dataset != 'toy'")
     assert summary[["pareto_k", "unreliable", "unreliable_share"]].isna().to_numpy().all()
     for name in ("gap", "bounds", "representation", "fidelity"):

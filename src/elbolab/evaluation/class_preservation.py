@@ -6,9 +6,17 @@ import torch
 from torch import Tensor
 
 from elbolab.evaluation.base import Evaluation, Results
+from elbolab.evaluation.metrics import (
+    ACCURACY,
+    ACCURACY_ORIGINAL,
+    ACCURACY_RECONSTRUCTION,
+    CLASS_PRESERVATION,
+    LOSS,
+    TEST,
+)
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import LatentModel
-from elbolab.support.statistics import bootstrap
+from elbolab.support.statistics import accuracy, bootstrap
 
 
 def classes(evaluation: Evaluation) -> Results:
@@ -33,17 +41,15 @@ def _confusion(true: Tensor, predicted: Tensor, count: int) -> list[list[int]]:
 @torch.no_grad()
 def _accuracy(cnn: CNN, evaluation: Evaluation) -> Results:
     """On every image of each split: a classifier is cheap."""
-    metrics, splits = {}, {}
+    splits, losses = {}, {}
     for name, split in evaluation.data.splits.items():
         batches = [(batch.y, cnn.logits(batch.x).log_softmax(-1)) for batch in split.batches(500)]
         y, log_p = (torch.cat(parts) for parts in zip(*batches, strict=True))
         predicted = log_p.argmax(-1)
         splits[name] = {"n": len(y), "confusion": _confusion(y, predicted, evaluation.data.spec.classes)}
-        metrics[f"{name}/accuracy"] = (predicted == y).double().mean().item()
-        metrics[f"{name}/loss"] = -log_p.gather(1, y[:, None]).double().mean().item()
-    return Results(
-        {key: metrics[key] for key in ("test/accuracy", "test/loss")}, {}, {"classes.json": {"splits": splits}}
-    )
+        losses[name] = -log_p.gather(1, y[:, None]).double().mean().item()
+    metrics = {ACCURACY.at(TEST): accuracy(splits[TEST]["confusion"])[0], LOSS.at(TEST): losses[TEST]}
+    return Results(metrics, {}, {"classes.json": {"splits": splits}})
 
 
 def _preservation(model: LatentModel, evaluation: Evaluation, run: str, cnn: CNN) -> Results:
@@ -56,11 +62,11 @@ def _preservation(model: LatentModel, evaluation: Evaluation, run: str, cnn: CNN
         ]
         y, original, reconstruction = (torch.cat(values) for values in zip(*parts, strict=True))
         splits[split] = {"n": len(y), "confusion": _confusion(original, reconstruction, evaluation.data.spec.classes)}
-        metrics[f"{split}/accuracy_original"] = (original == y).double().mean().item()
-        metrics[f"{split}/accuracy_reconstruction"] = (reconstruction == y).double().mean().item()
+        metrics[ACCURACY_ORIGINAL.at(split)] = (original == y).double().mean().item()
+        metrics[ACCURACY_RECONSTRUCTION.at(split)] = (reconstruction == y).double().mean().item()
         kept = (reconstruction == original).double().cpu().numpy()
-        metrics[f"{split}/class_preservation"] = float(kept.mean())
-        metrics[f"{split}/class_preservation_low"], metrics[f"{split}/class_preservation_high"] = bootstrap(kept)
+        numbers = (float(kept.mean()), *bootstrap(kept))
+        metrics |= {f"{split}/{name}": x for name, x in zip(CLASS_PRESERVATION.names, numbers, strict=True)}
     test = evaluation.data.test
     correct = sum((_predict(cnn, batch.x) == batch.y).sum().item() for batch in test.batches(500))
     judge = {"cnn_run": run, "cnn_test_accuracy": correct / len(test)}

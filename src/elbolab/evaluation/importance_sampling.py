@@ -9,7 +9,7 @@ from torch import Tensor
 
 from elbolab.models.latent import LatentModel
 from elbolab.models.posteriors import Posterior
-from elbolab.support.statistics import k_threshold
+from elbolab.support.statistics import is_heavy_tailed
 
 # In logarithms, what double precision holds.
 LARGEST_RATIO = 600.0
@@ -97,7 +97,7 @@ def bound(log_w: Tensor, samples: int) -> Tensor:
 def heavy_tailed(estimate: Estimate) -> Tensor:
     """Whether each image's importance weights have a Pareto k above what so many samples allow, (B,)."""
     assert estimate.log_w is not None, "a closed form has no weights"
-    return pareto_k(estimate.log_w) > k_threshold(len(estimate.log_w))
+    return is_heavy_tailed(pareto_k(estimate.log_w), len(estimate.log_w))
 
 
 def pareto_k(log_w: Tensor) -> Tensor:

@@ -11,6 +11,15 @@ from elbolab.data.splits import Batch
 from elbolab.evaluation.annealing import PriorStart, annealed_estimate, bidirectional_bounds
 from elbolab.evaluation.base import Evaluation, Results, mean_metrics
 from elbolab.evaluation.importance_sampling import estimate_log_px, log_weights
+from elbolab.evaluation.metrics import (
+    AIS_ACCEPTANCE,
+    BDMC_GAP,
+    GAP_COLUMNS,
+    LOG_PX_LOWER,
+    LOG_PX_UPPER,
+    SIMULATED,
+    STORED,
+)
 from elbolab.models.fitting import Q, choose, fit_posterior
 from elbolab.models.latent import LatentModel
 from elbolab.models.posteriors import Posterior
@@ -18,9 +27,6 @@ from elbolab.support.counters import counted
 
 # All chains of so many images are one batch.
 CHAINS_AT_ONCE = 2000
-COLUMNS = ("log_px_ais", "log_px", "elbo_best", "elbo", "approximation_gap", "amortization_gap", "inference_gap")
-# As metrics, since those of all evaluated images are called by these words.
-NAMES = {"log_px": "gap_log_px", "elbo": "gap_elbo"}
 
 
 def gap(evaluation: Evaluation) -> Results:
@@ -43,16 +49,15 @@ def gap(evaluation: Evaluation) -> Results:
         lower, upper = _simulated(model, evaluation, generator, done)
     table = pd.concat(parts, ignore_index=True)
     metrics: dict[str, float] = {}
-    for split in ("train", "test"):
-        metrics[f"{split}/ais_acceptance"] = table[table.split == split].ais_acceptance.mean()
-        for stored, suffix in ((False, ""), (True, "_table")):
-            rows = table[(table.split == split) & ((table.posterior == "table") == stored)]
-            for column in COLUMNS if len(rows) else ():
-                metrics |= mean_metrics(f"{split}/{NAMES.get(column, column)}{suffix}", rows[column])
+    for split, rows in table.groupby("split", sort=False):
+        metrics[AIS_ACCEPTANCE.at(str(split))] = rows.ais_acceptance.mean()
+        for stored, part in rows.groupby(rows.posterior == "table", sort=False):
+            for column, metric in GAP_COLUMNS.items():
+                metrics |= mean_metrics((STORED[metric] if stored else metric).at(str(split)), part[column])
     metrics |= {
-        "simulated/log_px_lower": lower.mean().item(),
-        "simulated/log_px_upper": upper.mean().item(),
-        "simulated/bdmc_gap": (upper - lower).mean().item(),
+        LOG_PX_LOWER.at(SIMULATED): lower.mean().item(),
+        LOG_PX_UPPER.at(SIMULATED): upper.mean().item(),
+        BDMC_GAP.at(SIMULATED): (upper - lower).mean().item(),
     }
     tags = {
         "evaluation.ais": f"{config.ais_chains} chains, {config.ais_distributions} distributions, "

@@ -11,9 +11,19 @@ from torch import Tensor
 from elbolab.data.splits import Batch
 from elbolab.evaluation.base import Evaluation, Results, mean_metrics
 from elbolab.evaluation.importance_sampling import Estimate, bound, estimate_log_px, pareto_k
+from elbolab.evaluation.metrics import (
+    ESS,
+    LOG_PX,
+    LOG_PX_CONSTANT,
+    LOG_PX_DIGIT,
+    PARETO_K,
+    POSTERIOR_ELBO,
+    STORED,
+    UNRELIABLE,
+)
 from elbolab.models.latent import LatentModel
 from elbolab.support.counters import counted
-from elbolab.support.statistics import k_threshold
+from elbolab.support.statistics import is_heavy_tailed
 
 CURVE = (1, 10, 100, 1000, 5000)
 # Log weights are kept until an image's diagnostics are found: 40 MB of them, or those of one image.
@@ -29,17 +39,20 @@ def likelihood(evaluation: Evaluation) -> Results:
     table = pd.concat([_rows(model, evaluation, *part) for part in parts], ignore_index=True)
     metrics: dict[str, float] = {}
     for split, rows in table[table.posterior != "table"].groupby("split"):
-        metrics |= mean_metrics(f"{split}/log_px", rows.log_px)
+        split = str(split)
+        metrics |= mean_metrics(LOG_PX.at(split), rows.log_px)
         metrics |= {
-            f"{split}/posterior_elbo": rows.elbo.mean(),
-            f"{split}/log_px_constant": rows.log_px_constant.mean(),
+            POSTERIOR_ELBO.at(split): rows.elbo.mean(),
+            LOG_PX_CONSTANT.at(split): rows.log_px_constant.mean(),
         }
-        metrics |= {f"{split}/log_px_digit_{label}": part.log_px.mean() for label, part in rows.groupby("label")}
+        metrics |= {LOG_PX_DIGIT.at(split, D=label): part.log_px.mean() for label, part in rows.groupby("label")}
         if rows.ess.notna().all():
-            metrics |= {f"{split}/ess": rows.ess.median()} | _trust(evaluation, str(split), rows.pareto_k)
+            metrics |= {ESS.at(split): rows.ess.median()}
+            metrics |= _trust(evaluation, PARETO_K.at(split), UNRELIABLE.at(split), rows.pareto_k)
     if len(stored := table[table.posterior == "table"]):
-        metrics |= mean_metrics("train/log_px_table", stored.log_px)
-        metrics |= _trust(evaluation, "train", stored.pareto_k, "_table")
+        metrics |= mean_metrics(STORED[LOG_PX].at("train"), stored.log_px)
+        keys = STORED[PARETO_K].at("train"), STORED[UNRELIABLE].at("train")
+        metrics |= _trust(evaluation, *keys, stored.pareto_k)
     return Results(
         metrics,
         {"evaluation.posterior": model.inference},
@@ -51,9 +64,8 @@ def likelihood(evaluation: Evaluation) -> Results:
     )
 
 
-def _trust(evaluation: Evaluation, split: str, k: pd.Series, suffix: str = "") -> dict[str, float]:
-    above = k > k_threshold(evaluation.config.samples)
-    return {f"{split}/pareto_k{suffix}": k.median(), f"{split}/unreliable{suffix}": above.mean()}
+def _trust(evaluation: Evaluation, median: str, share: str, k: pd.Series) -> dict[str, float]:
+    return {median: k.median(), share: is_heavy_tailed(k, evaluation.config.samples).mean()}
 
 
 def mean_log_px(evaluation: Evaluation, split: str) -> dict[str, float]:
@@ -62,9 +74,10 @@ def mean_log_px(evaluation: Evaluation, split: str) -> dict[str, float]:
     """
     assert isinstance(evaluation.model, LatentModel)
     estimates = [found for _, name, found in _estimates(evaluation.model, evaluation, split) if name != "table"]
-    metrics = mean_metrics(f"{split}/log_px", torch.cat([found.log_px for found in estimates]).tolist())
+    metrics = mean_metrics(LOG_PX.at(split), torch.cat([found.log_px for found in estimates]).tolist())
     k = [pareto_k(found.log_w) for found in estimates if found.log_w is not None]
-    return metrics | _trust(evaluation, split, pd.Series(torch.cat(k).cpu())) if k else metrics
+    keys = PARETO_K.at(split), UNRELIABLE.at(split)
+    return metrics | _trust(evaluation, *keys, pd.Series(torch.cat(k).cpu())) if k else metrics
 
 
 def _estimates(model: LatentModel, evaluation: Evaluation, split: str) -> Iterator[tuple[Batch, str, Estimate]]:

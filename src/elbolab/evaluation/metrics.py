@@ -14,7 +14,7 @@ from typing import Literal
 from elbolab.support.statistics import is_unreliable
 
 TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
-EPOCHS, GAP, SIMULATED, OBJECTIVE = (TRAIN, VAL), (TRAIN, TEST), ("simulated",), ("objective",)
+EPOCHS, GAP, SIMULATED = (TRAIN, VAL), (TRAIN, TEST), "simulated"
 PLACES = {"D": r"\d+", "N": r"(own|\d+)", "NAME": r"\w+"}
 """What may stand at a place of a name."""
 BEGIN, END = "<!-- metrics -->\n", "<!-- end metrics -->"
@@ -64,7 +64,8 @@ class Metric:
     def covers(self, key: str) -> bool:
         """Whether a key is its own, of its error, or of the doubt about it."""
         split, _, name = key.partition("/")
-        names = [*self.names, *([self.doubt.format(self.name)] if self.doubt else [])]
+        # A share of doubt that does not bear its name is a metric by itself.
+        names = [*self.names, *([self.doubt.format(self.name)] if "{}" in self.doubt else [])]
         return split in self.splits and any(re.fullmatch(one.format(**PLACES), name) for one in names)
 
 
@@ -95,7 +96,7 @@ LR = Metric("lr", "Rate", "", None, "Adam's rate on the networks at the epoch's 
 IMAGES_PER_S = Metric("images_per_s", "Images a second", "1/s", "maximize", "training images a second", "", (TRAIN,))
 OBJECTIVE_NAME = Metric(
     "{NAME}", "Objective", "", None, "in a study's trials: the validation metric NAME by which the trial is judged", "",
-    OBJECTIVE,
+    ("objective",),
 )  # fmt: skip
 
 LOG_PX = Metric(
@@ -189,14 +190,14 @@ INFERENCE_GAP = Metric(
 )
 LOG_PX_LOWER = Metric(
     "log_px_lower", "Lower bound", "nats", None, "lower bound on log p(x) of as many images that the model makes",
-    "Grosse et al. 2015, section 4.2", SIMULATED,
+    "Grosse et al. 2015, section 4.2", (SIMULATED,),
 )  # fmt: skip
 LOG_PX_UPPER = Metric(
     "log_px_upper", "Upper bound", "nats", None,
-    "and an upper one, from the reverse chain that begins at the z that made x", LOG_PX_LOWER.source, SIMULATED,
+    "and an upper one, from the reverse chain that begins at the z that made x", LOG_PX_LOWER.source, (SIMULATED,),
 )  # fmt: skip
 BDMC_GAP = Metric(
-    "bdmc_gap", "Distance", "nats", "minimize", "and their distance", LOG_PX_LOWER.source, SIMULATED
+    "bdmc_gap", "Distance", "nats", "minimize", "and their distance", LOG_PX_LOWER.source, (SIMULATED,)
 )  # fmt: skip
 
 FRECHET_DISTANCE = Metric(
@@ -240,7 +241,16 @@ LOG_PX_FIT = Metric(
 ELBO_FIT = Metric("elbo_fit_{N}", "ELBO", "nats", "maximize", "the ELBO of these posteriors", "", (TEST,), SE)
 
 REPRESENTATION = (ACTIVE_UNITS, RATE, DISTORTION, AGGREGATE_KL)
-GAPS = (GAP_LOG_PX, ELBO_BEST, GAP_ELBO, APPROXIMATION_GAP, AMORTIZATION_GAP, INFERENCE_GAP)
+GAP_COLUMNS = {
+    "log_px_ais": LOG_PX_AIS,
+    "log_px": GAP_LOG_PX,
+    "elbo_best": ELBO_BEST,
+    "elbo": GAP_ELBO,
+    "approximation_gap": APPROXIMATION_GAP,
+    "amortization_gap": AMORTIZATION_GAP,
+    "inference_gap": INFERENCE_GAP,
+}
+"""What is the mean of each column of ``gap.parquet``."""
 FIDELITY = (FRECHET_DISTANCE, KID, PRECISION, RECALL, DENSITY, COVERAGE)
 
 
@@ -251,7 +261,7 @@ def _again(metric: Metric, end: str, meaning: str, splits: tuple[str, ...], erro
 
 STORED = {
     one: _again(one, "_table", "the same from the rows of a model's own training table", (TRAIN,), one.errors)
-    for one in (LOG_PX, PARETO_K, UNRELIABLE, LOG_PX_AIS, *GAPS)
+    for one in (LOG_PX, PARETO_K, UNRELIABLE, *GAP_COLUMNS.values())
 }
 """Of a metric under inferred posteriors, that under those which training left for these very images."""
 FLOOR = {

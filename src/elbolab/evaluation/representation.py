@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from elbolab.evaluation.base import IMAGES_AT_ONCE, Evaluation, Results
+from elbolab.evaluation.metrics import ACTIVE_UNITS, AGGREGATE_KL, DISTORTION, RATE
 from elbolab.models.latent import LatentModel
 from elbolab.models.posteriors import Posterior
 
@@ -29,10 +30,10 @@ def representation(evaluation: Evaluation) -> Results:
         q = type(inferred[0]).cat(inferred)
         rate = _rate(evaluation.model, inferred, evaluation.generator(f"{split} rate"))
         metrics |= {
-            f"{split}/active_units": float(active_units(q)),
-            f"{split}/rate": rate,
-            f"{split}/distortion": _distortion(evaluation.model, evaluation, split),
-            f"{split}/aggregate_kl": rate - mutual_information(q, SAMPLES, evaluation.generator(f"{split} aggregate")),
+            ACTIVE_UNITS.at(split): float(active_units(q)),
+            RATE.at(split): rate,
+            DISTORTION.at(split): _distortion(evaluation.model, evaluation, split),
+            AGGREGATE_KL.at(split): rate - mutual_information(q, SAMPLES, evaluation.generator(f"{split} aggregate")),
         }
     return Results(metrics)
 

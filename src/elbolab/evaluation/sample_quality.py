@@ -8,6 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from elbolab.evaluation.base import IMAGES_AT_ONCE, Evaluation, Results
+from elbolab.evaluation.metrics import (
+    COVERAGE,
+    DENSITY,
+    FIDELITY,
+    FLOOR,
+    FRECHET_DISTANCE,
+    KID,
+    PRECISION,
+    RECALL,
+    TEST,
+)
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import LatentModel
 
@@ -43,9 +54,12 @@ def fidelity(evaluation: Evaluation) -> Results:
         _features(cnn, (split.batch(rows).x for rows in split.stratified(count, seed).split(IMAGES_AT_ONCE)))
         for split in (data.train, data.test)
     )
-    found = {f"test/{key}": value for key, value in compare_features(test, samples, seed).items()}
-    found |= {f"test/{key}_floor": value for key, value in compare_features(test, train, seed).items()}
-    return Results(found)
+    found, floor = (compare_features(test, other, seed) for other in (samples, train))
+    metrics: dict[str, float] = {}
+    for metric in FIDELITY:
+        for name, again in zip(metric.names, FLOOR[metric].names, strict=True):
+            metrics |= {f"{TEST}/{name}": found[name], f"{TEST}/{again}": floor[name]}
+    return Results(metrics)
 
 
 @torch.no_grad()
@@ -54,9 +68,9 @@ def _features(cnn: CNN, images: Iterable[Tensor]) -> Tensor:
 
 
 def compare_features(real: Tensor, other: Tensor, seed: int) -> dict[str, float]:
-    """Every distance of ``other`` (N, F) from ``real`` (N, F)."""
-    kid, kid_se = kernel_distance(real, other, seed)
-    return {"frechet_distance": frechet_distance(real, other), "kid": kid, "kid_se": kid_se} | prdc(real, other)
+    """Every distance of ``other`` (N, F) from ``real`` (N, F), by the names of its metric and of that one's error."""
+    kid = dict(zip(KID.names, kernel_distance(real, other, seed), strict=True))
+    return {FRECHET_DISTANCE.name: frechet_distance(real, other)} | kid | prdc(real, other)
 
 
 def frechet_distance(real: Tensor, other: Tensor) -> float:
@@ -113,10 +127,10 @@ def prdc(real: Tensor, other: Tensor, neighbours: int = NEIGHBOURS) -> dict[str,
         covered.append(inside.any(1))
         recalled.append((distances < other_radii).any(1))
     return {
-        "precision": (balls > 0).double().mean().item(),
-        "recall": torch.cat(recalled).double().mean().item(),
-        "density": balls.double().mean().item() / neighbours,
-        "coverage": torch.cat(covered).double().mean().item(),
+        PRECISION.name: (balls > 0).double().mean().item(),
+        RECALL.name: torch.cat(recalled).double().mean().item(),
+        DENSITY.name: balls.double().mean().item() / neighbours,
+        COVERAGE.name: torch.cat(covered).double().mean().item(),
     }
 
 

@@ -1,4 +1,4 @@
-"""The whole experiment: train each model that a report begins with, evaluate every run, compare them."""
+"""The whole experiment: train some models, evaluate every run, compare them."""
 
 from pathlib import Path
 
@@ -6,13 +6,16 @@ from elbolab.config.schema import CompareConfig, EvaluateConfig, Given
 from elbolab.experiment.evaluate import evaluate_run
 from elbolab.experiment.train import prepare, train_model
 from elbolab.models import MODELS
-from elbolab.report.compare import ROLES, compare
+from elbolab.report.compare import compare
 from elbolab.tracking.run import start_run
+
+SUITE = ("cnn", "vae", "latent_opt", "ppca")
+"""The models that it trains."""
 
 
 def run_all(given: Given) -> Path:
-    """Train each model that the report has a place for, evaluate every run, compare them; returns the report."""
-    kinds = {name: MODELS[name].Config for name in ROLES}
+    """Train each model of ``SUITE``, evaluate every run, compare them; returns the report."""
+    kinds = {name: MODELS[name].Config for name in SUITE}
     configs = {name: kind.parse(given.shared_with(kind)) for name, kind in kinds.items()}
     # Under every seed of the trainings the same evaluation, else they could not be averaged.
     evaluation = EvaluateConfig.parse({**given.shared_with(EvaluateConfig), "seed": EvaluateConfig().seed})

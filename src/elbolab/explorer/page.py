@@ -12,8 +12,9 @@ from elbolab.experiment.loading import choose_device, load_run
 from elbolab.explorer.views import view
 from elbolab.models.latent import LatentModel
 from elbolab.report.collect import public
-from elbolab.report.compare import colours, named_runs, refuse_mixed
 from elbolab.report.page import environment
+from elbolab.report.plots import colours
+from elbolab.report.select import labels_of, named_runs, refuse_mixed
 from elbolab.report.tables import runs_table
 from elbolab.support.errors import UserError
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
@@ -43,9 +44,7 @@ def explore(ids: Sequence[str], config: ExploreConfig) -> Path:
 def render(runs: Sequence[RunRecord], images: int) -> str:
     """Return the page: the same test images under each run, with the evaluators' choice and inference."""
     device = choose_device("auto")
-    names = [run.params["model"] for run in runs]
-    labels = [name if names.count(name) == 1 else f"{name} {run.id[:8]}" for name, run in zip(names, runs, strict=True)]
-    # As the report has them.
+    labels = labels_of(runs)
     slots = colours(labels)
     subjects, views, cards = [], [], []
     for run, row, label in zip(runs, runs_table(runs), labels, strict=True):

@@ -10,9 +10,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from elbolab.config.schema import PromoteConfig
+from elbolab.evaluation.metrics import ACCURACY, LOG_PX, UNRELIABLE, is_doubtful
 from elbolab.support.errors import UserError
 from elbolab.support.number_formats import BRIEFLY, DAGGER, dagger
-from elbolab.support.statistics import binomial_se, is_unreliable
+from elbolab.support.statistics import accuracy
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
 
@@ -48,12 +49,13 @@ class Card:
     @property
     def counts(self) -> bool:
         """Whether its metric counts all images of a split, whatever the evaluation estimates and of how many."""
-        return self.tags["metric"] == "accuracy"
+        return self.tags["metric"] == ACCURACY.name
 
     def say(self, split: str) -> str:
+        """The metric of a split with its standard error, marked where it is unreliable."""
         value, error = self.figures[split]
         text = f"{split}/{self.tags['metric']} {value:.4g} ± {error:.2g}"
-        return dagger(text, self.tags.get(f"{split}/unreliable") == "true")
+        return dagger(text, self.tags.get(f"{split}/{UNRELIABLE.name}") == "true")
 
 
 def card_of(version: ModelVersion) -> Card | None:
@@ -108,36 +110,25 @@ def list_versions() -> list[ModelVersion]:
 def _card(run: RunRecord) -> Card:
     if "evaluation.samples" not in run.tags:
         raise UserError(f"run {run.id!r} has not been evaluated; `elbolab evaluate {run.id}` does it")
+    metric = LOG_PX if is_latent(run) else ACCURACY
+    # An accuracy's error is that of a rate, and is not logged.
+    columns = {split: [f"{split}/{name}" for name in (metric.name, f"{metric.name}_se")] for split in SPLITS}
     if is_latent(run):
-        metric = "log_px"
-        keys = [f"{split}/log_px{end}" for split in SPLITS for end in ("", "_se")]
-        if lacking := [key for key in keys if key not in run.metrics]:
+        if lacking := [key for keys in columns.values() for key in keys if key not in run.metrics]:
             raise UserError(
                 f"run {run.id!r} has no {', '.join(lacking)}, since log p(x) was not finite or of one image only; "
                 f"`elbolab evaluate {run.id} --images 1000` looks at more"
             )
-        figures = {split: (run.metrics[f"{split}/log_px"], run.metrics[f"{split}/log_px_se"]) for split in SPLITS}
+        figures = {split: (run.metrics[mean], run.metrics[error]) for split, (mean, error) in columns.items()}
     else:
-        metric = "accuracy"
-        classes = mlflow_reader.read(run.id, "evaluation/classes.json", lambda file: json.loads(file.read_bytes()))[
-            "splits"
-        ]
-        figures = {split: _accuracy(classes[split]["confusion"]) for split in SPLITS}
-    tags = {key: run.tags[key] for key in (*COMPARED_TAGS, "data.name")} | {
-        "metric": metric,
-        "model": run.params["model"],
-    }
-    for split, (value, error) in figures.items():
-        tags |= {f"{split}/{metric}": repr(value), f"{split}/{metric}_se": repr(error)}
-        tags |= {f"{split}/unreliable": str(is_unreliable(run.metrics, f"{split}/{metric}")).lower()}
+        file = mlflow_reader.read(run.id, "evaluation/classes.json", lambda file: json.loads(file.read_bytes()))
+        figures = {split: accuracy(file["splits"][split]["confusion"])[:2] for split in SPLITS}
+    tags = {key: run.tags[key] for key in (*COMPARED_TAGS, "data.name")}
+    tags |= {"metric": metric.name, "model": run.params["model"]}
+    for split, numbers in figures.items():
+        tags |= {key: repr(number) for key, number in zip(columns[split], numbers, strict=True)}
+        tags |= {f"{split}/{UNRELIABLE.name}": str(is_doubtful(run.metrics, metric.at(split))).lower()}
     return Card(run.id, tags, figures)
-
-
-def _accuracy(confusion: list[list[int]]) -> tuple[float, float]:
-    """The share of the diagonal, and its standard error."""
-    count = sum(map(sum, confusion))
-    rate = sum(row[label] for label, row in enumerate(confusion)) / count
-    return rate, binomial_se(rate, count)
 
 
 def _holder(name: str, alias: str) -> ModelVersion | None:

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any
 
+from elbolab.evaluation.metrics import CLASS_PRESERVATION, TEST, TRAIN, VAL, Metric
 from elbolab.report import plots
-from elbolab.report.collect import DATA_FLAGS, SPLITS, Comparison, Entry, Sentence, public
+from elbolab.report.collect import SPLITS, Comparison, Entry, Row
 from elbolab.report.plots import Series
-from elbolab.support.number_formats import DAGGER, UNRELIABLE
-
-OBSERVATION_FLAGS = ("likelihood", "sigma")
+from elbolab.report.sentences import Sentence
+from elbolab.support.number_formats import DAGGER, UNRELIABLE, dagger, measured, rate_between
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures, two a row on wide screens."""
+    """Pictures in rows."""
 
     caption: str
-    pictures: Sequence[Picture]
+    rows: Sequence[Sequence[Picture]]
     kind: str = "pictures"
 
 
@@ -122,7 +123,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class Missing:
-    """Something that no run on the server has, and the command that makes it."""
+    """Something that a run which is shown lacks, and the command that makes it."""
 
     text: str
     command: str
@@ -158,115 +159,87 @@ def shorts(entry: Entry) -> tuple[Ref, ...]:
     return tuple(short(run.id) for run in entry.runs)
 
 
-def notes(comparison: Comparison, topic: str, *models: str) -> list[Notes]:
-    """Return the sentences of a topic, of some models where named."""
-    ids = {entry.run.id for entry in comparison.of(*models)}
-    found = [item for item in comparison.findings[topic] if not models or item.runs[0] in ids]
+def notes(*sentences: Sentence | None) -> list[Notes]:
+    """Return a block of the sentences that there are."""
+    found = [sentence for sentence in sentences if sentence]
     return [Notes(found)] if found else []
 
 
-def train_command(comparison: Comparison, model: str) -> str:
-    """Return the command that trains a model on the report's data, with its observation model."""
-    latent = comparison.latents
-    params = (latent or comparison.entries)[0].run.params
-    names = DATA_FLAGS + (OBSERVATION_FLAGS if latent and model != "cnn" else ())
-    given = [(name, public(params[name])) for name in names if params.get(name) not in (None, "None")]
-    return f"elbolab {model}" + "".join(f" --{name.replace('_', '-')} {value}" for name, value in given)
+def head(metric: Metric, split: str = "") -> str:
+    """Return the head of a metric's column, of one split where it is named."""
+    return f"{SPLITS[split].capitalize()} {metric.label}" if split else metric.label
 
 
-def absent(comparison: Comparison, models: Sequence[str], entries: Sequence[Entry]) -> list[Missing]:
-    """Return a notice for each of the models without a run, and for each of the entries without an evaluation."""
-    out = [
-        Missing(f"No finished {model} run on this data.", train_command(comparison, model))
-        for model in models
-        if model in comparison.missing
+def shown(metric: Metric, row: Row) -> str:
+    """Write a row's value of a metric with its standard error, marked where it is unreliable; a dash without one."""
+    value, error = row.get(metric.name), row.get(metric.error_names[0]) if metric.errors else None
+    return dagger(measured(value, error, metric.digits), row.get("unreliable") if metric.doubt else False)
+
+
+def kept(row: Row) -> str:
+    """Write a row's class preservation with its 95% interval."""
+    return rate_between(*(row.get(name, nan) for name in CLASS_PRESERVATION.names))
+
+
+def unevaluated(entries: Sequence[Entry]) -> list[Missing]:
+    """Return a notice for each of the entries that lacks an evaluation, or one by a classifier."""
+    return [
+        Missing(
+            f"{entry.label} {'was evaluated without a classifier' if entry.evaluated else 'has not been evaluated'}.",
+            f"elbolab evaluate {entry.run.id}",
+        )
+        for entry in entries
+        if not entry.classes
     ]
-    for entry in entries:
-        lack = "was evaluated without a classifier" if entry.evaluated else "has not been evaluated"
-        if not entry.classes:
-            out.append(Missing(f"{entry.label} {lack}.", f"elbolab evaluate {entry.run.id}"))
-    return out
 
 
 def heat(entries: Sequence[Entry], caption: str, down: str, across: str) -> list[Heat]:
     """Return the test confusions of some runs, nothing where none was counted."""
     tables = []
     for entry in entries:
-        if found := entry.classes.get("splits", {}).get("test"):
+        if found := entry.classes.get("splits", {}).get(TEST):
             lines = [[(count, count / max(sum(line), 1)) for count in line] for line in found["confusion"]]
             tables.append((ref(entry), found["n"], lines))
     return [Heat(caption, tables, down, across)] if tables else []
 
 
-def curve_blocks(
-    comparison: Comparison, entries: Sequence[Entry], keys: Iterable[tuple[str, str, str]]
-) -> list[Figures]:
-    """Return training and validation values by epoch, one figure a key; one epoch, as of a closed form, is no curve."""
+def curve_blocks(comparison: Comparison, entries: Sequence[Entry], metrics: Iterable[Metric]) -> list[Figures]:
+    """Return training and validation values by epoch, one figure a metric; one epoch, as of a closed form, is none."""
     svgs, drawn = [], set()
-    for key, title, unit in keys:
+    for metric in metrics:
         series = []
         for entry in entries:
-            for split in ("val", "train"):
-                values = comparison.curves.get((entry.run.id, f"{split}/{key}"), {})
+            for split in (VAL, TRAIN):
+                values = comparison.curves.get((entry.run.id, metric.at(split)), {})
                 if len(values) > 1:
                     drawn.add(entry.run.id)
-                    name, dashed = f"{entry.label} {SPLITS[split]}", split == "train"
+                    name, dashed = f"{entry.label} {SPLITS[split]}", split == TRAIN
                     series.append(Series(name, entry.slot, list(values), list(values.values()), dashed=dashed))
         if series:
-            name = "-".join([key, *(entry.run.id[:8] for entry in entries)])
-            svgs.append(plots.curves(name, title, unit, series))
+            name = "-".join([metric.name, *(entry.run.id[:8] for entry in entries)])
+            svgs.append(plots.curves(name, metric.label, metric.unit, series))
     names = [ref(entry) for entry in entries if entry.run.id in drawn]
     return [Figures("Solid: validation; dashed: training.", names, svgs)] if svgs else []
 
 
-def epochs(entries: Sequence[Entry], *keys: str) -> list[int]:
-    """Return the epochs at which any of the runs logged any of the keys."""
-    return sorted({epoch for entry in entries for key in keys for epoch in entry.pictures[key]})
+def picture_rows(entries: Sequence[Entry], key: str, caption: str) -> list[Pictures]:
+    """Return the grids that the runs logged under a key: a row an epoch, the runs side by side, at last all at the end.
+
+    A run whose last is of an earlier epoch, as that of a closed form, is shown in the last row.
+    """
+    last = {entry.run.id: max(entry.pictures[key], default=0) for entry in entries}
+    early = {epoch for entry in entries for epoch in entry.pictures[key] if epoch != last[entry.run.id]}
+    rows = [
+        [picture(entry, key, epoch) for entry in entries if epoch in {*entry.pictures[key]} - {last[entry.run.id]}]
+        for epoch in sorted(early)
+    ]
+    ends = [picture(entry, key, last[entry.run.id]) for entry in entries if entry.pictures[key]]
+    return [Pictures(caption, [*rows, ends])] if ends else []
 
 
-def picture(entry: Entry, key: str, epoch: int, caption: str) -> Picture | None:
-    """Return a logged grid of digits, None where that epoch has none."""
-    if (content := entry.pictures[key].get(epoch)) is None:
-        return None
+def picture(entry: Entry, key: str, epoch: int) -> Picture:
+    """Return a logged grid of digits; raises UserError where it is no PNG."""
     what = "digits decoded from the prior" if key == "samples" else "ten originals above their reconstructions"
-    src, width, height = plots.picture(content, f"{key} of run {entry.run.id} at epoch {epoch}")
+    src, width, height = plots.picture(entry.pictures[key][epoch], f"{key} of run {entry.run.id} at epoch {epoch}")
+    caption = f"epoch {epoch}, {entry.label}"
     return Picture(src, f"{caption}: {what}", width, height, caption, entry.run.id)
-
-
-def pictures(caption: str, items: Iterable[Picture | None]) -> list[Pictures]:
-    """Return a block of the pictures that exist."""
-    have = [item for item in items if item]
-    return [Pictures(caption, have)] if have else []
-
-
-def ten_table(entries: Sequence[Entry]) -> list[Table]:
-    """Return the classes that the classifier gives the fixed digits and their reconstructions."""
-    tens = [(entry, split, ten) for entry in entries for split, ten in entry.classes.get("ten", {}).items()]
-    # A split may have no image of a class.
-    labels = sorted({one["label"] for _, _, ten in tens for one in ten})
-    rows: list[list[Cell]] = []
-    for entry, split, ten in tens:
-        pairs = {one["label"]: (one["original"], one["reconstruction"]) for one in ten}
-        changed = sum(a != b for a, b in pairs.values())
-        rows.append([*start(entry), split, *(_change(pairs.get(y)) for y in labels), f"{changed} of {len(ten)}"])
-    caption = "The class given to each fixed digit and, where it differs (→), to its reconstruction."
-    return (
-        [
-            Table(
-                f"fixed digits {' '.join(entry.label for entry in entries)}",
-                caption,
-                ["Model", "Run", "Split", *map(str, labels), "Changed"],
-                rows,
-                left=3,
-            )
-        ]
-        if rows
-        else []
-    )
-
-
-def _change(pair: tuple[int, int] | None) -> Cell:
-    if pair is None:
-        return ""
-    a, b = pair
-    return str(a) if a == b else Ref(f"{a} → {b}", strong=True)

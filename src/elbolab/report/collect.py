@@ -1,4 +1,4 @@
-"""What a report is made from: the compared runs, and what their training and evaluation left on the server."""
+"""What a report is made from: the compared runs as entries, and what training and evaluation left of them."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from elbolab.support.statistics import is_unreliable, k_threshold
+from elbolab.evaluation.metrics import ACCURACY, BDMC_GAP, CLASS_PRESERVATION, LOG_PX, TEST, Metric, is_doubtful
+from elbolab.report.select import inference_of
+from elbolab.support.statistics import accuracy, k_threshold
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 PICTURES = ("reconstructions_train", "reconstructions_val", "samples")
-DATA_FLAGS = ("dataset", "train_size", "val_size", "test_size", "split_seed", "binarise")
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -62,45 +63,55 @@ class Entry:
         """Whether an evaluation has left its figures on the run."""
         return is_evaluated(self.run)
 
-    def metric(self, key: str) -> float:
-        """Return a metric's last value, NaN where it was not logged."""
-        return self.run.metrics.get(key, nan)
+    @property
+    def inference(self) -> str:
+        """Whence its posteriors come, one of ``select.INFERENCES``; empty where no evaluation has said it."""
+        return inference_of(self.run)
+
+    def metric(self, metric: Metric, split: str, **places: object) -> float:
+        """A metric's last value, NaN where it was not logged; raises ValueError where it is not of that split."""
+        return self.run.metrics.get(metric.at(split, **places), nan)
+
+    def measures(self, metric: Metric, split: str) -> Row:
+        """A metric with its errors, by name; NaN as above, and raises the same."""
+        metric.at(split)
+        return {name: self.run.metrics.get(f"{split}/{name}", nan) for name in metric.names}
+
+    def has(self, metric: Metric, split: str) -> bool:
+        """Whether the run has a metric; raises as above."""
+        return metric.at(split) in self.run.metrics
+
+    @property
+    def samples(self) -> int:
+        """Importance samples an image; equal for all the runs, 0 where none is evaluated."""
+        return int(self.run.tags.get("evaluation.samples", "0"))
 
     @property
     def k_threshold(self) -> float:
         """The Pareto k above which estimates by importance sampling are unreliable; equal for all the runs."""
-        return k_threshold(int(self.run.tags.get("evaluation.samples", "0")))
+        return k_threshold(self.samples)
 
-    def unreliable(self, split: str) -> bool:
+    def unreliable(self, split: str, metric: Metric = LOG_PX) -> bool:
         """Whether most images of a split have too high a Pareto k in any of the runs: false where there is no k."""
-        return any(is_unreliable(run.metrics, f"{split}/log_px") for run in self.runs)
+        return any(is_doubtful(run.metrics, metric.at(split)) for run in self.runs)
 
     def images(self, split: str, column: str = "log_px", table: bool = False) -> dict[int, float]:
-        """Return one value an image of a split, by index: of the declared posterior, or of the training table.
+        """one value an image of a split, by index: of the declared posterior, or of the training table.
 
         Empty where the evaluation left no such column.
         """
         return _by_image(self.likelihoods[0], split, column, table)
 
     def mean_log_px(self, split: str) -> dict[int, float]:
-        """Return each image's log p(x) in nats, its mean over the seeds, where all of them evaluated it."""
+        """each image's log p(x) in nats, its mean over the seeds, where all of them evaluated it."""
         first, *others = (_by_image(frame, split, "log_px", table=False) for frame in self.likelihoods)
         shared = [index for index in first if all(index in other for other in others)]
         return {index: float(np.mean([first[index], *(other[index] for other in others)])) for index in shared}
 
-    def agreement(self, split: str) -> tuple[float, int]:
-        """Return the share of a split's confusion that is on its diagonal, and the images counted."""
-        if not (found := self.classes.get("splits", {}).get(split)):
-            return nan, 0
-        return float(np.trace(np.asarray(found["confusion"])) / found["n"]), found["n"]
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """One sentence computed from the numbers, with the ids of the runs that they came from."""
-
-    text: str
-    runs: tuple[str, ...]
+    def agreement(self, split: str) -> tuple[float, float, int]:
+        """The share of a split's confusion that is on its diagonal, its standard error, and the images counted."""
+        found = self.classes.get("splits", {}).get(split)
+        return accuracy(found["confusion"]) if found else (nan, nan, 0)
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ class Variant:
     @property
     def value(self) -> str:
         """What the parameter is in these runs."""
-        return public(self.entry.run.params.get(self.field, "unset"))
+        return value_of(self.entry, self.field)
 
 
 @dataclass(frozen=True)
@@ -122,15 +133,13 @@ class Comparison:
     """All that a report shows of one dataset; `runs` holds every run on its page, with its entry, by id."""
 
     entries: list[Entry]
-    missing: list[str]
     variants: list[Variant]
     runs: dict[str, tuple[RunRecord, Entry]]
     curves: Curves
     tables: dict[str, list[Row]]
-    findings: dict[str, list[Sentence]]
 
     def tag(self, name: str) -> str:
-        """Return a tag that the runs share, that of a density where there is one."""
+        """a tag that the runs share, that of a density where there is one."""
         first = (self.latents or self.entries)[0].run
         return public(first.tags.get(name, ""))
 
@@ -139,12 +148,13 @@ class Comparison:
         """The entries that are densities of images."""
         return [entry for entry in self.entries if entry.latent]
 
-    def of(self, *models: str) -> list[Entry]:
-        """Return the entries of some models, in the report's order."""
-        return [entry for entry in self.entries if entry.model in models]
+    @property
+    def classifiers(self) -> list[Entry]:
+        """The entries that are not."""
+        return [entry for entry in self.entries if not entry.latent]
 
     def summary(self, entry: Entry, split: str) -> Row:
-        """Return a run's row of the summary for its declared posterior, empty where there is none."""
+        """a run's row of the summary for its declared posterior, empty where there is none."""
         rows = (row for row in self.tables["summary"] if (row["run"], row["split"]) == (entry.run.id, split))
         return next((row for row in rows if row.get("posterior") not in ("table", "none")), {})
 
@@ -154,8 +164,8 @@ def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
     run = runs[0]
     have = set(mlflow_reader.list_artifacts(run.id, "evaluation"))
     # An evaluation takes back no file of an earlier one, but every figure that it did not measure itself.
-    figure = {"gap.parquet": "simulated/bdmc_gap"}
-    figure |= {"classes.json": "test/class_preservation" if is_latent(run) else "test/accuracy"}
+    figure = {"gap.parquet": BDMC_GAP.at("simulated")}
+    figure |= {"classes.json": (CLASS_PRESERVATION if is_latent(run) else ACCURACY).at(TEST)}
 
     def read(name: str, reader: Callable[[Path], T], nothing: T) -> T:
         there = f"evaluation/{name}" in have and (name not in figure or figure[name] in run.metrics)
@@ -202,21 +212,9 @@ def read_curves(runs: Iterable[str]) -> Curves:
     return curves
 
 
-def differences(run: RunRecord, base: RunRecord) -> list[str]:
-    """Return the names of the parameters that two runs on the same data do not share, their seeds apart.
-
-    What names the data is left out too, and so is the device, which is no part of the method.
-    """
-    keys = (run.params.keys() | base.params.keys()) - {"seed", "device", "data_dir", *DATA_FLAGS}
-    return sorted(key for key in keys if not _equal(run.params.get(key), base.params.get(key)))
-
-
-def _equal(one: str | None, other: str | None) -> bool:
-    """Whether two values of a parameter are the same; `mlflow run -P lr=1e-3` logs it as it was typed."""
-    try:
-        return one == other or float(one or "") == float(other or "")
-    except ValueError:
-        return False
+def value_of(entry: Entry, field: str) -> str:
+    """What a parameter is in an entry's runs."""
+    return public(entry.run.params.get(field, "unset"))
 
 
 def public(value: str) -> str:

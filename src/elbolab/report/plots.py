@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -22,8 +22,9 @@ from elbolab.support.errors import UserError
 
 INK = "#010203"
 NARROW, WIDE = (3.7, 2.6), (4.9, 2.5)
-FLOOR_SLOT, SPARE_SLOTS = 4, range(5, 12)
-CHART_SLOTS = (1, 2, 3, 0, *SPARE_SLOTS)
+FLOOR_SLOT = 4
+SLOTS = (*range(4), *range(5, 12))
+CHART_SLOTS = (1, 2, 3, 0, *SLOTS[4:])
 MARKERS = "osD^vPX*<>ph"
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "elbolab",
@@ -63,6 +64,11 @@ class Series:
     error: Sequence[float] | None = None
     dashed: bool = False
     level: float | None = None
+
+
+def colours(labels: Iterable[str]) -> dict[str, int]:
+    """The colour slot of each label, by their order; after eleven they come again."""
+    return dict(zip(dict.fromkeys(labels), cycle(SLOTS), strict=False))
 
 
 def colour(slot: int) -> str:

@@ -1,28 +1,23 @@
-"""The sentences of a report, each computed from the numbers and there only where its numbers are."""
+"""The sentences of a report, each computed from the numbers; None where its numbers are not there."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import hypot, isnan
 
 import numpy as np
 
-from elbolab.report.collect import SPLITS, Curves, Entry, Row, Sentence
-from elbolab.support.number_formats import between, dagger, kept, number, percent
-from elbolab.support.statistics import Paired, is_unreliable, paired
+from elbolab.evaluation.metrics import CLASS_PRESERVATION, LOG_PX, STORED, TEST, TRAIN
+from elbolab.report.collect import SPLITS, Entry, Row
+from elbolab.support.number_formats import between, dagger, number, percent, rate_between
+from elbolab.support.statistics import Paired, paired
 
 
-def find(entries: Sequence[Entry], tables: dict[str, list[Row]], curves: Curves) -> dict[str, list[Sentence]]:
-    """Return the report's sentences by topic."""
-    latent = [entry for entry in entries if entry.latent]
-    found = {
-        "summary": [protocol_finding([entry for entry in latent if entry.evaluated])],
-        "pairs": [pair_finding(row, latent) for row in tables["pairs"] if row["other"] == latent[0].label],
-        "classifier": [confusion_finding(entry) for entry in entries if not entry.latent],
-        "curves": [best_finding(entry, curves.get((entry.run.id, "val/elbo"), {})) for entry in latent],
-        "classes": [finding for entry in latent for finding in (kept_finding(entry), *ten_findings(entry))],
-        "digits": [extremes_finding(entry, tables["digits"]) for entry in latent],
-        "means": [finding for entry in latent for finding in (train_test_finding(entry), table_finding(entry))],
-    }
-    return {topic: [finding for finding in group if finding] for topic, group in found.items()}
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence computed from the numbers, with the ids of the runs that they came from."""
+
+    text: str
+    runs: tuple[str, ...]
 
 
 def apart(subject: str, gap: float, error: float, other: str, doubtful: bool) -> str:
@@ -38,7 +33,7 @@ def apart_on_same(subject: str, gap: Paired, other: str, doubtful: bool) -> str:
     return f"{subject} {nats} nats {'above' if gap.mean > 0 else 'below'} {other} {interval}"
 
 
-def pair_finding(row: Row, entries: Sequence[Entry]) -> Sentence:
+def pair(row: Row, entries: Sequence[Entry]) -> Sentence:
     """Say how far apart two runs are on the images that both were evaluated on, and which explains more of them."""
     gap = Paired(**{name: row[name] for name in Paired.__dataclass_fields__})
     images = f"{gap.images} {SPLITS[row['split']]} images"
@@ -48,7 +43,7 @@ def pair_finding(row: Row, entries: Sequence[Entry]) -> Sentence:
     return Sentence(text, (row["run"], row["other_run"]))
 
 
-def protocol_finding(entries: Sequence[Entry]) -> Sentence | None:
+def protocol(entries: Sequence[Entry]) -> Sentence | None:
     """Warn when runs were not evaluated alike."""
     names = ("samples", "images", "seed", "cnn_run")
     runs = [run for entry in entries for run in entry.runs]
@@ -58,48 +53,46 @@ def protocol_finding(entries: Sequence[Entry]) -> Sentence | None:
     return Sentence(text, tuple(run.id for run in runs)) if unlike else None
 
 
-def train_test_finding(entry: Entry) -> Sentence | None:
+def train_test(entry: Entry) -> Sentence | None:
     """Say how much higher a run's log p(x) is on training images than on test images."""
-    gap = entry.metric("train/log_px") - entry.metric("test/log_px")
-    error = hypot(entry.metric("train/log_px_se"), entry.metric("test/log_px_se"))
-    doubtful = entry.unreliable("train") or entry.unreliable("test")
+    (train, train_se), (test, test_se) = (entry.measures(LOG_PX, split).values() for split in (TRAIN, TEST))
+    gap, error = train - test, hypot(train_se, test_se)
+    doubtful = entry.unreliable(TRAIN) or entry.unreliable(TEST)
     text = apart(f"{entry.label}: training images lie on average", gap, error, "test images", doubtful)
     return None if isnan(gap + error) else Sentence(text, (entry.run.id,))
 
 
-def table_finding(entry: Entry) -> Sentence | None:
+def table(entry: Entry) -> Sentence | None:
     """Say how the training table's own rows compare with rows fitted to the same images by the protocol."""
-    gap = paired(entry.images("train", table=True), entry.images("train"))
+    gap = paired(entry.images(TRAIN, table=True), entry.images(TRAIN))
     if gap is None:
         return None
     subject = f"{entry.label}: on the same {gap.images} training images log p(x) from the training table's own rows is"
-    doubtful = entry.unreliable("train") or is_unreliable(entry.run.metrics, "train/log_px_table")
+    doubtful = entry.unreliable(TRAIN) or entry.unreliable(TRAIN, STORED[LOG_PX])
     text = apart_on_same(subject, gap, "that from rows fitted by the protocol", doubtful)
     return Sentence(f"{text}.", (entry.run.id,))
 
 
-def extremes_finding(entry: Entry, digits: Sequence[Row]) -> Sentence | None:
+def extremes(entry: Entry, digits: Sequence[Row]) -> Sentence | None:
     """Name the classes with the highest and the lowest mean log p(x) on test images."""
-    means = {row["log_px"]: row for row in digits if (row["model"], row["split"]) == (entry.label, "test")}
+    means = {row[LOG_PX.name]: row for row in digits if (row["model"], row["split"]) == (entry.label, TEST)}
     if len(means) < 2:
         return None
     high, low = means[max(means)], means[min(means)]
-    highest, lowest = (dagger(number(row["log_px"]), row.get("unreliable")) for row in (high, low))
+    highest, lowest = (dagger(number(row[LOG_PX.name]), row.get("unreliable")) for row in (high, low))
     text = f"highest mean for class {high['digit']} ({highest} nats), lowest for class {low['digit']} ({lowest})"
     return Sentence(f"{entry.label}: {text}.", (entry.run.id,))
 
 
-def kept_finding(entry: Entry) -> Sentence | None:
+def class_kept(entry: Entry) -> Sentence | None:
     """Say how often the classifier gives a test image and its reconstruction the same class."""
-    n = entry.agreement("test")[1]
-    rate = kept(
-        {f"class_preservation{end}": entry.metric(f"test/class_preservation{end}") for end in ("", "_low", "_high")}
-    )
+    n = entry.agreement(TEST)[2]
+    rate = rate_between(*entry.measures(CLASS_PRESERVATION, TEST).values())
     text = f"{entry.label}: {rate} of {n} test reconstructions keep the class that the classifier gives the original."
     return Sentence(text, (entry.run.id, entry.classes["cnn_run"])) if n else None
 
 
-def ten_findings(entry: Entry) -> list[Sentence]:
+def ten(entry: Entry) -> list[Sentence]:
     """Say how many of the fixed digits changed class."""
     out = []
     for split, rows in entry.classes.get("ten", {}).items():
@@ -109,9 +102,9 @@ def ten_findings(entry: Entry) -> list[Sentence]:
     return out
 
 
-def confusion_finding(entry: Entry) -> Sentence | None:
+def confusion(entry: Entry) -> Sentence | None:
     """Name the classifier's most frequent mistake on test images."""
-    if not (found := entry.classes.get("splits", {}).get("test")):
+    if not (found := entry.classes.get("splits", {}).get(TEST)):
         return None
     counts = np.array(found["confusion"])
     np.fill_diagonal(counts, 0)
@@ -120,7 +113,7 @@ def confusion_finding(entry: Entry) -> Sentence | None:
     return Sentence(f"{entry.label} misreads {counts.sum()} of {found['n']} test images{often}.", (entry.run.id,))
 
 
-def best_finding(entry: Entry, elbo: dict[int, float]) -> Sentence | None:
+def best(entry: Entry, elbo: dict[int, float]) -> Sentence | None:
     """Say at which epoch the validation ELBO was best and where it ended."""
     if len(elbo) < 2:
         return None

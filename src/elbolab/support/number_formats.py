@@ -1,15 +1,13 @@
 """The one way to write a number, its error, and that it is not to be trusted."""
 
-from collections.abc import Mapping
 from math import isfinite, isnan, nan
-from typing import Any
 
 DASH = "\u2013"
 MINUS = "\u2212"
 DAGGER = "\u2020"
 UNRELIABLE = (
-    f"{DAGGER} Unreliable: the Pareto k of the importance weights (an image's own; of a mean, the median over its "
-    "images) is above min(1 - 1/log10 S, 0.7) for S samples. In many dimensions plain sampling from q then has a large "
+    f"{DAGGER} Unreliable: the Pareto k of the importance weights (an image's own; of a mean, that of most "
+    "of its images) is above min(1 - 1/log10 S, 0.7) for S samples. In many dimensions plain sampling from q then has a large "
     "downward bias, which the standard error, taken from the same samples, does not show."
 )
 
@@ -43,12 +41,6 @@ def percent(rate: float | None, error: float | None = None) -> str:
     return text if text == DASH else f"{text} %"
 
 
-def mean_log_px(row: Mapping[str, Any]) -> str:
-    """Write a row's mean log p(x) with its standard error, marked where it is unreliable."""
-    return dagger(measured(row.get("log_px"), row.get("log_px_se")), row.get("unreliable"))
-
-
-def kept(row: Mapping[str, Any]) -> str:
-    """Write class preservation with its 95% interval in percent, alone where an evaluation left none."""
-    rate, low, high = (row.get(f"class_preservation{end}", nan) for end in ("", "_low", "_high"))
+def rate_between(rate: float, low: float, high: float) -> str:
+    """Write a rate with its interval in percent, alone where that is unknown."""
     return percent(rate) if isnan(low + high) else f"{percent(rate)} ({100 * low:.1f} to {100 * high:.1f})"

@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, log10, nan, sqrt
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
-
-RESAMPLES, RESAMPLES_AT_ONCE = 10_000, 100
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,22 @@ def k_threshold(samples: int) -> float:
     return min(1 - 1 / log10(samples), 0.7) if samples > 1 else -inf
 
 
-def is_unreliable(metrics: Mapping[str, float], key: str) -> bool:
-    """Whether most images of the mean ``key`` of log p(x), among a run's ``metrics``, have too high a Pareto k.
+def is_heavy_tailed(k: Any, samples: int) -> Any:
+    """Whether the Pareto k of an image's S weights is above ``k_threshold``: a bool, or one for each of an array."""
+    return k > k_threshold(samples)
 
-    The share of those that have is ``SPLIT/unreliable``, and of another estimate than log p(x) ``KEY_unreliable``.
-    """
-    split, _, name = key.partition("/")
-    share = {"log_px": "unreliable", "log_px_table": "unreliable_table"}.get(name, f"{name}_unreliable")
-    return metrics.get(f"{split}/{share}", 0.0) > 0.5
+
+def is_unreliable(share: float) -> bool:
+    """Whether a mean over images is not to be trusted, by the share of them whose weights are heavy-tailed: most."""
+    return share > 0.5
+
+
+def accuracy(confusion: Sequence[Sequence[int]]) -> tuple[float, float, int]:
+    """The share of a table of counts (C, C) that is on its diagonal, its standard error, and the images counted."""
+    counts = np.asarray(confusion)
+    n = int(counts.sum())
+    rate = float(np.trace(counts) / n) if n else nan
+    return rate, binomial_se(rate, n), n
 
 
 def mean_se(values: Iterable[float]) -> tuple[float, float]:
@@ -59,21 +66,23 @@ def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
 
 
 def bootstrap(values: np.ndarray) -> tuple[float, float]:
-    """The 95% interval of the mean of ``values`` (n,): 2.5% to 97.5% of the means of 10,000 resamples.
+    """The 95% interval of the mean of ``values`` (n,): 2.5% to 97.5% of the means of 10,000 resamples; of one, itself.
 
     They are the same resamples at every call (percentile bootstrap, Efron & Tibshirani 1993, chapter 13).
     """
-    random = np.random.default_rng(0)
-    size = (RESAMPLES_AT_ONCE, len(values))
-    draws = (random.integers(len(values), size=size, dtype=np.int32) for _ in range(RESAMPLES // RESAMPLES_AT_ONCE))
-    low, high = np.quantile(np.concatenate([values[draw].mean(1) for draw in draws]), (0.025, 0.975))
-    return float(low), float(high)
+    # The package takes half a second to import.
+    from scipy.stats import bootstrap as resample
+
+    if len(values) == 1:
+        return float(values[0]), float(values[0])
+    found = resample((values,), np.mean, n_resamples=10_000, batch=100, method="percentile", rng=0)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Paired | None:
     """Compare two estimates on the images that both have, by index; None where these are fewer than two.
 
-    The interval is ``bootstrap``'s over these images.
+    The interval is ``bootstrap``'s over these images, in the unit of the values.
     """
     gaps = np.array([values[index] - others[index] for index in sorted(values.keys() & others.keys())])
     if len(gaps) < 2:

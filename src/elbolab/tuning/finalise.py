@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from elbolab.config.schema import EvaluateConfig
 from elbolab.evaluation import Evaluation
 from elbolab.evaluation.log_likelihood import mean_log_px
+from elbolab.evaluation.metrics import ACCURACY, LOG_PX, LOSS, is_doubtful
 from elbolab.experiment.evaluate import evaluate_run
 from elbolab.experiment.loading import choose_device, load_run
 from elbolab.experiment.train import train_model
@@ -21,7 +22,7 @@ from elbolab.models.latent import LatentModel
 from elbolab.registry.versions import register
 from elbolab.support.errors import UserError
 from elbolab.support.number_formats import BRIEFLY, dagger
-from elbolab.support.statistics import is_unreliable, mean_and_half_width
+from elbolab.support.statistics import mean_and_half_width
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import PARENT, STUDY, TRIAL, VALIDATION
@@ -61,7 +62,7 @@ def finalise(job: Job, trials: Sequence[FrozenTrial], parent: str, seeds: int) -
     tested = [_test(row["run"]) for row in won]
     chosen = choose(won, key=lambda row: row[metric])
     summary = [_interval(metric, [{**test, **row} for test, row in zip(tested, won, strict=True)])]
-    keys = ("test/log_px", "test/accuracy")
+    keys = (LOG_PX.at("test"), ACCURACY.at("test"))
     summary += [_interval(key, tested) for key in keys if all(key in test for test in tested)]
     uri = register(chosen["run"], job.name)
     with tracking.reopen_run(parent) as track:
@@ -85,7 +86,7 @@ def _ranked(definition: Study, study: optuna.Study) -> list[FrozenTrial]:
 
 def _interval(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     mean, half = mean_and_half_width([row[name] for row in rows])
-    doubtful = any(is_unreliable(row, name) for row in rows)
+    doubtful = any(is_doubtful(row, name) for row in rows)
     text = dagger(f"{name} {mean:.4g} ± {half:.2g}", doubtful)
     return f"{text} (95% interval of the mean over {len(rows)} seeds{f'; {BRIEFLY}' if doubtful else ''})"
 
@@ -121,12 +122,12 @@ def _train(job: Job, parent: str, trial: FrozenTrial, seeds: int) -> list[dict[s
 def _judge(job: Job, run_id: str) -> dict[str, float]:
     """What a trial would be judged by, and whether to trust it: of the run's model, which is that of its best epoch."""
     study = job.study
-    if study.metric == "val/log_px":
+    if study.metric == LOG_PX.at("val"):
         model, data = load_run(run_id, choose_device("auto"))
         config = EvaluateConfig(samples=study.samples, images=study.images)
         return mean_log_px(Evaluation(model, data.without_test(), config), "val")
     epochs = mlflow_reader.history([run_id]).pivot(index="step", columns="key", values="value")
     kind = MODELS[study.model]
     latent = issubclass(kind, LatentModel)
-    best = epochs[f"val/{kind.score_metric}"].argmax() if latent else epochs["val/loss"].argmin()
+    best = epochs[f"val/{kind.score_metric}"].argmax() if latent else epochs[LOSS.at("val")].argmin()
     return {study.metric: with_distortion(epochs.iloc[int(best)].to_dict())[study.metric]}

@@ -16,7 +16,9 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as plots
 
-RATE_DISTORTION = {"val/kl", "val/distortion"}
+from elbolab.evaluation.metrics import DISTORTION, KL
+
+RATE_DISTORTION = {KL.at("val"), DISTORTION.at("val")}
 
 
 def draw_study(study: optuna.Study, metrics: Sequence[str], folder: Path) -> list[Path]:
@@ -83,7 +85,7 @@ def _pareto_front(study: optuna.Study, metrics: Sequence[str]) -> Figure:
     """Two objectives against each other, the front joined; rate against distortion as in Alemi et al. 2018, fig. 3."""
     if len(metrics) > 2:
         return _whole(plots.plot_pareto_front(study, target_names=list(metrics)))
-    order = [1, 0] if metrics[0] == "val/distortion" else [0, 1]
+    order = [1, 0] if metrics[0] == DISTORTION.at("val") else [0, 1]
     values = np.array([trial.values for trial in study.get_trials(states=(TrialState.COMPLETE,))])[:, order]
     front = np.array(sorted([trial.values[i] for i in order] for trial in study.best_trials))
     figure, axes = plt.subplots(figsize=(6.5, 5), layout="constrained")

@@ -1,6 +1,5 @@
 """A reproduction: a list of trainings, evaluated under one protocol, beside the numbers that their source reports."""
 
-import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,8 +11,10 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from elbolab.config.base import Settings
+from elbolab.config.click_options import command_line
 from elbolab.config.schema import Config, EvaluateConfig
 from elbolab.evaluation import Evaluation, Results
+from elbolab.evaluation.metrics import is_doubtful
 from elbolab.experiment.evaluate import evaluate_run, protocol
 from elbolab.experiment.train import train_model
 from elbolab.models import MODELS
@@ -21,14 +22,13 @@ from elbolab.report.chart import Chart
 from elbolab.report.plots import save_chart
 from elbolab.report.sections.reproductions import FOUND, insert, markdown, summarise
 from elbolab.support.errors import UserError
-from elbolab.support.statistics import is_unreliable
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import EVALUATION_PROTOCOL, REPRODUCTION, STUDY, TRAINING
 from elbolab.tracking.mlflow_reader import RunRecord
 
 RESULTS = Path("docs", "results.md")
-# Where something was computed says nothing of what.
+# Fields that say where something is computed, not what.
 PLACES = {"device", "data_dir"}
 
 
@@ -110,7 +110,8 @@ def reproduce(name: str, study: Reproduction, passes: int | None = None, only: S
 
     ``passes`` is the most that a training may take, ``only`` are shell patterns of the trainings that are done. What
     an earlier call finished is found by its config and used. Where ``docs/results.md`` has a place for the study, the
-    table goes there too.
+    table goes there too. Raises UserError where ``only`` names no training, one needs the run of another that is not
+    done before it, or a run has none of the study's metrics.
     """
     labels = [label for label in study.trainings if not only or any(fnmatchcase(label, pattern) for pattern in only)]
     if not labels:
@@ -120,7 +121,6 @@ def reproduce(name: str, study: Reproduction, passes: int | None = None, only: S
         study.config(label, study.seeds[0], planned, passes)
         planned[label] = "run"
         _filled(label, study.evaluation.classifier, planned)
-    limits = [*(["--passes", str(passes)] if passes else []), *(part for name in only for part in ("--only", name))]
     tags = {STUDY: name, REPRODUCTION: "true", "mlflow.note.content": study.question}
     with tracking.start_run("study", name, {"study": name, "seeds": str(study.seeds)}, tags) as track:
         runs: list[tuple[str, int, RunRecord]] = []
@@ -138,7 +138,7 @@ def reproduce(name: str, study: Reproduction, passes: int | None = None, only: S
             "name": name,
             "question": study.question,
             "source": study.source,
-            "command": shlex.join(["elbolab", "study", name, *limits]),
+            "command": command_line("study", name, passes=passes, only=tuple(only)),
             "evaluation": study.evaluation.changes(),
             "commits": sorted({_commit(run) for _, _, run in runs}),
             "devices": sorted({run.tags.get("device", "unknown") for _, _, run in runs}),
@@ -205,7 +205,7 @@ def _table(study: Reproduction, runs: list[tuple[str, int, RunRecord]]) -> pd.Da
             "metric": metric,
             "value": value,
             "std_err": run.metrics.get(f"{metric}_se"),
-            "unreliable": is_unreliable(run.metrics, metric),
+            "unreliable": is_doubtful(run.metrics, metric),
         }
         for label, seed, run in runs
         for metric, value in run.metrics.items()

@@ -9,20 +9,20 @@ from pydantic import Field, model_validator
 
 from elbolab.config.base import Settings
 from elbolab.config.schema import Config
+from elbolab.evaluation.metrics import ACCURACY, DISTORTION, ELBO, KL, LOG_PX, LOSS, MSE, Metric
 from elbolab.models import MODELS
 from elbolab.models.latent import LatentModel
 from elbolab.support.errors import UserError
 
-LATENT_METRICS: dict[str, Literal["maximize", "minimize"]] = {
-    "val/log_px": "maximize",
-    "val/elbo": "maximize",
-    "val/distortion": "minimize",
-    "val/kl": "minimize",
-    "val/mse": "minimize",
-}
+
+def _directions(*metrics: Metric) -> dict[str, Literal["maximize", "minimize"]]:
+    return {metric.at("val"): metric.best for metric in metrics if metric.best is not None}
+
+
+LATENT_METRICS = _directions(LOG_PX, ELBO, DISTORTION, KL, MSE)
 # What can be had for nothing by giving up the other side: a rate of 0 is a collapsed posterior.
-ONE_SIDED = {"val/distortion", "val/kl", "val/mse"}
-CLASSIFIER_METRICS: dict[str, Literal["maximize", "minimize"]] = {"val/accuracy": "maximize", "val/loss": "minimize"}
+ONE_SIDED = _directions(DISTORTION, KL, MSE)
+CLASSIFIER_METRICS = _directions(ACCURACY, LOSS)
 # Under other values of these the same number means something else.
 DATA_FIELDS = {"dataset", "data_dir", "train_size", "val_size", "test_size", "split_seed", "binarise"}
 OBSERVATION_FIELDS = {"likelihood", "sigma", "free_sigma"}
@@ -49,7 +49,7 @@ class Study(Settings):
     """Values of fields to try, a dict a config, instead of a search."""
     seeds: tuple[int, ...] = (0,)
     """Seeds under which each of ``configs`` is trained."""
-    metrics: tuple[str, ...] = Field(default=("val/log_px",), min_length=1)
+    metrics: tuple[str, ...] = Field(default=(LOG_PX.at("val"),), min_length=1)
     """What is optimised, each in the direction of its kind; more than one gives a Pareto front."""
     images: int = Field(default=200, gt=0)
     """Validation images, stratified, of which val/log_px is the mean."""
@@ -88,7 +88,7 @@ class Study(Settings):
             if not metric.startswith("val/"):
                 raise ValueError(f"metric {metric!r} is not of the validation split, all that a study may read")
             if metric not in allowed:
-                beta = " (it is weighted by beta)" if metric == "val/loss" else ""
+                beta = " (it is weighted by beta)" if metric == LOSS.at("val") else ""
                 raise ValueError(f"metric {metric!r} does not compare trials{beta}; take one of {', '.join(allowed)}")
             if metric in ONE_SIDED and len(self.metrics) == 1:
                 raise ValueError(f"metric {metric!r} alone is one side of a trade; add another, or take val/elbo")
@@ -106,6 +106,7 @@ class Study(Settings):
 
     @property
     def config_class(self) -> type[Config]:
+        """The class of the model's configs."""
         return MODELS[self.model].Config
 
     @property
@@ -126,6 +127,7 @@ class Study(Settings):
 
     @property
     def directions(self) -> list[Literal["maximize", "minimize"]]:
+        """The direction of each metric, as Optuna names it."""
         return [(LATENT_METRICS | CLASSIFIER_METRICS)[metric] for metric in self.metrics]
 
     @property
@@ -141,7 +143,7 @@ class Study(Settings):
     @property
     def epoch_metric(self) -> str:
         """What pruning reads at each epoch: the metric itself, or for log p(x) the model's own bound."""
-        if self.metric != "val/log_px":
+        if self.metric != LOG_PX.at("val"):
             return self.metric
         kind = MODELS[self.model]
         assert issubclass(kind, LatentModel)
@@ -160,9 +162,8 @@ class Study(Settings):
 
 def with_distortion(metrics: Mapping[str, float]) -> dict[str, float]:
     """``metrics`` with the distortion, where they have a rate: -ELBO = distortion + rate (Alemi et al. 2018, eq. 4)."""
-    if "val/kl" not in metrics:
-        return dict(metrics)
-    return {**metrics, "val/distortion": -metrics["val/elbo"] - metrics["val/kl"]}
+    elbo, rate, distortion = (metric.at("val") for metric in (ELBO, KL, DISTORTION))
+    return {**metrics, distortion: -metrics[elbo] - metrics[rate]} if rate in metrics else dict(metrics)
 
 
 def _suggest(trial: BaseTrial, name: str, wide: BaseDistribution) -> Any:

@@ -23,11 +23,11 @@ from optuna.trial import FrozenTrial, TrialState
 from elbolab.config.schema import EvaluateConfig
 from elbolab.evaluation import Evaluation
 from elbolab.evaluation.log_likelihood import mean_log_px
+from elbolab.evaluation.metrics import LOG_PX, PARETO_K, is_doubtful
 from elbolab.experiment.train import prepare
 from elbolab.support.errors import UserError, redacted
 from elbolab.support.number_formats import dagger
 from elbolab.support.signals import postponed
-from elbolab.support.statistics import is_unreliable
 from elbolab.tracking.keys import FAILURE
 from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import load_checkpoint
@@ -39,7 +39,7 @@ from elbolab.tuning.study import with_distortion
 
 POLL_SECONDS = 0.5
 FAILURES_IN_A_ROW = 10
-TRUST = ("val/pareto_k", "val/unreliable")
+TRUST = (PARETO_K.at("val"), f"val/{LOG_PX.doubt}")
 # User attribute of a trial whose log p(x) is not to be trusted.
 UNRELIABLE = "unreliable"
 
@@ -72,14 +72,14 @@ def _train_and_judge(job: Job, mirror: Mirror, trial: optuna.Trial, backend: Bac
 
         with TemporaryDirectory() as folder:
             train(model, data, report, Path(folder), backend)
-            if "val/log_px" in study.metrics:
+            if LOG_PX.at("val") in study.metrics:
                 best = load_checkpoint(Path(folder, "best.safetensors"), model.device)
                 evaluation = Evaluation(best, data, EvaluateConfig(samples=study.samples, images=study.images))
                 judged |= (found := mean_log_px(evaluation, "val"))
                 # A tracking server keeps no figure that is not finite, such as the k of too few samples.
                 trust = {key: found[key] for key in TRUST if math.isfinite(found.get(key, math.nan))}
                 mirror.report(trial.number, trust, config.epochs)
-                if is_unreliable(found, "val/log_px"):
+                if is_doubtful(found, LOG_PX.at("val")):
                     trial.set_user_attr(UNRELIABLE, True)
         values = [judged[metric] for metric in study.metrics]
         if not all(map(math.isfinite, values)):

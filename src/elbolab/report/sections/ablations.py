@@ -1,71 +1,62 @@
 """The section of ablations: what changing one parameter of a compared model does."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from elbolab.evaluation.metrics import ELBO, TEST, VAL
 from elbolab.report import plots
-from elbolab.report.blocks import Cell, Figures, Missing, Notes, Ref, Table, shorts
-from elbolab.report.collect import Comparison, Entry, Sentence, Variant, public
+from elbolab.report.blocks import Cell, Figures, Ref, Table, notes, shorts
+from elbolab.report.collect import Comparison, Entry, Row, Variant, value_of
 from elbolab.report.plots import Series
+from elbolab.report.sentences import Sentence
 from elbolab.support.number_formats import DASH, between, dagger, measured, number
-
-START = "latent_init"
-STARTS = ("zeros", "normal", "pca")
 
 
 def ablation_blocks(comparison: Comparison) -> list[Any]:
-    """Return for each model that has ablations their curves, but those of its initialisation, and their table."""
+    """Return for each model that has ablations their curves, the best of each value in words, and their table."""
     blocks: list[Any] = []
     for base in comparison.latents:
         if mine := [variant for variant in comparison.variants if variant.base is base]:
-            fields = dict.fromkeys(variant.field for variant in mine if variant.field != START)
-            blocks += [figure for name in fields if (figure := curves(comparison, base, name, mine))]
-            blocks.append(table(comparison, base, mine))
+            rows = [row for row in comparison.tables["ablations"] if row["model"] == base.label]
+            for field in dict.fromkeys(variant.field for variant in mine):
+                blocks += [*curves(comparison, base, field, mine), *notes(bests(base, field, rows))]
+            blocks.append(table(base, mine, rows))
     return blocks
 
 
-def initialisation_blocks(comparison: Comparison, base: Entry) -> list[Any]:
-    """Return the effect of where a model's rows start: its curves, a sentence, and which starts are lacking."""
-    if START not in base.run.params:
-        return []
-    blocks: list[Any] = []
-    mine = [variant for variant in comparison.variants if variant.base is base and variant.field == START]
-    if mine and (figure := curves(comparison, base, START, mine)):
-        found = [row for row in comparison.tables["ablations"] if row["model"] == base.label]
-        rows = [row for row in found if row["field"] in ("", START)]
-        ends = [f"{number(row['best_val_elbo'])} nats from {row['value'] or base.run.params[START]}" for row in rows]
-        runs = tuple(run for row in rows for run in row["runs"].split())
-        blocks += [figure, Notes([Sentence(f"{base.label}: best validation ELBO {', '.join(ends)}.", runs)])]
-    done = {base.run.params[START], *(variant.value for variant in mine)}
-    lacking = [name for name in STARTS if name not in done]
-    blocks += [Missing(f"No finished run changes only {START} to {name}.", again(base, name)) for name in lacking]
-    return blocks
+def bests(base: Entry, field: str, rows: Sequence[Row]) -> Sentence | None:
+    """Say how good each value of a parameter is by the best validation ELBO."""
+    own = [row for row in rows if row["field"] in ("", field) and row["best_epochs"]]
+    was = value_of(base, field)
+    ends = [f"{number(row['best_val_elbo'])} nats with {row['value'] or was}" for row in own]
+    text = f"{base.label}: best validation ELBO by {field}: {', '.join(ends)}."
+    return Sentence(text, tuple(run for row in own for run in row["runs"].split())) if len(own) > 1 else None
 
 
-def curves(comparison: Comparison, base: Entry, field: str, mine: list[Variant]) -> Figures | None:
+def curves(comparison: Comparison, base: Entry, field: str, mine: list[Variant]) -> list[Figures]:
     """Return the validation ELBO by epoch for each value of one parameter, of the newest run of each."""
-    values = [(public(base.run.params.get(field, "unset")), base)]
+    values = [(value_of(base, field), base)]
     values += [(variant.value, variant.entry) for variant in mine if variant.field == field]
-    lines = [(name, entry, comparison.curves.get((entry.run.id, "val/elbo"))) for name, entry in values]
+    lines = [(name, entry, comparison.curves.get((entry.run.id, ELBO.at(VAL)))) for name, entry in values]
     series = [Series(name, entry.slot, list(line), list(line.values())) for name, entry, line in lines if line]
     if not series:
-        return None
+        return []
     title = f"{base.label}: validation ELBO by {field}"
     svg = plots.curves(f"{field}-{base.run.id[:8]}", title, "nats", series, plots.WIDE)
     keys = [Ref(f"{field} {name}", entry.run.id, entry.slot) for name, entry in values]
-    return Figures("One run for each value; the first is the compared one.", keys, [svg], wide=True)
+    return [Figures("One run for each value; the first is the compared one.", keys, [svg], wide=True)]
 
 
-def table(comparison: Comparison, base: Entry, mine: list[Variant]) -> Table:
+def table(base: Entry, mine: list[Variant], found: Sequence[Row]) -> Table:
     """Return the table of a model's ablations."""
-    found = (row for row in comparison.tables["ablations"] if row["model"] == base.label)
     rows: list[list[Cell]] = []
     for row, entry in zip(found, [base, *(variant.entry for variant in mine)], strict=True):
         change = [row["field"], row["value"], row["base"]] if entry is not base else ["as compared", DASH, DASH]
         best, at = number(row["best_val_elbo"]), row["best_epochs"].replace(" ", ", ")
         elbos = [f"{best} at {at}" if at else DASH, number(row["last_val_elbo"])]
-        doubtful = entry.unreliable("test")
+        doubtful = entry.unreliable(TEST)
         test = dagger(measured(row["test_log_px"], row["test_log_px_se"]), doubtful)
-        doubtful = doubtful or base.unreliable("test")
+        doubtful = doubtful or base.unreliable(TEST)
         gap = (
             [dagger(number(row["mean"]), doubtful), between(row["low"], row["high"])] if "mean" in row else [DASH, DASH]
         )
@@ -78,10 +69,3 @@ def table(comparison: Comparison, base: Entry, mine: list[Variant]) -> Table:
         "to the compared one on the same images, with its 95% bootstrap interval."
     )
     return Table(f"ablations {base.label}", caption, head, rows, left=4)
-
-
-def again(base: Entry, start: str) -> str:
-    """Return the command that trains a run that differs from the compared one in its initialisation."""
-    given = {key: public(value) for key, value in base.run.params.items() if key not in ("model", "data_dir", "device")}
-    flags = sorted((given | {START: start}).items())
-    return f"elbolab {base.model}" + "".join(f" --{key.replace('_', '-')} {value}" for key, value in flags)

@@ -1,12 +1,15 @@
-"""How sure a comparison is: means over seeds, and differences image by image."""
+"""The part of the summary that says how sure it is: means over seeds, and differences image by image."""
 
 from typing import Any
 
-from elbolab.report.blocks import Cell, Ref, Table, notes, short, shorts
+from elbolab.evaluation.metrics import LOG_PX
+from elbolab.report import sentences
+from elbolab.report.blocks import Cell, Ref, Table, head, notes, short, shorts
 from elbolab.report.collect import SPLITS, Comparison
+from elbolab.report.tables import OVER_SEEDS
 from elbolab.support.number_formats import between, dagger, measured, number, percent
 
-SEED_HEAD = ("Test log p(x)", "Validation", "Training", "Test ELBO", "Class kept", "Accuracy")
+SHOWN = sorted(OVER_SEEDS, key=lambda one: (one[0] is not LOG_PX, -list(SPLITS).index(one[1])))
 
 
 def seed_blocks(comparison: Comparison) -> list[Table]:
@@ -15,20 +18,24 @@ def seed_blocks(comparison: Comparison) -> list[Table]:
     rows: list[list[Cell]] = []
     for entry in [entry for entry in comparison.entries if len(entry.runs) > 1]:
         cells = []
-        for metric in ("test/log_px", "val/log_px", "train/log_px", "test/posterior_elbo"):
-            row = found.get((entry.label, metric), {})
-            doubtful = metric.endswith("/log_px") and entry.unreliable(metric.partition("/")[0])
-            cells.append(dagger(measured(row.get("mean"), row.get("half_width")), doubtful))
-        for metric in ("test/class_preservation", "test/accuracy"):
-            row = found.get((entry.label, metric), {})
-            cells.append(percent(row.get("mean"), row.get("half_width")))
+        for metric, split in SHOWN:
+            row = found.get((entry.label, metric.at(split)), {})
+            mean, half = row.get("mean"), row.get("half_width")
+            text = percent(mean, half) if metric.unit == "share" else measured(mean, half)
+            cells.append(dagger(text, bool(metric.doubt) and entry.unreliable(split, metric)))
         rows.append([Ref(entry.label, slot=entry.slot), shorts(entry), str(len(entry.runs)), *cells])
     caption = (
         "Over seeds: mean ± half of its 95% interval, by Student's t with one degree of freedom less than seeds. "
         "Differences and ablations average over seeds too; all else on the page, figures and pictures included, shows "
         "the newest run of each model, the first named here."
     )
-    return [Table("seeds", caption, ["Model", "Runs", "Seeds", *SEED_HEAD], rows)] if rows else []
+    heads = [
+        "Model",
+        "Runs",
+        "Seeds",
+        *(head(metric, split if metric.unit == "nats" else "") for metric, split in SHOWN),
+    ]
+    return [Table("seeds", caption, heads, rows)] if rows else []
 
 
 def pair_blocks(comparison: Comparison) -> list[Any]:
@@ -53,16 +60,10 @@ def pair_blocks(comparison: Comparison) -> list[Any]:
         "of them that each explains better. The interval is over images, for these trainings as they are."
         f"{averaged}"
     )
-    head = [
-        "Model",
-        "Run",
-        "Less",
-        "Run",
-        "Split",
-        "Images",
-        "Difference",
-        "95% interval",
-        "First better",
-        "Less better",
+    heads = ["Model", "Run", "Less", "Run", "Split", "Images", "Difference", "95% interval", "First better"]
+    said = [
+        sentences.pair(row, comparison.latents)
+        for row in comparison.tables["pairs"]
+        if row["other"] == comparison.latents[0].label
     ]
-    return [Table("pairs", caption, head, rows, left=5), *notes(comparison, "pairs")] if rows else []
+    return [Table("pairs", caption, [*heads, "Less better"], rows, left=5), *notes(*said)] if rows else []

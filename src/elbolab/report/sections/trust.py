@@ -1,15 +1,28 @@
-"""How far the likelihoods can be trusted: importance weights, the bound by its samples, and the inference gap."""
+"""The section of trust in the likelihoods: importance weights, the bound by its samples, and the inference gap."""
 
 from typing import Any
 
+from elbolab.evaluation.metrics import (
+    AIS_ACCEPTANCE,
+    BDMC_GAP,
+    ESS,
+    GAP_COLUMNS,
+    LOG_PX_AIS,
+    LOG_PX_LOWER,
+    LOG_PX_UPPER,
+    PARETO_K,
+    SIMULATED,
+    TEST,
+)
 from elbolab.report import plots
-from elbolab.report.blocks import Cell, Figures, Notes, Ref, Table, ref, short, start
-from elbolab.report.collect import SPLITS, Comparison, Row, Sentence
+from elbolab.report.blocks import Cell, Figures, Ref, Table, head, notes, ref, short, shown, start
+from elbolab.report.collect import SPLITS, Comparison, Entry, Row
 from elbolab.report.plots import Series
+from elbolab.report.sentences import Sentence
 from elbolab.support.number_formats import DASH, dagger, measured, number, percent
 
-GAP_HEAD = ("log p(x)", "L[q*]", "L[q]", "Approximation", "Amortization", "Sum")
-GAP = ("log_px", "elbo_best", "elbo", "approximation_gap", "amortization_gap", "inference_gap")
+# The larger of annealed and plain importance sampling stands for both.
+GAP = {column: metric for column, metric in GAP_COLUMNS.items() if metric is not LOG_PX_AIS}
 
 
 def trust_blocks(comparison: Comparison) -> list[Any]:
@@ -21,33 +34,33 @@ def weight_blocks(comparison: Comparison) -> list[Table]:
     """Return the Pareto k of the importance weights by run, posterior and split."""
     groups: dict[tuple[str, str], dict[str, Row]] = {}
     for row in comparison.tables["summary"]:
-        if "pareto_k" in row:
+        if PARETO_K.name in row:
             groups.setdefault((row["run"], row["posterior"]), {})[row["split"]] = row
     rows: list[list[Cell]] = []
     for (run, posterior), by in groups.items():
         entry = comparison.runs[run][1]
         ks = [k_cell(by[split]) if split in by else DASH for split in SPLITS]
-        effective = number(by["test"]["ess"], 0) if "test" in by else DASH
-        samples = entry.run.tags.get("evaluation.samples", DASH)
+        samples, effective = str(entry.samples or DASH), shown(ESS, by.get(TEST, {}))
         rows.append([*start(entry), posterior, samples, number(entry.k_threshold), *ks, effective])
-    head = ["Model", "Run", "Posterior", "Samples", "k at most", "Training", "Validation", "Test", "Test ESS"]
+    splits = [split.capitalize() for split in SPLITS.values()]
+    heads = ["Model", "Run", "Posterior", "Samples", "k at most", *splits, "Test ESS"]
     caption = (
         "(a) Importance weights: median Pareto k over images, and the share of images whose k is above what the number "
         "of samples allows (Vehtari et al. 2024). Exact likelihoods have no weights. ESS: median effective sample size."
     )
-    return [Table("weights", caption, head, rows, left=3)] if rows else []
+    return [Table("weights", caption, heads, rows, left=3)] if rows else []
 
 
 def k_cell(row: Row) -> str:
     """Write a median k, and the share of images with a k that is too high."""
-    return f"{dagger(number(row['pareto_k']), row['unreliable'])} ({percent(row['unreliable_share'])})"
+    return f"{dagger(number(row[PARETO_K.name]), row['unreliable'])} ({percent(row['unreliable_share'])})"
 
 
 def bound_blocks(comparison: Comparison) -> list[Figures]:
     """Return the figure of the mean bound on test images by its number of samples."""
     series = []
     for entry in comparison.latents:
-        found = [row for row in comparison.tables["bounds"] if (row["run"], row["split"]) == (entry.run.id, "test")]
+        found = [row for row in comparison.tables["bounds"] if (row["run"], row["split"]) == (entry.run.id, TEST)]
         if found := sorted(found, key=lambda row: row["samples"]):
             x, y, error = ([row[name] for row in found] for name in ("samples", "log_px", "log_px_se"))
             series.append((entry, Series(entry.label, entry.slot, x, y, error)))
@@ -82,17 +95,17 @@ def gap_blocks(comparison: Comparison) -> list[Any]:
         "less L[q], their sum the inference gap (Cremer et al. 2018). A search that stops short makes the first too "
         "large and the second too small."
     )
-    if any(entry.model == "latent_opt" for entry in entries):
+    if fitted := [entry.label for entry in entries if entry.inference == "fitted"]:
         caption += (
-            " latent_opt has no encoder: what stands under amortization gap is how far its rows, fitted or the "
-            "training table's own, are from q*."
+            f" {' and '.join(fitted)} {'has' if len(fitted) == 1 else 'have'} no encoder: what stands under "
+            "amortization gap is how far rows, fitted or the training table's own, are from q*."
         )
-    head = ["Model", "Run", "Posterior", "Images", *GAP_HEAD]
+    heads = ["Model", "Run", "Posterior", "Images", *map(head, GAP.values())]
     protocols: list[list[Cell]] = [
         [
             *start(entry),
             *(entry.run.tags.get(f"evaluation.{name}", DASH) for name in ("ais", "local_optimisation")),
-            percent(entry.run.metrics.get("test/ais_acceptance")),
+            percent(entry.metric(AIS_ACCEPTANCE, TEST)),
         ]
         for entry in entries
     ]
@@ -100,23 +113,22 @@ def gap_blocks(comparison: Comparison) -> list[Any]:
         "How (c) was measured: annealed importance sampling of log p(x), the search for q*, and how many of the moves "
         "on test images were accepted: they are steered to 65 %, and far below it the estimate is too low."
     )
-    names = ["Model", "Run", "Annealed importance sampling", "Search", "Accepted"]
-    tight = [finding for entry in entries if (finding := tight_finding(entry.label, entry.run.id, entry.run.metrics))]
+    names = ["Model", "Run", "Annealed importance sampling", "Search", head(AIS_ACCEPTANCE)]
     return [
-        Table("inference gap", caption, head, rows, left=4),
-        *([Notes(tight)] if tight else []),
+        Table("inference gap", caption, heads, rows, left=4),
+        *notes(*map(tightness, entries)),
         Table("gap protocol", how, names, protocols, left=4),
     ]
 
 
-def tight_finding(label: str, run: str, metrics: dict[str, float]) -> Sentence | None:
+def tightness(entry: Entry) -> Sentence | None:
     """Say between which bounds bidirectional Monte Carlo puts log p(x) of images that the model itself makes."""
-    if "simulated/bdmc_gap" not in metrics:
+    if not entry.has(BDMC_GAP, SIMULATED):
         return None
-    lower, upper, gap = (metrics[f"simulated/{name}"] for name in ("log_px_lower", "log_px_upper", "bdmc_gap"))
+    lower, upper, gap = (number(entry.metric(one, SIMULATED)) for one in (LOG_PX_LOWER, LOG_PX_UPPER, BDMC_GAP))
     text = (
-        f"{label}: on images that the model makes, mean log p(x) lies between {number(lower)} and {number(upper)} nats "
-        f"by bidirectional Monte Carlo (Grosse et al. 2015): there annealed estimates are {number(gap)} nats too low "
-        "at most, in expectation."
+        f"{entry.label}: on images that the model makes, mean log p(x) lies between {lower} and {upper} nats by "
+        f"bidirectional Monte Carlo (Grosse et al. 2015): there annealed estimates are {gap} nats too low at most, in "
+        "expectation."
     )
-    return Sentence(text, (run,))
+    return Sentence(text, (entry.run.id,))

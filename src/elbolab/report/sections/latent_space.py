@@ -1,32 +1,32 @@
-"""What the latent spaces hold of the images, and how alike samples and images are."""
+"""The section of latent space and samples: what the one holds of the images, and how alike the others are to them."""
 
 from math import log
 from typing import Any
 
-from elbolab.report.blocks import Cell, Ref, Table, short, start
+from elbolab.evaluation.metrics import AGGREGATE_KL, FIDELITY, RATE, REPRESENTATION, TEST
+from elbolab.report.blocks import Cell, Ref, Table, head, short, shown, start
 from elbolab.report.collect import Comparison
 from elbolab.report.plots import FLOOR_SLOT
 from elbolab.report.tables import REAL
-from elbolab.support.number_formats import DASH, measured, number
+from elbolab.support.number_formats import DASH, number
 
 
-def quality_blocks(comparison: Comparison) -> list[Any]:
+def latent_space_blocks(comparison: Comparison) -> list[Any]:
     """Return what the evaluations left of it."""
     return [*representation_blocks(comparison), *fidelity_blocks(comparison)]
 
 
 def representation_blocks(comparison: Comparison) -> list[Table]:
     """Return active units, rate, distortion and aggregate KL on test images."""
-    found = [row for row in comparison.tables["representation"] if row["split"] == "test"]
+    found = [row for row in comparison.tables["representation"] if row["split"] == TEST]
     rows: list[list[Cell]] = []
     for row in found:
         entry = comparison.runs[row["run"]][1]
-        units = [str(row["latent_dim"] or DASH), number(row["active_units"], 0)]
-        nats = [number(row[name]) for name in ("rate", "distortion", "aggregate_kl")]
-        images = row["images"]
-        most = f"{number(row['rate'] - row['aggregate_kl'])} of {number(log(images))}" if images else DASH
-        rows.append([*start(entry), *units, *nats, most])
-    head = ["Model", "Run", "D", "Active units", "Rate", "Distortion", "Aggregate KL", "Mutual information"]
+        numbers = [shown(metric, row) for metric in REPRESENTATION]
+        images, information = row["images"], row[RATE.name] - row[AGGREGATE_KL.name]
+        most = f"{number(information)} of {number(log(images))}" if images else DASH
+        rows.append([*start(entry), str(row["latent_dim"] or DASH), *numbers, most])
+    heads = ["Model", "Run", "D", *map(head, REPRESENTATION), "Mutual information"]
     caption = (
         "(a) Test images under inferred posteriors, nats. D: latent dimensions. Active: the posterior mean's variance "
         "over images is above 0.01 (Burda et al. 2016). Rate: mean KL of q(z|x) to the prior; with the distortion it "
@@ -34,7 +34,7 @@ def representation_blocks(comparison: Comparison) -> list[Table]:
         "is from the prior, where samples are drawn; the rest of the rate is mutual information of image and z, beside "
         "the most that so many images allow (Hoffman & Johnson 2016)."
     )
-    return [Table("representation", caption, head, rows)] if rows else []
+    return [Table("representation", caption, heads, rows)] if rows else []
 
 
 def fidelity_blocks(comparison: Comparison) -> list[Table]:
@@ -44,9 +44,8 @@ def fidelity_blocks(comparison: Comparison) -> list[Table]:
     for row in comparison.tables["fidelity"]:
         floor = row["model"] == REAL
         slot = FLOOR_SLOT if floor else comparison.runs[row["run"]][1].slot
-        distances = [number(row["frechet_distance"]), measured(row["kid"], row["kid_se"], 4)]
-        rates = [number(row[name]) for name in ("precision", "recall", "density", "coverage")]
-        rows.append([Ref(row["model"], slot=slot), short(row["run"]), *distances, *rates])
+        numbers = [shown(metric, row) for metric in FIDELITY]
+        rows.append([Ref(row["model"], slot=slot), short(row["run"]), *numbers])
         if floor:
             blocks.append(_fidelity(row["cnn_run"] or DASH, rows))
             rows = []
@@ -60,5 +59,4 @@ def _fidelity(cnn: str, rows: list[list[Cell]]) -> Table:
         "compare only within one cnn and one number of images, and are no FID or KID on the Inception network. "
         "Fréchet distance and KID ± standard error are lower, the others higher, the more alike the two sets are."
     )
-    head = ["Model", "Run", "Fréchet distance", "KID", "Precision", "Recall", "Density", "Coverage"]
-    return Table(f"fidelity {cnn[:8]}", caption, head, rows)
+    return Table(f"fidelity {cnn[:8]}", caption, ["Model", "Run", *map(head, FIDELITY)], rows)

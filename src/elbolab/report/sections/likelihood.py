@@ -1,0 +1,133 @@
+"""The section of the likelihood: single images, means by class and by split, and class preservation."""
+
+from collections.abc import Sequence
+from math import isnan, nan
+from typing import Any
+
+import numpy as np
+
+from elbolab.evaluation.metrics import ACCURACY_ORIGINAL, ACCURACY_RECONSTRUCTION, CLASS_PRESERVATION, LOG_PX, TEST
+from elbolab.report import plots, sentences
+from elbolab.report.blocks import (
+    Cell,
+    Figures,
+    Gallery,
+    Picture,
+    Ref,
+    Table,
+    head,
+    heat,
+    kept,
+    notes,
+    ref,
+    short,
+    shown,
+    start,
+)
+from elbolab.report.collect import SPLITS, Comparison, Row
+from elbolab.report.plots import FLOOR_SLOT, Series
+from elbolab.report.tables import CONSTANT
+from elbolab.support.number_formats import DASH, dagger, measured, number, percent
+
+
+def likelihood_blocks(comparison: Comparison) -> list[Any]:
+    """Return single images, means by class, means by split, and class preservation."""
+    entries = comparison.latents
+    rows: list[list[Cell]] = []
+    for entry in entries:
+        for split in SPLITS:
+            row = comparison.summary(entry, split)
+            if not isnan(row.get(CLASS_PRESERVATION.name, nan)):
+                rates = [percent(row[metric.name]) for metric in (ACCURACY_ORIGINAL, ACCURACY_RECONSTRUCTION)]
+                rows.append([*start(entry), split, kept(row), *rates])
+    heads = ["Model", "Run", "Split", *map(head, (CLASS_PRESERVATION, ACCURACY_ORIGINAL, ACCURACY_RECONSTRUCTION))]
+    caption = (
+        "What the classifier makes of the reconstructions; class kept with its 95% bootstrap interval over images."
+    )
+    confusion = "The classifier's class of each test original against that of its reconstruction."
+    return [
+        *gallery(comparison),
+        *digit_blocks(comparison),
+        *mean_blocks(comparison),
+        *([Table("class preservation", caption, heads, rows, left=3)] if rows else []),
+        *heat(entries, confusion, "original", "reconstruction"),
+    ]
+
+
+def gallery(comparison: Comparison) -> list[Gallery]:
+    """Return the example images with each run's reconstruction and log p(x)."""
+    entries = [entry for entry in comparison.latents if entry.examples]
+    if not entries:
+        return []
+    numbers = {(row["model"], row["index"]): row for row in comparison.tables["images"]}
+    floor = _floor(comparison.tables["images"])
+    first, rows = entries[0].examples, []
+    for place, (index, digit) in enumerate(zip(first["index"].tolist(), first["label"].tolist(), strict=True)):
+        cells: list[tuple[Picture | None, str]] = []
+        for entry in entries:
+            row = numbers.get((entry.label, index), {})
+            found = entry.examples["reconstructions"][entry.examples["index"] == index]
+            again = single(found[0], f"{digit} reconstructed by {entry.label}") if len(found) else None
+            cells.append((again, dagger(measured(row.get("log_px"), row.get("std_err")), row.get("unreliable"))))
+        cells += [(None, number(numbers.get((one.text, index), {}).get("log_px"))) for one in floor]
+        rows.append((digit, index, single(first["originals"][place], f"original {digit}"), cells))
+    caption = (
+        "(a) Single test images: reconstruction and log p(x) in nats ± noise of the estimate; constant: what the image "
+        "is worth if the mean training image is what it is decoded to."
+    )
+    return [Gallery(caption, [*map(ref, entries), *floor], rows)]
+
+
+def single(image: np.ndarray, alt: str) -> Picture:
+    """Return one image (H, W, C) as a picture."""
+    return Picture(plots.png(image), alt, image.shape[1], image.shape[0])
+
+
+def digit_blocks(comparison: Comparison) -> list[Any]:
+    """Return mean log p(x) of each class on test images, as figure and table."""
+    rows = {(row["model"], row["digit"]): row for row in comparison.tables["digits"] if row["split"] == TEST}
+    digits = sorted({digit for _, digit in rows})
+    entries = [entry for entry in comparison.entries if any(model == entry.label for model, _ in rows)]
+    if not entries:
+        return []
+    names = [*map(ref, entries), *_floor(comparison.tables["digits"])]
+    series = []
+    for one in names:
+        have = [rows[one.text, digit] for digit in digits if (one.text, digit) in rows]
+        x, y, error = ([row[name] for row in have] for name in ("digit", *LOG_PX.names))
+        assert one.slot is not None
+        series.append(Series(one.text, one.slot, x, y, error))
+    empty: Row = {}
+    body: list[list[Cell]] = []
+    for digit in digits:
+        line = [rows.get((one.text, digit), empty) for one in names]
+        body.append([str(digit), *(shown(LOG_PX, row) for row in line)])
+    svg = plots.by_class(f"digits-{entries[0].run.id[:8]}", "(b) Mean test log p(x) of each class", "nats", series)
+    return [
+        Figures("Bars: one standard error over images.", names, [svg], wide=True),
+        Table("digits", "(b) The same numbers.", ["Class", *names], body, left=1),
+        *notes(*(sentences.extremes(entry, comparison.tables["digits"]) for entry in comparison.latents)),
+    ]
+
+
+def _floor(rows: Sequence[Row]) -> list[Ref]:
+    """Name the constant image with the run that has its numbers, where the rows of a table have any."""
+    return [Ref(CONSTANT, row["run"], FLOOR_SLOT) for row in rows if row["model"] == CONSTANT][:1]
+
+
+def mean_blocks(comparison: Comparison) -> list[Any]:
+    """Return means by split of every run and posterior, with the exact baseline and the floor."""
+    groups: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in comparison.tables["summary"]:
+        if LOG_PX.name in row:
+            groups.setdefault((row["model"], row["run"], row["posterior"]), {})[row["split"]] = row
+    rows: list[list[Cell]] = []
+    for (model, run, posterior), by in groups.items():
+        slot = FLOOR_SLOT if posterior == "none" else comparison.runs[run][1].slot
+        means = [shown(LOG_PX, by.get(split, {})) for split in SPLITS]
+        counts = ", ".join(dict.fromkeys(str(row["images"] or DASH) for row in by.values()))
+        rows.append([Ref(model, slot=slot), short(run), posterior, *means, counts])
+    heads = ["Model", "Run", "Posterior", *(split.capitalize() for split in SPLITS.values()), "Images"]
+    caption = "(c) Mean log p(x) ± standard error, nats; exact where the posterior is. The constant image is the floor."
+    found = [one for entry in comparison.latents for one in (sentences.train_test(entry), sentences.table(entry))]
+    return [Table("means", caption, heads, rows, left=3), *notes(*found)] if rows else []

@@ -1,0 +1,155 @@
+"""Which finished runs of the tracking server a report is made of: compared ones, their seeds and their ablations."""
+
+from collections.abc import Iterable, Sequence
+
+from elbolab.support.errors import UserError
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
+
+# A page for people has an end, and so has what is read for it: the newest runs of a model are looked through, and of
+# what is found so many seeds and ablations are kept.
+OTHERS, MOST_SEEDS, MOST_ABLATIONS = 50, 10, 20
+DATA_FIELDS = ("dataset", "train_size", "val_size", "test_size", "split_seed", "binarise")
+INFERENCES = ("encoder", "refined", "fitted", "exact")
+"""Whence the posteriors of a latent-variable model come, in the order of the page."""
+
+Group = tuple[RunRecord, ...]
+"""Runs that differ in their seed only, first the one that is shown."""
+
+
+def inference_of(run: RunRecord) -> str:
+    """Whence the posteriors of a run's images come, one of ``INFERENCES``; empty where no evaluation has said it."""
+    return run.tags.get("evaluation.posterior", "").partition(":")[0]
+
+
+def in_order(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    """Classifiers first, then latent-variable models by their inference and name; equal ones stay as they come."""
+
+    def place(run: RunRecord) -> tuple[bool, int, str]:
+        kind = inference_of(run)
+        return is_latent(run), INFERENCES.index(kind) if kind in INFERENCES else len(INFERENCES), run.params["model"]
+
+    return sorted(runs, key=place)
+
+
+def labels_of(runs: Sequence[RunRecord]) -> list[str]:
+    """What each of some runs is called beside the others: its model, and its id where two have one model."""
+    names = [run.params["model"] for run in runs]
+    return [name if names.count(name) == 1 else f"{name} {run.id[:8]}" for name, run in zip(names, runs, strict=True)]
+
+
+def named_runs(ids: Sequence[str]) -> list[RunRecord]:
+    """The finished train runs of these ids, newest first.
+
+    Raises UserError where one is unknown, unfinished or no train run, or two have different observation models.
+    """
+    runs = [mlflow_reader.get_training(run_id) for run_id in dict.fromkeys(ids)]
+    refuse_mixed([run for run in runs if is_latent(run)], "observation_model", "observation models")
+    return sorted(runs, key=lambda run: (-run.start, run.id))
+
+
+def refuse_mixed(runs: Sequence[RunRecord], tag: str, what: str) -> None:
+    """Raise UserError naming both runs and both values when a tag differs from the first run's."""
+    for run in runs[1:]:
+        one, other = runs[0].tags.get(tag), run.tags.get(tag)
+        if one != other:
+            raise UserError(
+                f"runs of different {what} cannot be compared: {tag} is `{one}` in run {runs[0].id} "
+                f"and `{other}` in run {run.id}"
+            )
+
+
+def by_dataset(named: Sequence[RunRecord]) -> list[list[Group]]:
+    """The runs named, those of each dataset together and grouped by seed; raises UserError for two splits of one."""
+    datasets: dict[str, list[RunRecord]] = {}
+    for run in named:
+        datasets.setdefault(run.tags["data.name"], []).append(run)
+    found = []
+    for _, runs in sorted(datasets.items()):
+        refuse_mixed(runs, "data.digest", "data")
+        left, groups = in_order(runs), []
+        while left:
+            groups.append(with_seeds(left[0], left))
+            left = [run for run in left if run not in groups[-1]]
+        found.append(groups)
+    return found
+
+
+def latest_runs(dataset: str | None) -> list[Group]:
+    """The latest run of each model that shares data and observation model with the latest of all.
+
+    Raises UserError when there is no run of the dataset.
+    """
+    newest = mlflow_reader.newest_of_each("model", {"data.name": dataset} if dataset else {})
+    if not newest:
+        have = sorted({run.tags.get("data.name", "") for run in mlflow_reader.find_runs(limit=100)})
+        of = f" on dataset {dataset} (there are runs on {', '.join(have)})" if dataset and have else ""
+        raise UserError(f"no finished train run{of} in this experiment: train one first, e.g. `elbolab vae`")
+    anchor = next((run for run in newest if is_latent(run)), newest[0])
+    first: dict[str, RunRecord] = {}
+    for run in newest:
+        found = [run] if _same_task(run, anchor) else mlflow_reader.find_runs("train", *_alike(run, anchor), limit=1)
+        first.update((one.params["model"], one) for one in found)
+    return [(run,) for run in in_order(first.values())]
+
+
+def others(base: RunRecord) -> list[RunRecord]:
+    """The newest runs of a run's model on its task: where its other seeds and its ablations are looked for."""
+    return mlflow_reader.find_runs("train", *_alike(base, base), limit=OTHERS)
+
+
+def with_seeds(run: RunRecord, pool: Iterable[RunRecord]) -> Group:
+    """A run and, where it is evaluated, the newest run of each other seed that is alike and evaluated alike."""
+    found = {run.params.get("seed"): run}
+    for other in pool if is_evaluated(run) else ():
+        if _same_model(other, run) and not differences(other, run) and _evaluated_alike(other, run):
+            found.setdefault(other.params.get("seed"), other)
+    return tuple(found.values())[:MOST_SEEDS]
+
+
+def variants_of(base: RunRecord, pool: Sequence[RunRecord]) -> list[tuple[str, Group]]:
+    """The runs that differ from a compared one in one parameter, by its name: a group for each value."""
+    first: dict[tuple[str, str], RunRecord] = {}
+    for run in sorted(pool, key=lambda run: not _evaluated_alike(run, base)):
+        if _same_model(run, base) and len(fields := differences(run, base)) == 1:
+            first.setdefault((fields[0], run.params.get(fields[0], "")), run)
+    kept = sorted(list(first.items())[:MOST_ABLATIONS], key=lambda item: item[0])
+    return [(field, with_seeds(run, pool)) for (field, _), run in kept]
+
+
+def differences(run: RunRecord, base: RunRecord) -> list[str]:
+    """The names of the parameters that two runs on the same data do not share, their seeds apart.
+
+    What names the data is left out too, and so is the device, which is no part of the method.
+    """
+    keys = (run.params.keys() | base.params.keys()) - {"seed", "device", "data_dir", *DATA_FIELDS}
+    return sorted(key for key in keys if not _equal(run.params.get(key), base.params.get(key)))
+
+
+def _equal(one: str | None, other: str | None) -> bool:
+    """Whether two values of a parameter are the same; `mlflow run -P lr=1e-3` logs it as it was typed."""
+    try:
+        return one == other or float(one or "") == float(other or "")
+    except ValueError:
+        return False
+
+
+def _alike(run: RunRecord, anchor: RunRecord) -> tuple[dict[str, str], dict[str, str]]:
+    """The parameters and tags of all runs of the model of ``run`` on the task of ``anchor``."""
+    tags = ["data.digest"] + (["observation_model"] if is_latent(run) and is_latent(anchor) else [])
+    return {"model": run.params["model"]}, {tag: anchor.tags[tag] for tag in tags}
+
+
+def _same_task(run: RunRecord, anchor: RunRecord) -> bool:
+    """Whether two runs saw the same data and, both being densities, the same observation model."""
+    return _alike(run, anchor)[1].items() <= run.tags.items()
+
+
+def _same_model(run: RunRecord, base: RunRecord) -> bool:
+    return run.params["model"] == base.params["model"] and _same_task(run, base)
+
+
+def _evaluated_alike(run: RunRecord, base: RunRecord) -> bool:
+    """Whether a run's figures come from the same images and samples; a classifier reads every image."""
+    keys = [f"evaluation.{name}" for name in ("samples", "images", "seed")] if is_latent(base) else []
+    return is_evaluated(run) == is_evaluated(base) and all(run.tags.get(key) == base.tags.get(key) for key in keys)

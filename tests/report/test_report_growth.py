@@ -46,7 +46,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wide]:
         for seed in (0, 1):
             ids[f"lr {seed}"] = store.train("vae", sigma=0.4, lr=0.01, seed=seed, pictures=False)
             store.evaluate(ids[f"lr {seed}"], "vae", shift=-4 + seed)
-        ids["small"] = store.train("vae", sigma=0.4, latent_dim=2, pictures=False)
+        ids["small"] = store.train("vae", sigma=0.4, hidden=8, pictures=False)
         # Three seeds of the vae: those of fill(), of 1 and, typed differently by `mlflow run -P lr=1e-3`, of 2.
         for seed, lr, shift in ((1, "0.001", 1.0), (2, "1e-3", -2.0)):
             ids[f"seed {seed}"] = store.train("vae", sigma=0.4, seed=seed, lr=lr, pictures=False)
@@ -147,8 +147,8 @@ def test_pairs_average_an_image_over_seeds_first(wide: Wide) -> None:
 
 def test_ablations_change_one_parameter(wide: Wide) -> None:
     table = pd.read_csv(wide.folder / "ablations.csv", keep_default_na=False).query("model == 'vae'")
-    assert table["field"].tolist() == ["", "latent_dim", "lr"]
-    assert table["value"].tolist() == ["", "2", "0.01"]
+    assert table["field"].tolist() == ["", "hidden", "lr"]
+    assert table["value"].tolist() == ["", "8", "0.01"]
     assert table["base"].tolist() == ["", "unset", "0.001"]
     assert table["seeds"].tolist() == [3, 1, 2]
     rates = [wide.ids["lr 1"], wide.ids["lr 0"]]

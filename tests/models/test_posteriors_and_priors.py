@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from elbolab.models import MODELS
 from elbolab.models.fitting import choose, fit_posterior
 from elbolab.models.latent import LatentModel
 from elbolab.models.posteriors import POSTERIORS, DiagonalGaussian, FullGaussian, Posterior
-from elbolab.models.priors import PRIORS, Mixture, Prior, StandardNormal
+from elbolab.models.priors import PRIORS, Mixture, Prior
 from elbolab.registry.pyfunc import Served
 from elbolab.support.errors import UserError
 from elbolab.training.checkpoint import load_checkpoint
@@ -40,10 +41,10 @@ def some(family: type[Posterior], scale: float = 1.0) -> Posterior:
     return family.from_rows(scale * torch.randn(B, family.width(D), generator=seeded(1)))
 
 
-def a_prior(name: str, latent_dim: int = D) -> Prior:
+def a_prior(name: str) -> Prior:
     """A prior whose parameters are far from where they begin."""
     torch.manual_seed(3)
-    prior = PRIORS[name](latent_dim, 4)
+    prior = PRIORS[name](SimpleNamespace(latent_dim=D, prior_components=4))
     with torch.no_grad():
         for value in prior.parameters():
             value.add_(torch.randn_like(value))
@@ -98,12 +99,12 @@ def test_a_family_can_be_stacked_for_several_models(family: type[Posterior]):
     z = torch.randn(2, B, D, generator=seeded(1))
     both = vmap(lambda each: family.from_rows(each).log_prob(z))(rows)
     torch.testing.assert_close(both[2], family.from_rows(rows[2]).log_prob(z), rtol=1e-4, atol=1e-3)
-    assert vmap(lambda each: family.from_rows(each).kl(StandardNormal(D, 1)))(rows).shape == (4, B)
+    assert vmap(lambda each: family.from_rows(each).kl(a_prior("normal")))(rows).shape == (4, B)
 
 
 @pytest.mark.parametrize("family", POSTERIORS.values())
 def test_the_kl_to_a_standard_normal_is_the_closed_form(family: type[Posterior]):
-    q, prior = some(family), StandardNormal(D, 1)
+    q, prior = some(family), a_prior("normal")
     normal = MultivariateNormal(torch.zeros(D), torch.eye(D))
     whole = MultivariateNormal(q.mean, scale_tril=q.scale_tril) if isinstance(q, FullGaussian) else None
     full = whole or MultivariateNormal(q.mean, torch.diag_embed(q.variance))
@@ -183,7 +184,7 @@ def test_annealing_and_bounds_from_both_sides_hold_under_a_mixture_prior():
 def test_a_fit_finds_the_posterior_under_a_mixture_of_one_component():
     """One component is a Gaussian prior N(m, v): with it the exact posterior of a linear decoder is known."""
     model, _ = linear_mixture()
-    model.prior = prior = Mixture(D, 1)
+    model.prior = prior = Mixture(SimpleNamespace(latent_dim=D, prior_components=1))
     with torch.no_grad():
         prior.means.copy_(torch.tensor([[1.0, -1.0, 0.5]]))
         prior.log_vars.copy_(torch.tensor([[0.3, -0.5, 0.0]]))

@@ -32,10 +32,9 @@ class LatentConfig(Config):
     """Standard deviation of the gaussian observation model, in units of the pixel range."""
     prior: Annotated[Literal[tuple(PRIORS)], CategoricalDistribution(tuple(PRIORS))] = "normal"  # pyright: ignore
     """Prior p(z): normal is N(0, I), mixture a mixture of Gaussians that is trained with the decoder."""
-    prior_components: Annotated[int, Field(gt=0, le=WIDEST), IntDistribution(2, 100, log=True)] = 10
-    """Components of a mixture prior."""
     posterior: Annotated[Literal[tuple(POSTERIORS)], CategoricalDistribution(tuple(POSTERIORS))] = "diagonal"  # pyright: ignore
-    """Family of the posteriors q(z | x): Gaussians with a diagonal covariance, or with a full one."""
+    """Family of the posteriors q(z | x): Gaussians with a diagonal covariance, or with a full one, which takes
+    D (D + 3) / 2 numbers an image for D latent dimensions."""
 
 
 class LatentModel(Model):
@@ -47,7 +46,7 @@ class LatentModel(Model):
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.likelihood: Likelihood = make_likelihood(config.likelihood, config.sigma)
-        self.prior: Prior = PRIORS[config.prior](config.latent_dim, config.prior_components)
+        self.prior: Prior = PRIORS[config.prior](config)
         self.family: type[Posterior] = POSTERIORS[config.posterior]
 
     @abstractmethod

@@ -1,6 +1,7 @@
 """The contract of a prior p(z)."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +10,16 @@ from elbolab.models.posteriors import Posterior
 
 
 class Prior(nn.Module, ABC):
-    """A distribution of z (D,), the same for all images; its parameters are trained with the decoder's."""
+    """A distribution of z (D,), the same for all images; its parameters are trained with the decoder's.
 
-    def __init__(self, latent_dim: int, components: int) -> None:
+    It is made from the config of its model, of which it reads ``latent_dim`` and what fields it needs beside.
+    """
+
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        self.latent_dim: int = config.latent_dim
         # Where it computes, also without parameters; it is no part of a checkpoint.
-        self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("zero", torch.zeros(self.latent_dim), persistent=False)
         self.zero: Tensor
 
     @abstractmethod

@@ -1,5 +1,7 @@
 """A mixture of Gaussians as the prior, learned with the decoder."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,16 +13,17 @@ START_SPREAD = 0.1
 
 
 class Mixture(Prior):
-    """sum_k w_k N(m_k, diag(v_k)) with ``components`` components (Tomczak & Welling 2018, section 3.1, eq. 7).
+    """sum_k w_k N(m_k, diag(v_k)) with ``prior_components`` components (the MoG prior of Tomczak & Welling 2018).
 
     Weights, means and variances are free parameters; they begin near N(0, I).
     """
 
-    def __init__(self, latent_dim: int, components: int) -> None:
-        super().__init__(latent_dim, components)
-        self.logits = nn.Parameter(torch.zeros(components))
-        self.means = nn.Parameter(START_SPREAD * torch.randn(components, latent_dim))
-        self.log_vars = nn.Parameter(torch.zeros(components, latent_dim))
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        shape = (config.prior_components, self.latent_dim)
+        self.logits = nn.Parameter(torch.zeros(shape[0]))
+        self.means = nn.Parameter(START_SPREAD * torch.randn(shape))
+        self.log_vars = nn.Parameter(torch.zeros(shape))
 
     def log_prob(self, z: Tensor) -> Tensor:
         distance = ((z[..., None, :] - self.means).square() * (-self.log_vars).exp() + self.log_vars).sum(-1)

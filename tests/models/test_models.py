@@ -19,8 +19,7 @@ from elbolab.models.networks import ACTIVATIONS, ToImage
 from elbolab.models.objectives import elbo
 from elbolab.models.posteriors import Posterior
 from elbolab.support.errors import UserError
-from elbolab.testing.models import LatentModelTests, ModelTests, run
-from elbolab.testing.models import make as make_of
+from elbolab.testing.models import LatentModelTests, ModelTests, make_model, run
 from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import load_checkpoint
 from elbolab.training.trainer import _snapshot, rate_factor
@@ -65,7 +64,7 @@ class TestLatentModels(LatentModelTests):
 
 def make(name: str, data: Data, **fields: Any) -> Model:
     given = {"latent_dim": 8, **QUICK.get(name, {}), **fields} if name in LATENT else fields
-    return make_of(MODELS[name], data, **given)
+    return make_model(MODELS[name], data, **given)
 
 
 def test_the_number_of_threads_changes_nothing_between_equal_seeds(digits: Data, tmp_path: Path):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +10,15 @@ import torch
 from elbolab.data.readers import DATASETS, Arrays
 from elbolab.data.splits import Data, load_data
 
+Reader = Callable[[Path], Arrays]
+Load = Callable[..., Data]
+
 
 class DatasetTests:
     """Derive from it in a test file and override the fixture ``reader`` (and ``folder``, where it reads from one)."""
 
     @pytest.fixture
-    def reader(self) -> Callable[[Path], Arrays]:
+    def reader(self) -> Reader:
         """The function that is tested."""
         raise NotImplementedError("override the fixture reader with one that returns your function of a folder")
 
@@ -26,18 +28,12 @@ class DatasetTests:
         return tmp_path
 
     @pytest.fixture
-    def load(
-        self, reader: Callable[[Path], Arrays], folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> Callable[..., Data]:
+    def load(self, reader: Reader, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
         """``load_data`` of this dataset: its splits by sizes and seed."""
         monkeypatch.setitem(DATASETS, "tested", reader)
+        return lambda **how: load_data("tested", folder, **how)
 
-        def load(**how: Any) -> Data:
-            return load_data("tested", folder, **how)
-
-        return load
-
-    def test_it_is_images_of_bytes_with_a_class_each(self, reader: Callable[[Path], Arrays], folder: Path) -> None:
+    def test_it_is_images_of_bytes_with_a_class_each(self, reader: Reader, folder: Path):
         stored, again = reader(folder), reader(folder)
         parts = [(stored.images, stored.labels), *([stored.test] if stored.test else [])]
         for images, labels in parts:
@@ -51,7 +47,7 @@ class DatasetTests:
         assert np.array_equal(stored.images, again.images)
         assert np.array_equal(stored.labels, again.labels)
 
-    def test_its_splits_share_no_image_and_have_each_class_in_its_proportion(self, load: Callable[..., Data]) -> None:
+    def test_its_splits_share_no_image_and_have_each_class_in_its_proportion(self, load: Load):
         data = load()
         index = torch.cat([split.index for split in data.splits.values()])
         assert len(index.unique()) == len(index)
@@ -62,7 +58,7 @@ class DatasetTests:
         expected = (trained + held_out) * len(data.val) / (len(data.train) + len(data.val))
         assert (held_out - expected).abs().max() <= 1.5
 
-    def test_seed_and_sizes_make_the_split_and_its_digest(self, load: Callable[..., Data]) -> None:
+    def test_seed_and_sizes_make_the_split_and_its_digest(self, load: Load):
         size = len(load().train) // 2
         first, again, other, more = (
             load(train_size=size), load(train_size=size), load(train_size=size, split_seed=1), load(train_size=size + 1)
@@ -74,7 +70,7 @@ class DatasetTests:
         assert torch.equal(first.test.index, more.test.index)
         assert torch.equal(first.train.index, more.train.index[:size])
 
-    def test_batches_are_the_images_from_zero_to_one(self, load: Callable[..., Data]) -> None:
+    def test_batches_are_the_images_from_zero_to_one(self, load: Load):
         data = load()
         batch = data.val.batch(torch.arange(min(20, len(data.val))))
         assert batch.x.dtype == torch.float32

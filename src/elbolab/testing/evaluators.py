@@ -19,7 +19,9 @@ from elbolab.evaluation import Evaluation, Results
 from elbolab.models import MODELS
 from elbolab.models.base import Model
 from elbolab.models.cnn import CNN
-from elbolab.testing.models import digits, make
+from elbolab.testing.models import copies, digits, make_model
+
+Evaluator = Callable[[Evaluation], Results]
 
 
 def text(value: Any) -> str:
@@ -36,7 +38,7 @@ class EvaluatorTests:
     """How the models are evaluated: with everything that an evaluator may be asked for."""
 
     @pytest.fixture
-    def evaluator(self) -> Callable[[Evaluation], Results]:
+    def evaluator(self) -> Evaluator:
         """The function that is tested."""
         raise NotImplementedError("override the fixture evaluator with one that returns your function")
 
@@ -46,19 +48,17 @@ class EvaluatorTests:
         small = {"latent_dim": 3, "net": "mlp", "hidden": 8, "fit_steps": 3}
         kind = MODELS[request.param]
         fields = {key: value for key, value in small.items() if key in kind.Config.model_fields}
-        return make(kind, digits(40, 20), **fields).eval()
+        return make_model(kind, digits(40, 20), **fields).eval()
 
-    def results(self, evaluator: Callable[[Evaluation], Results], model: Model, data: Data) -> Results:
+    def results(self, evaluator: Evaluator, model: Model, data: Data) -> Results:
         """What it finds of a model, judged by a classifier that has not learnt yet."""
-        judge = make(CNN, data).eval()
+        judge = make_model(CNN, data).eval()
         assert isinstance(judge, CNN)
         return evaluator(Evaluation(model, data, self.config, ("classifier", judge)))
 
-    def test_it_finds_the_same_again_and_leaves_everything_as_it_was(
-        self, evaluator: Callable[[Evaluation], Results], model: Model
-    ) -> None:
+    def test_it_finds_the_same_again_and_leaves_everything_as_it_was(self, evaluator: Evaluator, model: Model):
         data = digits(40, 20)
-        before = {key: value.clone() for key, value in model.state_dict().items()}
+        before = copies(model)
         images = {split: part.images.clone() for split, part in data.splits.items()}
         first = self.results(evaluator, model, data)
         random = torch.get_rng_state()
@@ -72,9 +72,7 @@ class EvaluatorTests:
         assert all(parameter.grad is None for parameter in model.parameters())
         assert all(torch.equal(part.images, images[split]) for split, part in data.splits.items())
 
-    def test_its_keys_name_a_split_and_its_figures_are_numbers(
-        self, evaluator: Callable[[Evaluation], Results], model: Model
-    ) -> None:
+    def test_its_keys_name_a_split_and_its_figures_are_numbers(self, evaluator: Evaluator, model: Model):
         found = self.results(evaluator, model, digits(40, 20))
         for key, value in found.metrics.items():
             assert re.fullmatch(r"(train|val|test|simulated)/\w+", key), key
@@ -84,8 +82,8 @@ class EvaluatorTests:
         assert {Path(name).suffix for name in found.files} <= {".parquet", ".npz", ".json"}
 
     def test_what_it_says_of_validation_images_it_says_without_the_test_images(
-        self, evaluator: Callable[[Evaluation], Results], model: Model
-    ) -> None:
+        self, evaluator: Evaluator, model: Model
+    ):
         data = digits(40, 20)
         inverted = replace(data, test=replace(data.test, images=255 - data.test.images))
         one, other = (self.results(evaluator, model, each).metrics for each in (data, inverted))

@@ -171,12 +171,12 @@ def test_a_trial_has_no_test_images(search: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"executor": "ray", "workers": 2}, "workers: nothing heeds it without executor=local"),
-        ({"cpus_per_trial": 2, "gpus_per_trial": 0.5}, "cpus_per_trial, gpus_per_trial: nothing heeds"),
+        ({"executor": "ray", "workers": 2}, "workers: no effect without executor=local"),
+        ({"cpus_per_trial": 2, "gpus_per_trial": 0.5}, "cpus_per_trial, gpus_per_trial: no effect"),
         ({"seeds": 3}, "without finalise"),
     ],
 )
-def test_what_nothing_would_heed_is_refused(search: str, values: dict[str, Any], message: str):
+def test_what_would_have_no_effect_is_refused(search: str, values: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         carry_out(search, **values)
 

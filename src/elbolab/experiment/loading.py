@@ -16,7 +16,7 @@ from elbolab.support.errors import UserError
 def choose_device(wanted: str) -> str:
     """The device to compute on; raises UserError where the wanted one is not there."""
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("device='cuda' is not to be had on this machine; use device=cpu or device=auto")
+        raise UserError("device='cuda', but CUDA is not available; use device=cpu or device=auto")
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
@@ -36,7 +36,7 @@ def _load(
 
 
 def load_for(config: Config, device: str = "cpu") -> Data:
-    """The data that ``config`` names, on ``device``; raises UserError where they are not to be had."""
+    """The data that ``config`` names, on ``device``; raises UserError where they cannot be read or downloaded."""
     sizes = config.train_size, config.val_size, config.test_size
     return _load(config.dataset, config.data_dir, *sizes, config.split_seed, config.binarise, device)
 

@@ -29,8 +29,9 @@ REQUIREMENTS = ("torch", "safetensors", "pydantic", "platformdirs", "optuna", "n
 def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
     """Log a checkpoint as the model ``NAME`` of a run: a pyfunc made from code, no pickle in it.
 
-    ``example`` is what it predicts from, images uint8 (N, H, W, C). Where that was begun before it is gone on with, so
-    that a run has one model however often its upload was cut off.
+    ``example`` is what it predicts from, images uint8 (N, H, W, C). An upload that was cut off is begun again in the
+    same model, so that a run has one. Raises MlflowException where the server does not answer, and UserError where the
+    checkpoint cannot be read.
     """
     client = mlflow.MlflowClient()
     run = client.get_run(run_id)
@@ -90,7 +91,7 @@ def load_model(source: str, device: str = "cpu") -> Model:
     no such model, or one without a checkpoint of elbolab.
     """
     prepare_store()
-    # MLflow leaves what it downloads in a folder of its own for ever.
+    # MLflow never removes the folder that it downloads into by itself.
     with TemporaryDirectory(prefix="elbolab-") as copy:
         try:
             model = source if ":/" in source else f"models:/{model_of(source)}"

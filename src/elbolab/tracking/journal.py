@@ -1,4 +1,4 @@
-"""The journal of a run on local disk: what it is to say, in order, and what of that was sent."""
+"""The journal of a run on the local disk: its records in order, and how many of them are sent."""
 
 import errno
 import json

@@ -28,8 +28,11 @@ from elbolab.tracking.keys import KIND
 T = TypeVar("T")
 NOTHING: Mapping[str, str] = {}
 PAGE = 1000
-# Fields that runs of 0.1.0 do not have, with what they did all the same.
-ADDED = {"prior": "normal", "prior_components": "10", "posterior": "diagonal"}
+# Fields that runs of 0.1.0 do not have, with what they stood for; by a field of the models that have them now.
+ADDED = {
+    "latent_dim": {"prior": "normal", "posterior": "diagonal"},
+    "net": {"prior_components": "10"},
+}
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ def _record(found: Run) -> RunRecord:
     # `mlflow run -P` logs what was typed: `latent-dim` beside our `latent_dim`, and the flags that take up a run.
     typed = {key for key in data.params if "-" in key} | ResumeConfig.model_fields.keys()
     params = {key: value for key, value in data.params.items() if key not in typed}
-    if "latent_dim" in params:
-        params = ADDED | params
+    for field, added in ADDED.items():
+        params = added | params if field in params else params
     return RunRecord(
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
         max(0, (info.end_time or info.start_time) - info.start_time) / 1000,
@@ -228,7 +231,7 @@ def read(run_id: str, path: str, reader: Callable[[Path], T]) -> T:
     """What ``reader`` makes of an artifact; raises UserError where the run has none of that path in its folder, or one
     that it cannot read.
     """
-    # MLflow leaves what it downloads in a folder of its own for ever.
+    # MLflow never removes the folder that it downloads into by itself.
     with TemporaryDirectory(prefix="elbolab-") as folder:
         try:
             # What is put behind an address is not looked at by MLflow.

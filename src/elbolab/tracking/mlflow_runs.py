@@ -14,13 +14,14 @@ Value = tuple[str, float, int, int]
 
 
 class MlflowRuns:
-    """The runs of the present server, which is not asked for anything before they are needed.
+    """The runs of the present server, which is first asked when they are needed.
 
-    Everything raises MlflowException where the server does not answer or refuses.
+    Every method raises MlflowException where the server does not answer or refuses.
     """
 
     @cached_property
     def client(self) -> mlflow.MlflowClient:
+        """MLflow's client, for all that is not a run."""
         # To make one makes the tables of a store that has none.
         prepare_store()
         return mlflow.MlflowClient()
@@ -56,11 +57,11 @@ class MlflowRuns:
             self.client.log_batch(run_id, metrics, own_params, [RunTag(key, value) for key, value in tags.items()])
 
     def reopen(self, run: Run) -> None:
-        """The run goes on: it is RUNNING, and the reason why it had failed is not said any more."""
+        """Set a run that is resumed to RUNNING, and remove the reason why it had failed."""
         self.client.update_run(run.info.run_id, RUNNING)
         if FAILURE in run.data.tags:
             self.client.delete_tag(run.info.run_id, FAILURE)
 
     def end(self, run_id: str, status: str, time: int) -> None:
-        """The run ended with this status at ``time``, in milliseconds since 1970."""
+        """End a run with this status at ``time``, in milliseconds since 1970."""
         self.client.set_terminated(run_id, status, time)

@@ -1,4 +1,4 @@
-"""What a journal's records mean to MLflow. Everything can be sent twice and is there once."""
+"""Sending a journal's records to MLflow. Whatever is sent twice is there once."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,7 +54,7 @@ class MlflowWriter:
 
     @property
     def run_id(self) -> str | None:
-        """Id of the run on the server; None as long as the server has not heard of it."""
+        """Id of the run on the server; None as long as the server does not have it."""
         return self._journal.state.get("run_id")
 
     def left(self) -> int:
@@ -62,9 +62,10 @@ class MlflowWriter:
         return sum(place >= self._done(record.lane) for place, record in enumerate(self._journal.records))
 
     def send(self, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Send all that there is, and what can be sent even where something cannot; raises the first error.
+        """Send all that there is, and what can be sent even where something cannot.
 
         Once it is ``stopped`` another process may have the journal: nothing more is sent, nor written to the journal.
+        Raises the first error: MlflowException, WaitingError, or OSError where a file cannot be read.
         """
         if self.run_id is None:
             found = self._find_or_make()

@@ -26,7 +26,7 @@ def find_unfinished(run_id: str) -> Path | None:
         except UserError as error:
             unreadable = error
     if unreadable is not None:
-        # It may be the run.
+        # It may be that of the run.
         raise unreadable
     return None
 
@@ -43,7 +43,7 @@ def begun(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
 def send_unfinished(package: Package, run_id: str | None = None) -> list[str]:
     """Send what earlier processes could not, of all runs or of one, models by ``package``; returns a line for each.
 
-    A run whose process is gone without a word ends as KILLED; it can be gone on with all the same. Raises UserError
+    A run whose process is gone and wrote no end is KILLED; its training can be resumed all the same. Raises UserError
     where some is left.
     """
     lines, problems = [], []
@@ -57,7 +57,7 @@ def send_unfinished(package: Package, run_id: str | None = None) -> list[str]:
             continue
         writer = MlflowWriter(journal, package)
         end = end_of_lost(journal.records)
-        if end is not None and not _is_taken_up(journal):
+        if end is not None and not _is_begun_again(journal):
             journal.append(end)
         count = writer.left()
         try:
@@ -73,8 +73,8 @@ def send_unfinished(package: Package, run_id: str | None = None) -> list[str]:
     return lines
 
 
-def _is_taken_up(journal: Journal) -> bool:
-    """Whether another journal is of the same run, whose end is then said there."""
+def _is_begun_again(journal: Journal) -> bool:
+    """Whether a later call works on the same run, whose end is then in the journal of that call."""
     run_id = journal.state.get("run_id") or _known_id(journal.records)
     for other in journals(journal.folder.parent):
         with suppress(UserError):
@@ -84,7 +84,7 @@ def _is_taken_up(journal: Journal) -> bool:
 
 
 def _known_id(records: Sequence[Record]) -> str | None:
-    """Id of the run that a journal took up; None where it made one, or adds to one only."""
+    """Id of the run that a call has begun again by its id; None of a run that is new or only added to."""
     first = records[0] if records else None
     return first.run.get("id") if isinstance(first, Begin) and first.run else None
 
@@ -96,7 +96,7 @@ def is_done_with(journal: Journal, writer: MlflowWriter) -> bool:
 
 def can_be_resumed(journal: Journal) -> bool:
     """Whether a journal is that of a training that has not finished."""
-    return LIFE[stage_of(journal.records)].can_go_on and is_training(journal.folder)
+    return LIFE[stage_of(journal.records)].can_be_resumed and is_training(journal.folder)
 
 
 def is_training(folder: Path) -> bool:

@@ -32,7 +32,7 @@ class KnownRun(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is said of a run, at ``time`` in milliseconds since 1970."""
+    """One thing that is written of a run, at ``time`` in milliseconds since 1970."""
 
     lane: ClassVar[str] = VALUES
     time: int = field(default_factory=lambda: int(time.time() * 1000))
@@ -40,7 +40,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Begin(Record):
-    """A run begins, or goes on: ``run`` in the first record only, ``status`` where the server may have an older one."""
+    """A run begins or is resumed: ``run`` in the first record only, ``status`` where the server may have another."""
 
     tags: dict[str, str]
     params: dict[str, str]
@@ -127,50 +127,50 @@ _KINDS: dict[str, type[Record]] = {
 
 def encode(record: Record) -> bytes:
     """The line of a record."""
-    said = {key: value for key, value in vars(record).items() if key not in ("run", "status") or value is not None}
-    return json.dumps({"time": record.time, "lane": record.lane, **said}).encode() + b"\n"
+    fields = {key: value for key, value in vars(record).items() if key not in ("run", "status") or value is not None}
+    return json.dumps({"time": record.time, "lane": record.lane, **fields}).encode() + b"\n"
 
 
 def decode(line: bytes) -> Record:
     """The record of a line; raises ValueError where it is none."""
     try:
-        said = json.loads(line)
-        kind = next(kind for key, kind in _KINDS.items() if key in said)
-        return kind(**{key: value for key, value in said.items() if key != "lane"})
+        fields = json.loads(line)
+        kind = next(kind for key, kind in _KINDS.items() if key in fields)
+        return kind(**{key: value for key, value in fields.items() if key != "lane"})
     except (AttributeError, StopIteration, TypeError) as error:
         raise ValueError(f"{line[:80]!r} is no record of a journal") from error
 
 
 NEW, ATTACHED = "new", "attached"
-"""The stages of a journal beside the statuses of a run: nothing is said yet, or of a run whose status stays."""
+"""The stages beside the statuses of MLflow: a journal without records, and one of a run whose status stays."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What may be said ``next``, what is said for a process that is ``lost``, and whether a training can go on.
+    """The stages that may come ``next``, the one after the process is ``lost``, and whether a training can be resumed.
 
-    What can go on keeps its folder though all is sent; any other folder is removed then.
+    Once all is sent, the folder of a training that can be resumed is kept and any other is removed.
     """
 
     next: tuple[str, ...] = ()
     lost: str | None = None
-    can_go_on: bool = False
+    can_be_resumed: bool = False
 
 
 LIFE = {
     NEW: Stage(next=(ATTACHED, RUNNING)),
     ATTACHED: Stage(),
-    # Whoever goes on with a run that was killed without a word says RUNNING again.
-    RUNNING: Stage(next=(RUNNING, FINISHED, FAILED, KILLED), lost=KILLED, can_go_on=True),
-    FAILED: Stage(next=(RUNNING,), can_go_on=True),
-    KILLED: Stage(next=(RUNNING,), can_go_on=True),
+    # A process that is killed writes no end, and the one that resumes the run begins it again.
+    RUNNING: Stage(next=(RUNNING, FINISHED, FAILED, KILLED), lost=KILLED, can_be_resumed=True),
+    FAILED: Stage(next=(RUNNING,), can_be_resumed=True),
+    KILLED: Stage(next=(RUNNING,), can_be_resumed=True),
     FINISHED: Stage(next=(RUNNING,)),
 }
-"""The life of a run, by what was last said of it."""
+"""The life of a run: its stages, each a status of MLflow or one of the two above."""
 
 
 def stage_of(records: Sequence[Record]) -> str:
-    """The key in ``LIFE`` of what was last said of a run."""
+    """The stage of a run, a key of ``LIFE``, by the last of its records that changes it."""
     for record in reversed(records):
         if isinstance(record, End):
             return record.status
@@ -180,18 +180,18 @@ def stage_of(records: Sequence[Record]) -> str:
 
 
 def status_after(error: BaseException | None) -> str:
-    """How a run ends that this error ended, or none."""
+    """The status of a run that ended by this error, or without one."""
     if error is None:
         return FINISHED
     return KILLED if isinstance(error, KeyboardInterrupt | SystemExit) else FAILED
 
 
 def end_of_lost(records: Sequence[Record]) -> End | None:
-    """What is to be said of a run whose process is gone in the middle: its end, at its last sign of life."""
+    """The end of a run whose process is gone and wrote none, at the time of the last record; None where it has one."""
     status = LIFE[stage_of(records)].lost
     return None if status is None else End(status=status, time=records[-1].time)
 
 
 def is_newest(end: End, status: str, ended: int | None) -> bool:
-    """Whether an end holds on a server that has this ``status`` and end of the run: another call may have ended it."""
+    """Whether an end is newer than the run's ``status`` on the server, which another call may have ``ended`` since."""
     return status == RUNNING or (ended or 0) <= end.time

@@ -55,7 +55,10 @@ _under_way: list["RunWriter"] = []
 
 
 class RunWriter:
-    """The writing end of one run: what it is given is safe on the disk, and is sent in the background."""
+    """The writer of one run: what it is given is on the disk at once, and is sent in the background.
+
+    Every method that logs raises UserError where the disk takes no more.
+    """
 
     def __init__(self, journal: Journal, package: Package | None = None) -> None:
         self.journal = journal
@@ -63,12 +66,12 @@ class RunWriter:
 
     @property
     def id(self) -> str:
-        """Id of the run on the server, or that of its journal while the server has not heard of it."""
+        """Id of the run on the server, or that of its journal while the server does not have it."""
         return self.writer.run_id or self.journal.folder.name
 
     @property
     def folder(self) -> Path:
-        """Where the run keeps what it needs to be gone on with, until it is finished."""
+        """The folder of the run until it is finished: its journal, and the states that it is resumed from."""
         return self.journal.folder
 
     def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
@@ -115,7 +118,7 @@ class RunWriter:
         if any(isinstance(record, Metrics) and record.step == event.epoch for record in records):
             return
         there = {record.image for record in records if isinstance(record, Picture) and record.step == event.epoch}
-        # The metrics come last: an epoch that has them has all.
+        # The metrics are last, so that an epoch that has them is complete.
         for key, grid in event.images.items():
             if key not in there:
                 with self.journal.new_file(f"{key}.png") as file:
@@ -125,7 +128,7 @@ class RunWriter:
 
     def log_curves(self) -> None:
         """Log the figure of the metrics reported so far, training against validation."""
-        # A training need not wait for what draws before its first step.
+        # Else a training would wait for the import of matplotlib before its first step.
         from elbolab.training.curves import draw_curves
 
         with self.journal.new_file("curves.png") as file:
@@ -161,8 +164,8 @@ def start_run(
     """A run under way: the unfinished one of ``folder``, else ``run_id``, else that of `mlflow run`, or a new one.
 
     A new one is nested in the one that is under way, if any. It ends FINISHED, or KILLED when it is interrupted, or
-    FAILED with the reason as the tag ``failure``. Where the server does not answer it goes on all the same, and what it
-    says stays in the folder ``unfinished``. ``package`` logs its model, where it has one.
+    FAILED with the reason as the tag ``failure``. While the server does not answer the run goes on, and what is logged
+    stays in the folder ``unfinished``. ``package`` logs its model, where it has one.
 
     Raises UserError where the server refuses it.
     """
@@ -200,7 +203,7 @@ def reopen_run(run_id: str) -> Iterator[RunWriter]:
 
 
 def nest_project_run(run_id: str, kind: str) -> None:
-    """`mlflow run` made a run for a call that takes up ``run_id``: say so of it, and put it under that one."""
+    """Nest the run that `mlflow run` made for a call under ``run_id``, on which the call works, and tag its kind."""
     if (call := os.environ.pop("MLFLOW_RUN_ID", None)) is not None:
         with reopen_run(call) as track:
             track.set_tags({PARENT: run_id, KIND: kind})

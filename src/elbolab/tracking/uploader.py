@@ -1,4 +1,4 @@
-"""Sending a journal in the background, again and again until all is there, while nothing waits for it."""
+"""Sending a journal in the background, tried again until all is sent, while the training goes on."""
 
 import sys
 import threading
@@ -17,7 +17,7 @@ MOST_PATIENCE = 10
 
 
 class Uploader:
-    """The thread that delivers one journal; ``problem`` is what its last try came to, None where it went well."""
+    """The thread that sends one journal; ``problem`` is the error of its last try, None where there was none."""
 
     def __init__(self, journal: Journal, writer: MlflowWriter) -> None:
         self.problem: Exception | None = None
@@ -39,7 +39,7 @@ class Uploader:
                     left, until = self._writer.left(), min(time.monotonic() + patience, last)
 
     def stop(self) -> None:
-        """Begin nothing more; what is under way ends by itself where the server is silent, and changes nothing."""
+        """Begin nothing more; a request that is under way is not waited for, and changes nothing in the journal."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -51,16 +51,16 @@ class Uploader:
             try:
                 self._writer.send(lambda: self._stopped)
             except Exception as error:
-                # That the server refuses the run is said by who began it.
+                # A run that the server refuses raises where it was begun.
                 if self.problem is None and not (refused(error) and self._writer.run_id is None):
                     self._say(f"{reason(error)}; what is logged waits in {self._journal.folder}")
-                self._turn(error)
+                self._set_problem(error)
                 self._pause(lambda: self._stopped, delay)
                 delay = min(2 * delay, LONGEST_DELAY)
             else:
                 if self.problem is not None:
                     self._say("the tracking server has all of it now")
-                self._turn(None)
+                self._set_problem(None)
                 delay = FIRST_DELAY
                 self._pause(lambda: self._stopped or self._writer.left() > 0)
 
@@ -68,7 +68,7 @@ class Uploader:
         if not self._stopped:
             print(f"elbolab: {line}", file=sys.stderr)
 
-    def _turn(self, problem: Exception | None) -> None:
+    def _set_problem(self, problem: Exception | None) -> None:
         with self._changed:
             self.problem = problem
             self._changed.notify_all()
@@ -79,7 +79,7 @@ class Uploader:
 
 
 def refused(error: Exception | None) -> bool:
-    """Whether a server answered, and will not answer otherwise however often it is asked."""
+    """Whether a server has refused a request for good; otherwise to try again may help."""
     if isinstance(error, MlflowException):
         return 400 <= error.get_http_status_code() < 500 and error.get_http_status_code() not in (408, 429)
     return isinstance(error, UserError)

@@ -30,7 +30,8 @@ def run_study(name: str, config: StudyConfig) -> str:
     """Carry out the study ``name`` as ``config`` says, a search or a reproduction; returns the id of its run.
 
     A search ends with ``config.trials`` finished or pruned trials in all, so that the same call goes on with a study
-    that was stopped, and does nothing to one that is complete.
+    that was stopped, and does nothing to one that is complete. Raises UserError where the study or ``config`` is not
+    valid, a database or server does not answer, or every trial fails.
     """
     name, definition = load_study(name)
     limits = {"passes", "only"}
@@ -46,7 +47,7 @@ def run_study(name: str, config: StudyConfig) -> str:
         _refuse_unequal(definition, config)
     storage = sqlite.absolute(config.storage)
     job = Job(name, definition, storage, target, config.seed, config.heartbeat, config.population)
-    # A mistake in the study's data is told before a trial is spent on it.
+    # A mistake in the study's data is raised before the first trial.
     first = definition.config_of(definition.points[0] if points else {})
     load_for(first, choose_device(first.device))
     try:
@@ -63,14 +64,14 @@ def run_study(name: str, config: StudyConfig) -> str:
 
 
 def _refuse_idle(config: StudyConfig) -> None:
-    """Raise UserError where something is given that what else is given leaves without a meaning."""
+    """Raise UserError where a field is given that has no effect beside the others."""
     for names, needed, is_there in (
         ({"workers"}, "executor=local", config.executor == "local"),
         ({"address", "cpus_per_trial", "gpus_per_trial"}, "executor=ray", config.executor == "ray"),
         ({"seeds"}, "finalise", config.finalise is not None),
     ):
         if not is_there and (idle := sorted(names & config.model_fields_set)):
-            raise UserError(f"{', '.join(idle)}: nothing heeds it without {needed}; add that, or leave it out")
+            raise UserError(f"{', '.join(idle)}: no effect without {needed}; add that, or leave it out")
 
 
 def _refuse_unequal(study: Study, config: StudyConfig) -> None:
@@ -88,7 +89,7 @@ def _refuse_unequal(study: Study, config: StudyConfig) -> None:
 
 
 def _carry_out(job: Job, config: StudyConfig) -> str:
-    # What only ends a study does not begin one, nor may a mistake in it change how the study's run ended.
+    # --sync and --finalise begin no study, and a mistake in them must not change the status of the study's run.
     only_ends = config.sync or config.finalise is not None
     study, created = (begun_study(job), False) if only_ends else open_study(job)
     finalists = best_trials(job, study, config.finalise) if config.finalise is not None else []
@@ -122,7 +123,7 @@ def _carry_out(job: Job, config: StudyConfig) -> str:
 
 
 def _sync(job: Job, study: optuna.Study, parent: str | None) -> str:
-    """Make MLflow equal to Optuna; the study's run ends as it did, whether or not the server heard of that."""
+    """Make MLflow equal to Optuna; the end of the study's run is sent where it was not."""
     if parent is None:
         raise UserError(f"study {job.name!r} has no run on {mlflow_reader.address()} yet; carry it out first")
     send_unfinished(log_model, parent)

@@ -15,7 +15,10 @@ _KINDS: dict[str, type[Settings]] = {kind.__name__: kind for kind in (Study, Rep
 
 
 def load_study(name: str) -> tuple[str, Study | Reproduction]:
-    """The name and the definition of a study: of studies/NAME.py under the working folder, or of the file NAME."""
+    """The name and the definition of a study: of studies/NAME.py under the working folder, or of the file NAME.
+
+    Raises UserError where there is no such file, or its code fails, or it defines no valid study.
+    """
     path = Path(name) if name.endswith(".py") else Path("studies", f"{name}.py")
     if not path.is_file():
         have = ", ".join(sorted(found.stem for found in Path("studies").glob("*.py"))) or "none"

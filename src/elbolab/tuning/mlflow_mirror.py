@@ -53,7 +53,7 @@ def parent_of(study: optuna.Study, created: bool) -> str | None:
 
 
 class Mirror:
-    """Writes the trials of one study to MLflow; while the server is away, a line says so and the study goes on."""
+    """Writes the trials of one study to MLflow; where the server does not answer it prints a line, no error."""
 
     def __init__(self, name: str, study: Study, parent: str) -> None:
         self._name = name

@@ -32,21 +32,21 @@ def work_locally(job: Job, parent: str, workers: int) -> None:
     threads = max(1, torch.get_num_threads() // workers)
     context = get_context("spawn")
 
-    def hire() -> BaseProcess:
+    def start() -> BaseProcess:
         process = context.Process(target=_begin, args=(job, parent, threads))
         process.start()
         return process
 
     study, _ = open_study(job)
-    crew: list[BaseProcess] = []
+    processes: list[BaseProcess] = []
     deaths, before = 0, _count(study, job)
     try:
         for _ in range(workers):
-            crew.append(hire())
-        while crew:
-            connection.wait([process.sentinel for process in crew])
-            for process in [process for process in crew if not process.is_alive()]:
-                crew.remove(process)
+            processes.append(start())
+        while processes:
+            connection.wait([process.sentinel for process in processes])
+            for process in [process for process in processes if not process.is_alive()]:
+                processes.remove(process)
                 if process.exitcode == 2:
                     raise UserError("a worker stopped; what it said is above")
                 if process.exitcode == 0:
@@ -57,11 +57,11 @@ def work_locally(job: Job, parent: str, workers: int) -> None:
                         f"{deaths} workers died without a trial; the last with exit code {process.exitcode}"
                     )
                 print(f"a worker died with exit code {process.exitcode}; another takes its place", file=sys.stderr)
-                crew.append(hire())
+                processes.append(start())
     finally:
-        for process in crew:
+        for process in processes:
             process.terminate()
-        for process in crew:
+        for process in processes:
             process.join()
 
 
@@ -71,7 +71,7 @@ def _count(study: optuna.Study, job: Job) -> int:
 
 def _begin(job: Job, parent: str, threads: int) -> None:
     def stop(number: int, frame: Any) -> None:
-        # A second signal must not cut off the last words on the trial.
+        # A second signal must not interrupt the line that is printed of the trial.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.exit(128 + number)
 

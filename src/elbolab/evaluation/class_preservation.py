@@ -5,15 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elbolab.evaluation import metrics as m
 from elbolab.evaluation.base import Evaluation, Results
-from elbolab.evaluation.metrics import (
-    ACCURACY,
-    ACCURACY_ORIGINAL,
-    ACCURACY_RECONSTRUCTION,
-    CLASS_PRESERVATION,
-    LOSS,
-    TEST,
-)
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import LatentModel
 from elbolab.support.statistics import accuracy, bootstrap
@@ -48,7 +41,7 @@ def _accuracy(cnn: CNN, evaluation: Evaluation) -> Results:
         predicted = log_p.argmax(-1)
         splits[name] = {"n": len(y), "confusion": _confusion(y, predicted, evaluation.data.spec.classes)}
         losses[name] = -log_p.gather(1, y[:, None]).double().mean().item()
-    metrics = {ACCURACY.at(TEST): accuracy(splits[TEST]["confusion"])[0], LOSS.at(TEST): losses[TEST]}
+    metrics = {m.ACCURACY.at(m.TEST): accuracy(splits[m.TEST]["confusion"])[0], m.LOSS.at(m.TEST): losses[m.TEST]}
     return Results(metrics, {}, {"classes.json": {"splits": splits}})
 
 
@@ -62,11 +55,11 @@ def _preservation(model: LatentModel, evaluation: Evaluation, run: str, cnn: CNN
         ]
         y, original, reconstruction = (torch.cat(values) for values in zip(*parts, strict=True))
         splits[split] = {"n": len(y), "confusion": _confusion(original, reconstruction, evaluation.data.spec.classes)}
-        metrics[ACCURACY_ORIGINAL.at(split)] = (original == y).double().mean().item()
-        metrics[ACCURACY_RECONSTRUCTION.at(split)] = (reconstruction == y).double().mean().item()
+        metrics[m.ACCURACY_ORIGINAL.at(split)] = (original == y).double().mean().item()
+        metrics[m.ACCURACY_RECONSTRUCTION.at(split)] = (reconstruction == y).double().mean().item()
         kept = (reconstruction == original).double().cpu().numpy()
         numbers = (float(kept.mean()), *bootstrap(kept))
-        metrics |= {f"{split}/{name}": x for name, x in zip(CLASS_PRESERVATION.names, numbers, strict=True)}
+        metrics |= {f"{split}/{name}": x for name, x in zip(m.CLASS_PRESERVATION.names, numbers, strict=True)}
     test = evaluation.data.test
     correct = sum((_predict(cnn, batch.x) == batch.y).sum().item() for batch in test.batches(500))
     judge = {"cnn_run": run, "cnn_test_accuracy": correct / len(test)}

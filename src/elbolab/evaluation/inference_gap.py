@@ -8,18 +8,10 @@ from torch import Tensor
 
 from elbolab.config.schema import EvaluateConfig
 from elbolab.data.splits import Batch
+from elbolab.evaluation import metrics as m
 from elbolab.evaluation.annealing import PriorStart, annealed_estimate, bidirectional_bounds
 from elbolab.evaluation.base import Evaluation, Results, mean_metrics
 from elbolab.evaluation.importance_sampling import estimate_log_px, log_weights
-from elbolab.evaluation.metrics import (
-    AIS_ACCEPTANCE,
-    BDMC_GAP,
-    GAP_COLUMNS,
-    LOG_PX_LOWER,
-    LOG_PX_UPPER,
-    SIMULATED,
-    STORED,
-)
 from elbolab.models.fitting import Q, choose, fit_posterior
 from elbolab.models.latent import LatentModel
 from elbolab.models.posteriors import Posterior
@@ -50,14 +42,14 @@ def gap(evaluation: Evaluation) -> Results:
     table = pd.concat(parts, ignore_index=True)
     metrics: dict[str, float] = {}
     for split, rows in table.groupby("split", sort=False):
-        metrics[AIS_ACCEPTANCE.at(str(split))] = rows.ais_acceptance.mean()
+        metrics[m.AIS_ACCEPTANCE.at(str(split))] = rows.ais_acceptance.mean()
         for stored, part in rows.groupby(rows.posterior == "table", sort=False):
-            for column, metric in GAP_COLUMNS.items():
-                metrics |= mean_metrics((STORED[metric] if stored else metric).at(str(split)), part[column])
+            for column, metric in m.GAP_COLUMNS.items():
+                metrics |= mean_metrics((m.STORED[metric] if stored else metric).at(str(split)), part[column])
     metrics |= {
-        LOG_PX_LOWER.at(SIMULATED): lower.mean().item(),
-        LOG_PX_UPPER.at(SIMULATED): upper.mean().item(),
-        BDMC_GAP.at(SIMULATED): (upper - lower).mean().item(),
+        m.LOG_PX_LOWER.at(m.SIMULATED): lower.mean().item(),
+        m.LOG_PX_UPPER.at(m.SIMULATED): upper.mean().item(),
+        m.BDMC_GAP.at(m.SIMULATED): (upper - lower).mean().item(),
     }
     tags = {
         "evaluation.ais": f"{config.ais_chains} chains, {config.ais_distributions} distributions, "

@@ -9,18 +9,9 @@ import torch
 from torch import Tensor
 
 from elbolab.data.splits import Batch
+from elbolab.evaluation import metrics as m
 from elbolab.evaluation.base import Evaluation, Results, mean_metrics
 from elbolab.evaluation.importance_sampling import Estimate, bound, estimate_log_px, pareto_k
-from elbolab.evaluation.metrics import (
-    ESS,
-    LOG_PX,
-    LOG_PX_CONSTANT,
-    LOG_PX_DIGIT,
-    PARETO_K,
-    POSTERIOR_ELBO,
-    STORED,
-    UNRELIABLE,
-)
 from elbolab.models.latent import LatentModel
 from elbolab.support.counters import counted
 from elbolab.support.statistics import is_heavy_tailed
@@ -40,18 +31,18 @@ def likelihood(evaluation: Evaluation) -> Results:
     metrics: dict[str, float] = {}
     for split, rows in table[table.posterior != "table"].groupby("split"):
         split = str(split)
-        metrics |= mean_metrics(LOG_PX.at(split), rows.log_px)
+        metrics |= mean_metrics(m.LOG_PX.at(split), rows.log_px)
         metrics |= {
-            POSTERIOR_ELBO.at(split): rows.elbo.mean(),
-            LOG_PX_CONSTANT.at(split): rows.log_px_constant.mean(),
+            m.POSTERIOR_ELBO.at(split): rows.elbo.mean(),
+            m.LOG_PX_CONSTANT.at(split): rows.log_px_constant.mean(),
         }
-        metrics |= {LOG_PX_DIGIT.at(split, D=label): part.log_px.mean() for label, part in rows.groupby("label")}
+        metrics |= {m.LOG_PX_DIGIT.at(split, D=label): part.log_px.mean() for label, part in rows.groupby("label")}
         if rows.ess.notna().all():
-            metrics |= {ESS.at(split): rows.ess.median()}
-            metrics |= _trust(evaluation, PARETO_K.at(split), UNRELIABLE.at(split), rows.pareto_k)
+            metrics |= {m.ESS.at(split): rows.ess.median()}
+            metrics |= _trust(evaluation, m.PARETO_K.at(split), m.UNRELIABLE.at(split), rows.pareto_k)
     if len(stored := table[table.posterior == "table"]):
-        metrics |= mean_metrics(STORED[LOG_PX].at("train"), stored.log_px)
-        keys = STORED[PARETO_K].at("train"), STORED[UNRELIABLE].at("train")
+        metrics |= mean_metrics(m.STORED[m.LOG_PX].at("train"), stored.log_px)
+        keys = m.STORED[m.PARETO_K].at("train"), m.STORED[m.UNRELIABLE].at("train")
         metrics |= _trust(evaluation, *keys, stored.pareto_k)
     return Results(
         metrics,
@@ -74,9 +65,9 @@ def mean_log_px(evaluation: Evaluation, split: str) -> dict[str, float]:
     """
     assert isinstance(evaluation.model, LatentModel)
     estimates = [found for _, name, found in _estimates(evaluation.model, evaluation, split) if name != "table"]
-    metrics = mean_metrics(LOG_PX.at(split), torch.cat([found.log_px for found in estimates]).tolist())
+    metrics = mean_metrics(m.LOG_PX.at(split), torch.cat([found.log_px for found in estimates]).tolist())
     k = [pareto_k(found.log_w) for found in estimates if found.log_w is not None]
-    keys = PARETO_K.at(split), UNRELIABLE.at(split)
+    keys = m.PARETO_K.at(split), m.UNRELIABLE.at(split)
     return metrics | _trust(evaluation, *keys, pd.Series(torch.cat(k).cpu())) if k else metrics
 
 

@@ -1,14 +1,8 @@
-"""Every metric, declared once: key, label, unit, direction, error, meaning, source; needs no torch.
-
-`python -m elbolab.evaluation.metrics docs/metrics.md` writes the table of that page.
-"""
+"""Every metric, declared once: key, label, unit, direction, error, meaning, source; needs no torch."""
 
 import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
-from pathlib import Path
 from typing import Literal
 
 from elbolab.support.statistics import is_unreliable
@@ -17,7 +11,6 @@ TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
 EPOCHS, GAP, SIMULATED = (TRAIN, VAL), (TRAIN, TEST), "simulated"
 PLACES = {"D": r"\d+", "N": r"(own|\d+)", "NAME": r"\w+"}
 """What may stand at a place of a name."""
-BEGIN, END = "<!-- metrics -->\n", "<!-- end metrics -->"
 
 
 @dataclass(frozen=True)
@@ -285,13 +278,6 @@ def find_metric(key: str) -> Metric | None:
     return next((metric for metric in METRICS if metric.covers(key)), None)
 
 
-def declared(key: str) -> str:
-    """The key; raises LookupError where no metric that is declared here has it."""
-    if find_metric(key) is None:
-        raise LookupError(f"metric {key!r} is not declared in evaluation/metrics.py; declare it there")
-    return key
-
-
 def is_doubtful(metrics: Mapping[str, float], key: str) -> bool:
     """Whether most images of the mean ``key``, among a run's ``metrics``, have too high a Pareto k.
 
@@ -301,39 +287,3 @@ def is_doubtful(metrics: Mapping[str, float], key: str) -> bool:
     metric = find_metric(key)
     share = metric.doubt if metric and metric.doubt else "{}_unreliable"
     return is_unreliable(metrics.get(f"{split}/{share.format(name)}", 0.0))
-
-
-def markdown() -> str:
-    """The table of every metric as Markdown; those of one meaning share a row."""
-    better = {"maximize": "higher", "minimize": "lower", None: ""}
-    lines = ["| key | unit | better | error | what it is | source |", "|---|---|---|---|---|---|"]
-    for _, group in groupby(METRICS, key=lambda metric: metric.meaning):
-        metrics = list(group)
-        keys = ", ".join(f"`{key}`" for metric in metrics for key in _patterns(metric, metric.name))
-        names = dict.fromkeys(error for metric in metrics for error in _ends(metric))
-        first = metrics[0]
-        same = len(metrics) == 1
-        cells = [keys, first.unit if same else "", better[first.best] if same else "", ", ".join(names)]
-        lines.append(f"| {' | '.join([*cells, first.meaning, first.source if same else ''])} |")
-    return "\n".join(lines) + "\n"
-
-
-def _patterns(metric: Metric, name: str) -> Iterator[str]:
-    name = re.sub(r"\{(\w+)\}", r"\1", name)
-    yield from ["SPLIT/" + name] if metric.splits == SPLITS else [f"{split}/{name}" for split in metric.splits]
-
-
-def _ends(metric: Metric) -> Iterator[str]:
-    """The names of a metric's error and doubt as the page writes them: an ellipsis stands for the metric's own."""
-    for name in (*metric.errors, *([metric.doubt] if metric.doubt else [])):
-        yield f"`{name.format('…') if '{}' in name else name}`"
-
-
-def write_page(page: Path) -> None:
-    """Put the table between the page's comments; raises ValueError where it has none."""
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    page.write_text(before + BEGIN + markdown() + END + rest.split(END)[1], encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write_page(Path(sys.argv[1]))

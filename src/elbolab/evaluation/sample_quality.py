@@ -7,18 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from elbolab.evaluation import metrics as m
 from elbolab.evaluation.base import IMAGES_AT_ONCE, Evaluation, Results
-from elbolab.evaluation.metrics import (
-    COVERAGE,
-    DENSITY,
-    FIDELITY,
-    FLOOR,
-    FRECHET_DISTANCE,
-    KID,
-    PRECISION,
-    RECALL,
-    TEST,
-)
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import LatentModel
 
@@ -56,9 +46,9 @@ def fidelity(evaluation: Evaluation) -> Results:
     )
     found, floor = (compare_features(test, other, seed) for other in (samples, train))
     metrics: dict[str, float] = {}
-    for metric in FIDELITY:
-        for name, again in zip(metric.names, FLOOR[metric].names, strict=True):
-            metrics |= {f"{TEST}/{name}": found[name], f"{TEST}/{again}": floor[name]}
+    for metric in m.FIDELITY:
+        for name, again in zip(metric.names, m.FLOOR[metric].names, strict=True):
+            metrics |= {f"{m.TEST}/{name}": found[name], f"{m.TEST}/{again}": floor[name]}
     return Results(metrics)
 
 
@@ -69,8 +59,8 @@ def _features(cnn: CNN, images: Iterable[Tensor]) -> Tensor:
 
 def compare_features(real: Tensor, other: Tensor, seed: int) -> dict[str, float]:
     """Every distance of ``other`` (N, F) from ``real`` (N, F), by the names of its metric and of that one's error."""
-    kid = dict(zip(KID.names, kernel_distance(real, other, seed), strict=True))
-    return {FRECHET_DISTANCE.name: frechet_distance(real, other)} | kid | prdc(real, other)
+    kid = dict(zip(m.KID.names, kernel_distance(real, other, seed), strict=True))
+    return {m.FRECHET_DISTANCE.name: frechet_distance(real, other)} | kid | prdc(real, other)
 
 
 def frechet_distance(real: Tensor, other: Tensor) -> float:
@@ -127,10 +117,10 @@ def prdc(real: Tensor, other: Tensor, neighbours: int = NEIGHBOURS) -> dict[str,
         covered.append(inside.any(1))
         recalled.append((distances < other_radii).any(1))
     return {
-        PRECISION.name: (balls > 0).double().mean().item(),
-        RECALL.name: torch.cat(recalled).double().mean().item(),
-        DENSITY.name: balls.double().mean().item() / neighbours,
-        COVERAGE.name: torch.cat(covered).double().mean().item(),
+        m.PRECISION.name: (balls > 0).double().mean().item(),
+        m.RECALL.name: torch.cat(recalled).double().mean().item(),
+        m.DENSITY.name: balls.double().mean().item() / neighbours,
+        m.COVERAGE.name: torch.cat(covered).double().mean().item(),
     }
 
 

@@ -2,18 +2,7 @@
 
 from typing import Any
 
-from elbolab.evaluation.metrics import (
-    AIS_ACCEPTANCE,
-    BDMC_GAP,
-    ESS,
-    GAP_COLUMNS,
-    LOG_PX_AIS,
-    LOG_PX_LOWER,
-    LOG_PX_UPPER,
-    PARETO_K,
-    SIMULATED,
-    TEST,
-)
+from elbolab.evaluation import metrics as m
 from elbolab.report import plots
 from elbolab.report.blocks import Cell, Figures, Ref, Table, head, notes, ref, short, shown, start
 from elbolab.report.collect import SPLITS, Comparison, Entry, Row
@@ -22,7 +11,7 @@ from elbolab.report.sentences import Sentence
 from elbolab.support.number_formats import DASH, dagger, measured, number, percent
 
 # The larger of annealed and plain importance sampling stands for both.
-GAP = {column: metric for column, metric in GAP_COLUMNS.items() if metric is not LOG_PX_AIS}
+GAP = {column: metric for column, metric in m.GAP_COLUMNS.items() if metric is not m.LOG_PX_AIS}
 
 
 def trust_blocks(comparison: Comparison) -> list[Any]:
@@ -34,13 +23,13 @@ def weight_blocks(comparison: Comparison) -> list[Table]:
     """Return the Pareto k of the importance weights by run, posterior and split."""
     groups: dict[tuple[str, str], dict[str, Row]] = {}
     for row in comparison.tables["summary"]:
-        if PARETO_K.name in row:
+        if m.PARETO_K.name in row:
             groups.setdefault((row["run"], row["posterior"]), {})[row["split"]] = row
     rows: list[list[Cell]] = []
     for (run, posterior), by in groups.items():
         entry = comparison.runs[run][1]
         ks = [k_cell(by[split]) if split in by else DASH for split in SPLITS]
-        samples, effective = str(entry.samples or DASH), shown(ESS, by.get(TEST, {}))
+        samples, effective = str(entry.samples or DASH), shown(m.ESS, by.get(m.TEST, {}))
         rows.append([*start(entry), posterior, samples, number(entry.k_threshold), *ks, effective])
     splits = [split.capitalize() for split in SPLITS.values()]
     heads = ["Model", "Run", "Posterior", "Samples", "k at most", *splits, "Test ESS"]
@@ -53,14 +42,14 @@ def weight_blocks(comparison: Comparison) -> list[Table]:
 
 def k_cell(row: Row) -> str:
     """Write a median k, and the share of images with a k that is too high."""
-    return f"{dagger(number(row[PARETO_K.name]), row['unreliable'])} ({percent(row['unreliable_share'])})"
+    return f"{dagger(number(row[m.PARETO_K.name]), row['unreliable'])} ({percent(row['unreliable_share'])})"
 
 
 def bound_blocks(comparison: Comparison) -> list[Figures]:
     """Return the figure of the mean bound on test images by its number of samples."""
     series = []
     for entry in comparison.latents:
-        found = [row for row in comparison.tables["bounds"] if (row["run"], row["split"]) == (entry.run.id, TEST)]
+        found = [row for row in comparison.tables["bounds"] if (row["run"], row["split"]) == (entry.run.id, m.TEST)]
         if found := sorted(found, key=lambda row: row["samples"]):
             x, y, error = ([row[name] for row in found] for name in ("samples", "log_px", "log_px_se"))
             series.append((entry, Series(entry.label, entry.slot, x, y, error)))
@@ -105,7 +94,7 @@ def gap_blocks(comparison: Comparison) -> list[Any]:
         [
             *start(entry),
             *(entry.run.tags.get(f"evaluation.{name}", DASH) for name in ("ais", "local_optimisation")),
-            percent(entry.metric(AIS_ACCEPTANCE, TEST)),
+            percent(entry.metric(m.AIS_ACCEPTANCE, m.TEST)),
         ]
         for entry in entries
     ]
@@ -113,7 +102,7 @@ def gap_blocks(comparison: Comparison) -> list[Any]:
         "How (c) was measured: annealed importance sampling of log p(x), the search for q*, and how many of the moves "
         "on test images were accepted: they are steered to 65 %, and far below it the estimate is too low."
     )
-    names = ["Model", "Run", "Annealed importance sampling", "Search", head(AIS_ACCEPTANCE)]
+    names = ["Model", "Run", "Annealed importance sampling", "Search", head(m.AIS_ACCEPTANCE)]
     return [
         Table("inference gap", caption, heads, rows, left=4),
         *notes(*map(tightness, entries)),
@@ -123,9 +112,9 @@ def gap_blocks(comparison: Comparison) -> list[Any]:
 
 def tightness(entry: Entry) -> Sentence | None:
     """Say between which bounds bidirectional Monte Carlo puts log p(x) of images that the model itself makes."""
-    if not entry.has(BDMC_GAP, SIMULATED):
+    if not entry.has(m.BDMC_GAP, m.SIMULATED):
         return None
-    lower, upper, gap = (number(entry.metric(one, SIMULATED)) for one in (LOG_PX_LOWER, LOG_PX_UPPER, BDMC_GAP))
+    lower, upper, gap = (number(entry.metric(one, m.SIMULATED)) for one in (m.LOG_PX_LOWER, m.LOG_PX_UPPER, m.BDMC_GAP))
     text = (
         f"{entry.label}: on images that the model makes, mean log p(x) lies between {lower} and {upper} nats by "
         f"bidirectional Monte Carlo (Grosse et al. 2015): there annealed estimates are {gap} nats too low at most, in "

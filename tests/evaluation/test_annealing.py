@@ -131,7 +131,9 @@ def test_the_best_factorised_gaussian_has_the_known_gap(latent_dim: int, shape: 
     exact = torch.linalg.cholesky(torch.linalg.inv(precision)).expand(6, -1, -1)
     rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)
     mean = (x.flatten(1) - model.mean) @ model.loadings / model.config.sigma**2 @ torch.linalg.inv(precision)
-    known = FullGaussian(mean, 2 * exact.diagonal(dim1=-2, dim2=-1).log(), exact[:, rows, columns])
+    known = FullGaussian(
+        mean, 2 * exact.diagonal(dim1=-2, dim2=-1).log(), exact[:, rows, columns] / exact[:, rows, rows]
+    )
     reached = importance_estimate(model, x, known, 1000, seeded())
     torch.testing.assert_close(reached.elbo.float(), model.exact_log_px(x), atol=1e-4, rtol=1e-5)
 

@@ -17,7 +17,8 @@ class FullGaussian(Posterior):
     """N(mean, L L^T) for each of B images, L lower triangular with a positive diagonal.
 
     ``mean`` is (B, D). ``log_diagonal`` (B, D) is twice the logarithm of L's diagonal: the log-variance where all else
-    is 0. ``below`` (B, D (D - 1) / 2) has the entries below the diagonal, row by row.
+    is 0. ``below`` (B, D (D - 1) / 2) has the entries below the diagonal, row by row, as multiples of their row's
+    diagonal, so that they keep their size however narrow q becomes.
     """
 
     mean: Tensor
@@ -44,10 +45,10 @@ class FullGaussian(Posterior):
     def scale_tril(self) -> Tensor:
         """L, (B, D, D)."""
         latent_dim = self.mean.shape[-1]
-        entries = torch.cat([self.below, (0.5 * self.log_diagonal).exp(), torch.zeros_like(self.mean[..., :1])], -1)
+        entries = torch.cat([self.below, self.mean.new_tensor([0.0, 1.0]).expand(*self.mean.shape[:-1], 2)], -1)
         # A gather, since torch.vmap and a compiler take no writing into a matrix of zeros.
-        places = _places(latent_dim, entries.device)
-        return entries.index_select(-1, places).unflatten(-1, (latent_dim, latent_dim))
+        unit = entries.index_select(-1, _places(latent_dim, entries.device)).unflatten(-1, (latent_dim, latent_dim))
+        return (0.5 * self.log_diagonal).exp()[..., None] * unit
 
     @property
     def variance(self) -> Tensor:
@@ -74,10 +75,10 @@ class FullGaussian(Posterior):
 
 @lru_cache(maxsize=8)
 def _places(latent_dim: int, device: torch.device) -> Tensor:
-    """Where each entry of L, row by row, stands among ``below``, the diagonal and a zero, (D * D,)."""
+    """Where each entry of a unit triangular matrix, row by row, stands among ``below``, a 0 and a 1, (D * D,)."""
     count = latent_dim * (latent_dim - 1) // 2
-    places = torch.full((latent_dim, latent_dim), count + latent_dim)
+    places = torch.full((latent_dim, latent_dim), count)
     rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)
     places[rows, columns] = torch.arange(count)
-    places.diagonal().copy_(count + torch.arange(latent_dim))
+    places.fill_diagonal_(count + 1)
     return places.flatten().to(device)

@@ -11,8 +11,11 @@ import pytest
 from conftest import complaints
 from invented_runs import GAUSSIAN, MEANS, POSTERIORS, Store, fill, reproduce, rows_of, served, signed
 
+from elbolab.report.blocks import Table, start
+from elbolab.report.collect import Comparison
 from elbolab.report.compare import CompareConfig, build, compare
 from elbolab.report.page import render
+from elbolab.report.sections import SECTIONS
 from elbolab.report.select import differences
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
@@ -215,6 +218,25 @@ def test_models_stand_by_their_inference(store: Store, tmp_path: Path) -> None:
     cards = re.findall(r'<div class="top"><span>(.*?)</span>', html)
     assert cards == ["cnn", "vae", "of_tomorrow", "latent_opt", "ppca"]
     assert ids["vae"][:8] in html
+
+
+def test_a_section_is_a_function_and_a_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = mlflow_reader.get_run(store.train("iwae", pictures=False, lr=0.25))
+
+    def rates(comparison: Comparison) -> list[Any]:
+        rows = [[*start(entry), entry.run.params["lr"]] for entry in comparison.latents]
+        return [Table("rates", "First rates.", ["Model", "Run", "lr"], rows)] if rows else []
+
+    monkeypatch.setitem(SECTIONS, "Learning rates", rates)
+    pages = render(build([[(run,)]], more_seeds=False))
+    (section,) = re.findall(r'<section id="learning-rates">(.*?)</section>', pages["index.html"], re.DOTALL)
+    assert rows_of(f"<section>{section}") == [[["Model", "Run", "lr"], ["iwae", run.id[:8], "0.25"]]]
+    assert '<a href="#learning-rates">2 Learning rates</a>' in pages["index.html"]
+    assert f"| iwae | `{run.id[:8]}` | 0.25 |" in pages["report.md"]
+    assert r"\label{tab:toy-rates}" in pages["tables.tex"]
+    # One that has nothing to show is left out.
+    classifier = mlflow_reader.get_run(store.train("cnn"))
+    assert "Learning rates" not in render(build([[(classifier,)]], more_seeds=False))["index.html"]
 
 
 def test_latest_finished_runs_of_one_task_are_taken(store: Store, tmp_path: Path) -> None:

@@ -45,7 +45,10 @@ def axes_table(entries: Sequence[Entry]) -> list[Table]:
         [*start(entry), entry.inference or DASH, *(entry.run.params.get(field, DASH) for field in have)]
         for entry in entries
     ]
-    caption = "Whence the posteriors of images come: an encoder, one and steps from it, steps from nothing, or exact."
+    caption = (
+        "Inference: posteriors of images come from an encoder, from steps that begin there (refined) or elsewhere "
+        "(fitted), or are exact. D: latent dimensions."
+    )
     heads = ["Model", "Run", "Inference", *(fields[field] for field in have)]
     return [Table("models", caption, heads, rows, left=2 + len(have))] if rows else []
 

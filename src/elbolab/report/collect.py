@@ -96,14 +96,14 @@ class Entry:
         return any(is_doubtful(run.metrics, metric.at(split)) for run in self.runs)
 
     def images(self, split: str, column: str = "log_px", table: bool = False) -> dict[int, float]:
-        """one value an image of a split, by index: of the declared posterior, or of the training table.
+        """One value an image of a split, by index: of the declared posterior, or of the training table.
 
         Empty where the evaluation left no such column.
         """
         return _by_image(self.likelihoods[0], split, column, table)
 
     def mean_log_px(self, split: str) -> dict[int, float]:
-        """each image's log p(x) in nats, its mean over the seeds, where all of them evaluated it."""
+        """Each image's log p(x) in nats, its mean over the seeds, where all of them evaluated it."""
         first, *others = (_by_image(frame, split, "log_px", table=False) for frame in self.likelihoods)
         shared = [index for index in first if all(index in other for other in others)]
         return {index: float(np.mean([first[index], *(other[index] for other in others)])) for index in shared}
@@ -139,7 +139,7 @@ class Comparison:
     tables: dict[str, list[Row]]
 
     def tag(self, name: str) -> str:
-        """a tag that the runs share, that of a density where there is one."""
+        """A tag that the runs share, that of a density where there is one."""
         first = (self.latents or self.entries)[0].run
         return public(first.tags.get(name, ""))
 
@@ -154,13 +154,16 @@ class Comparison:
         return [entry for entry in self.entries if not entry.latent]
 
     def summary(self, entry: Entry, split: str) -> Row:
-        """a run's row of the summary for its declared posterior, empty where there is none."""
+        """A run's row of the summary for its declared posterior, empty where there is none."""
         rows = (row for row in self.tables["summary"] if (row["run"], row["split"]) == (entry.run.id, split))
         return next((row for row in rows if row.get("posterior") not in ("table", "none")), {})
 
 
 def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
-    """Fetch what the evaluations and the shown run's training left, empty where nothing was left."""
+    """Fetch what the evaluations and the shown run's training left, empty where nothing was left.
+
+    Raises UserError where the server does not have an artifact that it lists, or one cannot be read.
+    """
     run = runs[0]
     have = set(mlflow_reader.list_artifacts(run.id, "evaluation"))
     # An evaluation takes back no file of an earlier one, but every figure that it did not measure itself.

@@ -2,17 +2,14 @@
 
 import ast
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 
 import mlflow
-import optuna
 import pytest
 import torch
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from optuna.storages import RDBStorage
-from torch.nn.parallel import DistributedDataParallel
 
 import elbolab
 
@@ -36,15 +33,8 @@ def is_method(kind: type, name: str) -> bool:
 
 STILL_THERE: dict[str, Callable[[], bool]] = {
     "_tracking_client": history_in_one_call,
-    "_storage": lambda: hasattr(optuna.create_study()._storage, "remove_session"),
-    "_trial_id": lambda: isinstance(optuna.create_study().ask()._trial_id, int),
     "_get_stale_trial_ids": lambda: is_method(RDBStorage, "_get_stale_trial_ids"),
-    "optuna.storages._heartbeat": lambda: hasattr(import_module("optuna.storages._heartbeat"), "get_heartbeat_thread"),
-    "torch.utils._pytree": lambda: hasattr(import_module("torch.utils._pytree"), "tree_map"),
     "_load_from_state_dict": lambda: is_method(torch.nn.Module, "_load_from_state_dict"),
-    "_set_params_and_buffers_to_ignore_for_model": lambda: hasattr(
-        DistributedDataParallel, "_set_params_and_buffers_to_ignore_for_model"
-    ),
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, trained
 from mlflow.entities import Run
-from torch.distributed import HashStore
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 from two_processes import CASES, SHARED, fit
 
 from elbolab import load_model

@@ -352,20 +352,20 @@ def signal_twice() -> None:
         pytest.fail("the second signal was not heeded")
 
 
-def test_those_postponed_at_the_same_time_hear_of_one_signal_and_the_last_to_end_heeds_it():
+def test_those_within_another_hear_of_its_signal_and_the_outermost_heeds_it():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        first, second = ExitStack(), ExitStack()
-        one = first.enter_context(postponed())
-        two = second.enter_context(postponed())
+        outer, first, second = ExitStack(), ExitStack(), ExitStack()
+        interruption = outer.enter_context(postponed())
+        # As trainings beside each other overlap.
+        for each in (first, second):
+            assert each.enter_context(postponed()) is interruption
         first.close()
         signal.raise_signal(signal.SIGINT)
-        assert one
-        assert two
-        with postponed() as within:
-            assert within
+        second.close()
+        assert interruption
         with pytest.raises(KeyboardInterrupt):
-            second.close()
+            outer.close()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         with postponed() as later:
             assert not later

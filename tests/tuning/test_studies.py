@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from math import log10
@@ -25,6 +26,7 @@ from optuna.trial import TrialState
 from elbolab import Reproduction, Study, load_model
 from elbolab.data.splits import Data, load_data
 from elbolab.experiment.evaluate import protocol
+from elbolab.models.base import Model
 from elbolab.models.latent import LatentModel
 from elbolab.support.errors import UserError
 from elbolab.support.statistics import mean_and_half_width
@@ -265,12 +267,15 @@ STUDY = Study(model="vae", base={{{TINY}}}, configs=[{{"lr": 1e30}}, {{"lr": 1e-
 
 
 def test_out_of_memory_costs_one_trial(search: str, monkeypatch: pytest.MonkeyPatch):
-    calls = itertools.count(1)
+    models: list[weakref.ref[Model]] = []
 
-    def exhausted(*arguments: Any) -> Any:
-        if next(calls) == 1:
+    def exhausted(model: Model, *more: Any) -> None:
+        models.append(weakref.ref(model))
+        if len(models) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return train(*arguments)
+        # Else the next would have no more memory than this one had.
+        assert models[0]() is None
+        train(model, *more)
 
     monkeypatch.setattr("elbolab.tuning.trial.train", exhausted)
     parent = carry_out(search, trials=2)

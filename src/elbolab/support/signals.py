@@ -15,8 +15,6 @@ class Interruption:
 
     def __init__(self) -> None:
         self._waiting: Callable[[], Any] | None = None
-        self._usual: dict[int, Handler] = {}
-        self._holders = 0
 
     def __bool__(self) -> bool:
         return self._waiting is not None
@@ -25,21 +23,6 @@ class Interruption:
         """Do now what the signal would have done, if one came."""
         if self._waiting is not None:
             self._waiting()
-
-    def _hold(self) -> None:
-        self._holders += 1
-        if self._holders == 1:
-            self._waiting = None
-            usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-            self._usual = {number: handler for number, handler in usual.items() if callable(handler)}
-            for number, handler in self._usual.items():
-                signal.signal(number, self._behind(handler))
-
-    def _release(self) -> None:
-        self._holders -= 1
-        if not self._holders:
-            for number, handler in self._usual.items():
-                signal.signal(number, handler)
 
     def _behind(self, usual: Handler) -> Handler:
         def handle(number: int, frame: FrameType | None) -> None:
@@ -51,24 +34,32 @@ class Interruption:
         return handle
 
 
-_of_main_thread = Interruption()
+_outermost: Interruption | None = None
 
 
 @contextmanager
 def postponed() -> Iterator[Interruption]:
     """While it lasts Ctrl-C and SIGTERM wait for ``heed``; only the main thread hears signals at all.
 
-    Those that last at the same time, within each other or overlapping, have one Interruption; the last to end heeds it.
+    Those within another have its Interruption, and leave to it what came after their last moment.
     """
+    global _outermost
     if threading.current_thread() is not threading.main_thread():
         yield Interruption()
         return
-    interruption = _of_main_thread
-    interruption._hold()
+    if _outermost is not None:
+        yield _outermost
+        return
+    _outermost = interruption = Interruption()
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    own = {number: handler for number, handler in usual.items() if callable(handler)}
+    for number, handler in own.items():
+        signal.signal(number, interruption._behind(handler))
     try:
         yield interruption
     finally:
-        interruption._release()
+        _outermost = None
+        for number, handler in own.items():
+            signal.signal(number, handler)
     # One that came after the last moment.
-    if not interruption._holders:
-        interruption.heed()
+    interruption.heed()

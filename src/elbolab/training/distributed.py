@@ -3,6 +3,8 @@
 A batch is the batch of all of them. Each process draws the random numbers of the whole batch and keeps those of its own
 images, so that N processes compute what one would.
 """
+# Torch documents Store and GradBucket, but does not list them.
+# pyright: reportPrivateImportUsage=false
 
 import atexit
 import os
@@ -62,13 +64,7 @@ def group(device: str) -> Iterator["Processes | None"]:
 class Processes(Backend):
     """One of ``processes`` that compute what one would: each has some images of a batch, and some rows of a table."""
 
-    def __init__(
-        self,
-        rank: int,
-        processes: int,
-        store: dist.Store,  # pyright: ignore[reportPrivateImportUsage]
-        gpu: int | None = None,
-    ) -> None:
+    def __init__(self, rank: int, processes: int, store: dist.Store, gpu: int | None = None) -> None:
         self.rank = rank
         self.processes = processes
         self._store = store
@@ -105,7 +101,7 @@ class Processes(Backend):
             table.requires_grad_()
         return objective
 
-    def _batch_mean(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # pyright: ignore[reportPrivateImportUsage]
+    def _batch_mean(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """The gradient of the mean over the batch, from those of the means over its unequal shares."""
         sent = dist.all_reduce(bucket.buffer().mul_(self._part), async_op=True)
         assert sent is not None

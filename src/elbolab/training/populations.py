@@ -7,17 +7,18 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
-from torch.utils._pytree import tree_map
 
 from elbolab.models.objectives import Terms
 from elbolab.support.errors import UserError
 from elbolab.support.random_streams import Stream, of_streams
+from elbolab.support.signals import postponed
 from elbolab.training.backend import Backend, Objective, Step
 from elbolab.training.compiled_steps import CompiledSteps
 
@@ -32,24 +33,24 @@ BESIDE_THE_FORWARD = {"seed", "start", "epochs", "lr", "schedule", "adam_eps", "
 
 
 class _Turns(CompiledSteps):
-    """The backend of one of several trainings: after some steps, or before each that others take, it is others' turn.
+    """The backend of one of several trainings: after some steps, or before each that is taken with others', it waits.
 
-    As its greenlet switches back it gives the step that is to be taken, or None.
+    The greenlet of the turns then gets the step to take, or None.
     """
 
-    def __init__(self, as_one: bool | None) -> None:
-        self._others = getcurrent()
+    def __init__(self, turns: greenlet, as_one: bool | None) -> None:
+        self._turns = turns
         self._as_one = as_one
         self._taken = 0
 
     def step(self, step: Step) -> None:
         if self._as_one or (self._as_one is None and step.batch.x.is_cuda):
-            self._others.switch(step)
+            self._turns.switch(step)
             return
         step.take()
         self._taken += 1
         if self._taken % STEPS_AT_A_TURN == 0:
-            self._others.switch(None)
+            self._turns.switch(None)
 
 
 def take_turns(
@@ -57,49 +58,43 @@ def take_turns(
 ) -> Generator[tuple[int, Result | Exception], None, None]:
     """Take some steps of each training in turn, each with random numbers of its own, so that each ends as if alone.
 
-    Each is called with the backend that it must train on. Yields the place of every one that ends with what it returned
-    or why it failed, while the others go on; all are ended, by GreenletExit, where this ends early. ``as_one`` says
-    whether the steps of equal models are computed as one, by default where they are on a GPU: what their launches cost
-    is then paid once, and a turn is one step. A CPU computes grouped convolutions slowly and takes up to twice as long.
+    Each is called with the backend to train on. Yields the place of every one that ends with what it returned or why it
+    failed, while the others go on; all are ended, by GreenletExit, where this ends early. Ctrl-C and SIGTERM wait for
+    a training to heed them. ``as_one`` says whether the steps of equal models are computed as one, by default where
+    they are on a GPU: what their launches cost is then paid once, and a turn is one step. A CPU computes grouped
+    convolutions slowly and takes up to twice as long.
     """
     streams = [Stream() for _ in trainings]
-    running = {place: greenlet(training) for place, training in enumerate(trainings)}
-    for each in running.values():
-        each.gr_context = copy_context()
-    starts: dict[int, tuple[Backend, ...]] = {place: (_Turns(as_one),) for place in running}
-    try:
-        while running:
-            steps: dict[int, Step] = {}
-            for place, each in list(running.items()):
-                try:
+    # A greenlet begins without the context variables of who makes it.
+    calls = [partial(_outcome, training, _Turns(getcurrent(), as_one)) for training in trainings]
+    running = {place: greenlet(partial(copy_context().run, call)) for place, call in enumerate(calls)}
+    with postponed():
+        try:
+            while running:
+                steps: dict[int, Step] = {}
+                for place, training in list(running.items()):
                     with streams[place].followed():
-                        given = each.switch(*starts.pop(place, ()))
-                except Exception as error:
-                    del running[place]
-                    yield place, error
-                    continue
-                if each.dead:
-                    del running[place]
-                    yield place, given
-                elif given is not None:
-                    steps[place] = given
-            for places in _groups(steps):
-                failures = _take([steps[place] for place in places], [streams[place] for place in places])
-                for place, error in zip(places, failures, strict=True):
-                    if error is not None:
-                        yield place, _failed(running.pop(place), error)
-    finally:
-        for each in running.values():
-            each.throw()
+                        given = training.switch()
+                    if training.dead:
+                        del running[place]
+                        yield place, given
+                    elif given is not None:
+                        steps[place] = given
+                for places in _groups(steps):
+                    failures = _take([steps[place] for place in places], [streams[place] for place in places])
+                    for place, error in zip(places, failures, strict=True):
+                        if error is not None:
+                            yield place, running.pop(place).throw(error)
+        finally:
+            for training in running.values():
+                training.throw()
 
 
-def _failed(training: greenlet, error: Exception) -> Exception:
-    """What becomes of a training whose step raised ``error``."""
+def _outcome(training: Callable[[Backend], Result], backend: Backend) -> Result | Exception:
     try:
-        training.throw(error)
-    except Exception as raised:
-        return raised
-    raise AssertionError("a training went on after a step that failed") from error
+        return training(backend)
+    except Exception as error:
+        return error
 
 
 def _groups(steps: dict[int, Step]) -> Iterator[list[int]]:
@@ -138,16 +133,17 @@ def _take_as_one(steps: list[Step], streams: list[Stream]) -> list[Exception | N
     def forward(state: Any, x: Tensor, y: Tensor, index: Tensor, kl_weight: Tensor) -> Any:
         batch = replace(first.batch, x=x, y=y, index=index)
         terms, loss = functional_call(first.objective, state, (batch, kl_weight))
-        return (terms.log_px_z, terms.log_pz, terms.log_qz, terms.kl, dict(terms.also)), loss
+        return (terms.log_px_z, terms.log_pz, terms.log_qz, terms.kl), dict(terms.also), loss
 
     x, y, index = (torch.stack([getattr(step.batch, name) for step in steps]) for name in ("x", "y", "index"))
     kl_weights = x.new_tensor([step.kl_weight for step in steps])
     with of_streams(streams):
-        terms, losses = vmap(forward)((weights, buffers), x, y, index, kl_weights)
+        terms, also, losses = vmap(forward)((weights, buffers), x, y, index, kl_weights)
     losses.sum().backward()
     failures: list[Exception | None] = [None] * len(steps)
     for place, step in enumerate(steps):
-        step.terms = Terms(*tree_map(lambda value, place=place: value[place], terms))
+        its_also = {key: value[place] for key, value in also.items()}
+        step.terms = Terms(*(value[place] for value in terms), also=its_also)
         step.loss = losses[place]
         try:
             step.refuse_no_number()

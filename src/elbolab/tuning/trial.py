@@ -27,7 +27,6 @@ from elbolab.evaluation.metrics import LOG_PX, PARETO_K, is_doubtful
 from elbolab.experiment.train import prepare
 from elbolab.support.errors import UserError, redacted
 from elbolab.support.number_formats import dagger
-from elbolab.support.signals import postponed
 from elbolab.tracking.keys import FAILURE
 from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import load_checkpoint
@@ -171,7 +170,7 @@ def _run(study: optuna.Study, job: Job, mirror: Mirror, count: int) -> None:
     storage = under_way[0].storage
     try:
         trainings = [partial(_train_and_judge, job, mirror, trial) for trial in under_way.values()]
-        with postponed(), closing(take_turns(trainings)) as outcomes:
+        with closing(take_turns(trainings)) as outcomes:
             for place, outcome in outcomes:
                 _end(study, job, mirror, under_way.pop(place), outcome)
     except (KeyboardInterrupt, SystemExit) as error:
@@ -209,9 +208,9 @@ def _end(
         print(f"trial {now.number}: {DIED} for too long, and others have failed it", file=sys.stderr, flush=True)
     elif reason != INTERRUPTED:
         print(_line(study, job, now), file=sys.stderr, flush=True)
-    if now.state == TrialState.FAIL:
-        # The exception holds on to the frames of the training, and they to its memory on the device.
-        del outcome
+    if now.state == TrialState.FAIL and isinstance(outcome, Exception):
+        # It holds on to the frames of the training, and they to its memory on the device.
+        traceback.clear_frames(outcome.__traceback__)
         gc.collect()
 
 

@@ -97,14 +97,10 @@ def list_versions() -> list[ModelVersion]:
     """Every version of every registered model, with its aliases, by name and number."""
     mlflow_reader.prepare_store()
     client = mlflow.MlflowClient()
-    found: list[ModelVersion] = []
-    token = None
-    while True:
-        page = client.search_model_versions(page_token=token)
-        # A search leaves the aliases out.
-        found += [client.get_model_version(item.name, item.version) for item in page]
-        if not (token := page.token):
-            return sorted(found, key=lambda version: (version.name, int(version.version)))
+    found = mlflow_reader.all_pages(lambda token: client.search_model_versions(page_token=token))
+    # A search leaves the aliases out.
+    versions = [client.get_model_version(item.name, item.version) for item in found]
+    return sorted(versions, key=lambda version: (version.name, int(version.version)))
 
 
 def _card(run: RunRecord) -> Card:

@@ -9,25 +9,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 from PIL import Image, ImageOps
 
+from elbolab.tracking import records
 from elbolab.tracking.journal import Journal, read_state
 from elbolab.tracking.keys import PARENT, SPOOL
 from elbolab.tracking.mlflow_runs import MlflowRuns
-from elbolab.tracking.records import (
-    FILES,
-    VALUES,
-    Attach,
-    Begin,
-    Checkpoint,
-    End,
-    File,
-    Inputs,
-    Metrics,
-    NewRun,
-    Picture,
-    Record,
-    Tags,
-    is_newest,
-)
 
 Package = Callable[[str, Path, np.ndarray], None]
 """Logs a checkpoint as a run's model: ``package(run_id, checkpoint, example)``, ``example`` uint8 (N, H, W, C)."""
@@ -73,15 +58,14 @@ class MlflowWriter:
                 self._journal.update_state(run_id=found)
         errors = []
         # A run ends once its files are there.
-        for lane, send in ((VALUES, self._values), (FILES, self._file), (VALUES, self._values)):
+        for lane, send in ((records.VALUES, self._values), (records.FILES, self._file), (records.VALUES, self._values)):
             try:
                 while not stopped() and (batch := self._next(lane)):
-                    records = [record for _, record in batch]
-                    send(records)
+                    send([record for _, record in batch])
                     if not stopped():
                         self._journal.update_state(**{lane: batch[-1][0] + 1})
-                        for record in records:
-                            if isinstance(record, File):
+                        for _, record in batch:
+                            if isinstance(record, records.File):
                                 self._journal.remove_file(record.file)
             except Exception as error:
                 errors.append(error)
@@ -92,30 +76,30 @@ class MlflowWriter:
         """The place before which all records of a lane are sent."""
         return self._journal.state.get(lane, 0)
 
-    def _next(self, lane: str) -> list[tuple[int, Record]]:
+    def _next(self, lane: str) -> list[tuple[int, records.Record]]:
         """The records of a lane that go together now, with their places."""
-        batch: list[tuple[int, Record]] = []
+        batch: list[tuple[int, records.Record]] = []
         metrics = 0
         for place, record in list(enumerate(self._journal.records))[self._done(lane) :]:
             if record.lane != lane:
                 continue
-            changes_status = isinstance(record, Begin | End) and record.status is not None
-            waits = isinstance(record, Tags | End) and record.waits and self._awaits_files(place)
+            changes_status = isinstance(record, records.Begin | records.End) and record.status is not None
+            waits = isinstance(record, records.Tags | records.End) and record.waits and self._awaits_files(place)
             if waits or (changes_status and batch):
                 break
             batch.append((place, record))
-            metrics += len(record.metrics) if isinstance(record, Metrics) else 0
-            if changes_status or lane == FILES or metrics > METRICS_AT_ONCE:
+            metrics += len(record.metrics) if isinstance(record, records.Metrics) else 0
+            if changes_status or lane == records.FILES or metrics > METRICS_AT_ONCE:
                 break
         return batch
 
     def _awaits_files(self, place: int) -> bool:
-        return any(record.lane == FILES for record in self._journal.records[self._done(FILES) : place])
+        return any(record.lane == records.FILES for record in self._journal.records[self._done(records.FILES) : place])
 
     def _find_or_make(self) -> str:
         """Id of the run that the first record names, or makes."""
         first = self._journal.records[0]
-        assert isinstance(first, Begin | Attach)
+        assert isinstance(first, records.Begin | records.Attach)
         assert first.run is not None
         if "id" in first.run:
             return first.run["id"]
@@ -144,7 +128,7 @@ class MlflowWriter:
             raise WaitingError(f"the run above is not there yet and waits in {beside}")
         return found
 
-    def _experiment(self, run: NewRun) -> str:
+    def _experiment(self, run: records.NewRun) -> str:
         if "experiment_id" in run:
             return run["experiment_id"]
         assert "experiment" in run
@@ -159,47 +143,49 @@ class MlflowWriter:
                 raise
             return experiment.experiment_id
 
-    def _values(self, batch: Sequence[Record]) -> None:
+    def _values(self, batch: Sequence[records.Record]) -> None:
         assert self.run_id is not None
         values = [
             (key, value, record.time, record.step)
             for record in batch
-            if isinstance(record, Metrics)
+            if isinstance(record, records.Metrics)
             for key, value in record.metrics.items()
         ]
-        tags = {key: value for one in batch if isinstance(one, Begin | Tags) for key, value in one.tags.items()}
-        params = {key: value for one in batch if isinstance(one, Begin) for key, value in one.params.items()}
+        begun = [record for record in batch if isinstance(record, records.Begin)]
+        tagged = [record for record in batch if isinstance(record, records.Begin | records.Tags)]
+        params = {key: value for record in begun for key, value in record.params.items()}
+        tags = {key: value for record in tagged for key, value in record.tags.items()}
         if params:
             # `mlflow run -P` logs its own spelling of a value (1e-3) first.
             present = self._runs.client.get_run(self.run_id).data.params
             params = {key: value for key, value in params.items() if key not in present}
         self._runs.log(self.run_id, values, params, tags)
         last = batch[-1]
-        if isinstance(last, Begin) and last.status is not None:
+        if isinstance(last, records.Begin) and last.status is not None:
             self._runs.reopen(self._runs.client.get_run(self.run_id))
-        if isinstance(last, End):
+        if isinstance(last, records.End):
             info = self._runs.client.get_run(self.run_id).info
-            if is_newest(last, info.status, info.end_time):
+            if records.is_newest(last, info.status, info.end_time):
                 self._runs.end(self.run_id, last.status, last.time)
 
-    def _file(self, batch: Sequence[Record]) -> None:
+    def _file(self, batch: Sequence[records.Record]) -> None:
         assert self.run_id is not None
         (record,) = batch
-        if isinstance(record, Inputs):
+        if isinstance(record, records.Inputs):
             dataset = DatasetInput(Dataset(**record.data), [InputTag("mlflow.data.context", "training")])
             self._runs.client.log_inputs(self.run_id, [dataset])
             return
-        assert isinstance(record, File)
+        assert isinstance(record, records.File)
         path = self._journal.folder / record.file
-        if isinstance(record, Picture):
+        if isinstance(record, records.Picture):
             self._image(path, record)
-        elif isinstance(record, Checkpoint):
+        elif isinstance(record, records.Checkpoint):
             assert self._package is not None, "a run with a model is started with what packages it"
             self._package(self.run_id, path, np.array(record.example, np.uint8))
         else:
             self._runs.client.log_artifact(self.run_id, str(path), record.folder)
 
-    def _image(self, path: Path, record: Picture) -> None:
+    def _image(self, path: Path, record: records.Picture) -> None:
         """What MLflow's log_image does, under names that are the same again."""
         assert self.run_id is not None
         name = f"{record.image}+step+{record.step}+timestamp+{record.time}+{path.parent.name}"

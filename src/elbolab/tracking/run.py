@@ -19,25 +19,12 @@ from mlflow.tracking.context.registry import resolve_tags
 from PIL import Image
 
 from elbolab.support.errors import UserError, reason, redacted
+from elbolab.tracking import records
 from elbolab.tracking.journal import Journal
 from elbolab.tracking.keys import FAILED, FAILURE, KIND, PARENT, PROCESSES, RUNNING
 from elbolab.tracking.mlflow_reader import address
 from elbolab.tracking.mlflow_writer import MlflowWriter, Package
 from elbolab.tracking.offline import UNFINISHED, begun, can_be_resumed, is_done_with
-from elbolab.tracking.records import (
-    Attach,
-    Begin,
-    Checkpoint,
-    End,
-    File,
-    Inputs,
-    Metrics,
-    NewRun,
-    Picture,
-    Tags,
-    end_of_lost,
-    status_after,
-)
 from elbolab.tracking.uploader import Uploader, refused
 
 if TYPE_CHECKING:
@@ -76,17 +63,17 @@ class RunWriter:
 
     def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
         """Log all of ``metrics`` in one call."""
-        self.journal.append(Metrics(metrics=metrics, step=step))
+        self.journal.append(records.Metrics(metrics=metrics, step=step))
 
     def set_tags(self, tags: dict[str, str], last: bool = False) -> None:
         """Set all of ``tags`` in one call, the ``last`` ones not before every file is there."""
-        self.journal.append(Tags(tags=tags, waits=last))
+        self.journal.append(records.Tags(tags=tags, waits=last))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a copy of a file."""
         with self.journal.new_file(path.name) as file:
             shutil.copyfile(path, file)
-        self.journal.append(File(file=self._name(file), folder=folder))
+        self.journal.append(records.File(file=self._name(file), folder=folder))
 
     def log_value(self, value: Any, path: str) -> None:
         """Log a table as Parquet, named arrays as npz, anything else as JSON, as the artifact ``path``."""
@@ -98,32 +85,32 @@ class RunWriter:
                 np.savez_compressed(file, **value)
             else:
                 file.write_text(json.dumps(value, indent=1))
-        self.journal.append(File(file=self._name(file), folder=folder or None))
+        self.journal.append(records.File(file=self._name(file), folder=folder or None))
 
     def log_data(self, data: "Data") -> None:
         """Log the training images as the run's input, with the digest of all the content of all splits."""
         images, labels = data.train.images.cpu().numpy(), data.train.labels.cpu().numpy()
         dataset = mlflow.data.from_numpy(images, targets=labels, name=data.name, digest=data.spec.digest)  # pyright: ignore
-        self.journal.append(Inputs(data=dataset.to_dict()))
+        self.journal.append(records.Inputs(data=dataset.to_dict()))
 
     def log_model(self, checkpoint: Path, example: np.ndarray) -> None:
         """Log a checkpoint as the run's model; ``example`` is what it predicts from, images uint8 (N, H, W, C)."""
         with self.journal.new_file(checkpoint.name) as file:
             shutil.copyfile(checkpoint, file)
-        self.journal.append(Checkpoint(file=self._name(file), example=example.tolist()))
+        self.journal.append(records.Checkpoint(file=self._name(file), example=example.tolist()))
 
     def report(self, event: "Event") -> None:
         """Log an epoch, its metrics in one call and its images by step; one that was logged before is not again."""
-        records = self.journal.records
-        if any(isinstance(record, Metrics) and record.step == event.epoch for record in records):
+        said = self.journal.records
+        if any(isinstance(one, records.Metrics) and one.step == event.epoch for one in said):
             return
-        there = {record.image for record in records if isinstance(record, Picture) and record.step == event.epoch}
+        there = {one.image for one in said if isinstance(one, records.Picture) and one.step == event.epoch}
         # The metrics are last, so that an epoch that has them is complete.
         for key, grid in event.images.items():
             if key not in there:
                 with self.journal.new_file(f"{key}.png") as file:
                     Image.fromarray(_tile(grid).squeeze(-1) if grid.shape[2] == 1 else _tile(grid)).save(file)
-                self.journal.append(Picture(file=self._name(file), image=key, step=event.epoch))
+                self.journal.append(records.Picture(file=self._name(file), image=key, step=event.epoch))
         self.log_metrics(event.metrics, event.epoch)
 
     def log_curves(self) -> None:
@@ -132,8 +119,8 @@ class RunWriter:
         from elbolab.training.curves import draw_curves
 
         with self.journal.new_file("curves.png") as file:
-            draw_curves([one.metrics for one in self.journal.records if isinstance(one, Metrics)], file)
-        self.journal.append(File(file=self._name(file), folder="figures"))
+            draw_curves([one.metrics for one in self.journal.records if isinstance(one, records.Metrics)], file)
+        self.journal.append(records.File(file=self._name(file), folder="figures"))
 
     def _name(self, file: Path) -> str:
         return str(file.relative_to(self.folder))
@@ -172,7 +159,7 @@ def start_run(
     run_id = run_id or (None if folder else os.environ.pop("MLFLOW_RUN_ID", None))
     own = {KIND: kind, "mlflow.runName": name, **code_tags(), **tags}
     journal = Journal(folder or UNFINISHED.absolute() / uuid4().hex)
-    begin = Begin(
+    begin = records.Begin(
         tags={key: redacted(value) for key, value in own.items()},
         params=params,
         run=({"id": run_id} if run_id else _new_run(name)) if journal.is_new else None,
@@ -181,23 +168,23 @@ def start_run(
     journal.append(begin)
     with _sending(journal, package) as run:
         _under_way.append(run)
-        status = status_after(None)
+        status = records.status_after(None)
         try:
             yield run
         except BaseException as error:
-            if (status := status_after(error)) == FAILED:
+            if (status := records.status_after(error)) == FAILED:
                 run.set_tags({FAILURE: redacted(f"{type(error).__name__}: {error}")[:500]})
             raise
         finally:
             _under_way.pop()
-            journal.append(End(status=status))
+            journal.append(records.End(status=status))
 
 
 @contextmanager
 def reopen_run(run_id: str) -> Iterator[RunWriter]:
     """The writer of a run that is not under way; its status stays. Raises UserError where the server refuses it."""
     journal = Journal(UNFINISHED.absolute() / uuid4().hex)
-    journal.append(Attach(run={"id": run_id, "attached": True}))
+    journal.append(records.Attach(run={"id": run_id, "attached": True}))
     with _sending(journal) as run:
         yield run
 
@@ -209,11 +196,11 @@ def nest_project_run(run_id: str, kind: str) -> None:
             track.set_tags({PARENT: run_id, KIND: kind})
 
 
-def _new_run(name: str) -> NewRun:
+def _new_run(name: str) -> records.NewRun:
     """What a new run begins with."""
     above = mlflow.active_run()
     parent = _under_way[-1].id if _under_way else above.info.run_id if above else None
-    new: NewRun = {"name": name, "time": int(time.time() * 1000), "tags": resolve_tags(), "parent": parent}
+    new: records.NewRun = {"name": name, "time": int(time.time() * 1000), "tags": resolve_tags(), "parent": parent}
     if (known := os.environ.get("MLFLOW_EXPERIMENT_ID")) is not None:
         return {**new, "experiment_id": known}
     return {**new, "experiment": os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")}
@@ -238,7 +225,7 @@ def _sending(journal: Journal, package: Package | None = None) -> Iterator[RunWr
             uploader.stop()
             journal.close(remove=journal.is_new)
         else:
-            if (end := end_of_lost(journal.records)) is not None:
+            if (end := records.end_of_lost(journal.records)) is not None:
                 # It was interrupted before the body began.
                 journal.append(end)
             uploader.wait(patience, lambda: run.writer.left() == 0 or refused(uploader.problem))

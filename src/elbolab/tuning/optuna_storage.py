@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, OptunaError
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event, text
@@ -108,42 +107,25 @@ class Job:
     population: int = 1
 
 
-class SeededSampler(BaseSampler):
+class SeededSampler(TPESampler):
     """TPE made anew for each trial, seeded by (``seed``, the trial's place in the study).
 
     Whoever works on a trial, and however often the study was stopped, equal results before it give equal suggestions.
     """
 
     def __init__(self, seed: int, study: optuna.Study) -> None:
-        self._seed = seed
+        super().__init__(seed=seed)
+        self._study_seed = seed
         # The whole study: Hyperband shows a sampler only the trials of one bracket, whose places would be those of
         # another's.
         self._study = study
-        self._sampler = TPESampler(seed=seed)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         trials = self._study.get_trials(deepcopy=False)
         place = sum(one.number < trial.number for one in standing(trials))
-        self._sampler = TPESampler(seed=int(np.random.SeedSequence([self._seed, place]).generate_state(1)[0]))
-        self._sampler.before_trial(study, trial)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._sampler.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._sampler.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(
-        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        self._sampler.after_trial(study, trial, state, values)
+        # Anew, since what was drawn for other trials would change what is drawn for this one.
+        super().__init__(seed=int(np.random.SeedSequence([self._study_seed, place]).generate_state(1)[0]))
+        super().before_trial(study, trial)
 
 
 def open_study(job: Job) -> tuple[optuna.Study, bool]:

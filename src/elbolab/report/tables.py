@@ -5,6 +5,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import combinations
 from math import isnan, nan
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,35 +29,31 @@ TAGS = (
 )
 GAP = ("log_px_ais", "log_px_is", *list(m.GAP_COLUMNS)[1:])
 
-
 MEAN, ERROR = m.LOG_PX.names
 
 
-def _columns(words: str, *metrics: m.Metric, end: str = "") -> list[str]:
-    return [*words.split(), *(name for metric in metrics for name in metric.names), *end.split()]
+def _names(*metrics: m.Metric) -> str:
+    return " ".join(name for metric in metrics for name in metric.names)
 
 
 RUN = "dataset model run"
 COLUMNS = {
-    "summary": _columns(
-        *(f"{RUN} split posterior images", m.LOG_PX, m.POSTERIOR_ELBO, m.ESS, m.PARETO_K),
-        end=" ".join(["unreliable unreliable_share", *_columns("", *RATES, m.ACCURACY), ACCURACY_SE]),
-    ),
-    "seeds": _columns("dataset model runs metric seeds mean half_width"),
-    "pairs": _columns(f"{RUN} other other_run split images mean low high above below"),
-    "digits": _columns(f"{RUN} split digit images", m.LOG_PX, m.PARETO_K, end="unreliable"),
-    "images": _columns("dataset digit index model run log_px std_err ess elbo", m.PARETO_K, end="unreliable"),
-    "bounds": _columns(f"{RUN} split posterior samples log_px log_px_se"),
-    "gap": _columns(f"{RUN} split posterior images {' '.join(f'{name} {name}_se' for name in GAP)}"),
-    "representation": _columns(f"{RUN} split images latent_dim", *m.REPRESENTATION),
-    "fidelity": _columns(f"{RUN} cnn_run", *m.FIDELITY),
-    "curves": _columns("model run key epoch value"),
-    "ablations": _columns(
-        "dataset model field value base runs seeds best_val_elbo best_epochs last_val_elbo test_log_px test_log_px_se "
-        "images mean low high"
-    ),
-    "runs": _columns(f"run name model started {' '.join(TAGS)} params"),
+    "summary": f"{RUN} split posterior images {_names(m.LOG_PX, m.POSTERIOR_ELBO, m.ESS, m.PARETO_K)} unreliable "
+    f"unreliable_share {_names(*RATES, m.ACCURACY)} {ACCURACY_SE}",
+    "seeds": "dataset model runs metric seeds mean half_width",
+    "pairs": f"{RUN} other other_run split images mean low high above below",
+    "digits": f"{RUN} split digit images {_names(m.LOG_PX, m.PARETO_K)} unreliable",
+    "images": f"dataset digit index model run log_px std_err ess elbo {_names(m.PARETO_K)} unreliable",
+    "bounds": f"{RUN} split posterior samples log_px log_px_se",
+    "gap": f"{RUN} split posterior images {' '.join(f'{name} {name}_se' for name in GAP)}",
+    "representation": f"{RUN} split images latent_dim {_names(*m.REPRESENTATION)}",
+    "fidelity": f"{RUN} cnn_run {_names(*m.FIDELITY)}",
+    "curves": "model run key epoch value",
+    "ablations": "dataset model field value base runs seeds best_val_elbo best_epochs last_val_elbo test_log_px "
+    "test_log_px_se images mean low high",
+    "runs": f"run name model started {' '.join(TAGS)} params",
 }
+"""The tables, each by its name with its columns in order."""
 
 
 def make(
@@ -66,28 +63,31 @@ def make(
     runs: Mapping[str, tuple[RunRecord, Entry]],
 ) -> dict[str, list[Row]]:
     """Every table of one dataset, by name."""
-    of_entries = {
-        "summary": summary_table,
-        "seeds": seeds_table,
-        "pairs": pairs_table,
-        "digits": digits_table,
-        "images": images_table,
-        "bounds": bounds_table,
-        "gap": gap_table,
-        "representation": representation_table,
-        "fidelity": fidelity_table,
-    }
-    return {name: make(entries) for name, make in of_entries.items()} | {
-        "curves": curves_table(curves, {run: entry.label for run, (_, entry) in runs.items()}),
+    return {
+        "summary": summary_table(entries),
+        "seeds": seeds_table(entries),
+        "pairs": pairs_table(entries),
+        "digits": digits_table(entries),
+        "images": images_table(entries),
+        "bounds": [_row(entry) | row for entry in entries for row in entry.bounds.to_dict("records")],
+        "gap": gap_table(entries),
+        "representation": representation_table(entries),
+        "fidelity": fidelity_table(entries),
+        "curves": curves_table(curves, runs),
         "ablations": ablations_table(entries, variants, curves),
         "runs": runs_table(run for run, _ in runs.values()),
     }
 
 
+def _row(entry: Entry, name: str = "", **cells: Any) -> Row:
+    """Begin a row of an entry, or of what the name says that was measured with its run."""
+    return {"model": name or entry.label, "run": entry.run.id, **cells}
+
+
 def csv(name: str, comparisons: Iterable[Comparison]) -> str:
     """Write a table of all datasets as CSV, counts as whole numbers."""
     rows = [{"dataset": one.tag("data.name")} | row for one in comparisons for row in one.tables[name]]
-    frame = pd.DataFrame(rows, columns=COLUMNS[name])
+    frame = pd.DataFrame(rows, columns=COLUMNS[name].split())
     counts = [column for column in ("images", "seeds") if column in frame]
     return frame.astype(dict.fromkeys(counts, "Int64")).to_csv(index=False)
 
@@ -97,35 +97,35 @@ def summary_table(entries: Sequence[Entry]) -> list[Row]:
     rows: list[Row] = []
     for entry in entries:
         for split in SPLITS:
-            row: Row = {"model": entry.label, "run": entry.run.id, "split": split}
             if not entry.latent:
                 rate, error, n = entry.agreement(split)
                 # Training logs the accuracies of its epochs; only the test key is the evaluation's.
                 rate = entry.metric(m.ACCURACY, split) if split == m.TEST else rate
                 if not isnan(rate):
-                    rows.append(row | {"images": n or None, m.ACCURACY.name: rate, ACCURACY_SE: error})
+                    figures = {m.ACCURACY.name: rate, ACCURACY_SE: error}
+                    rows.append(_row(entry, split=split, images=n or None) | figures)
             elif entry.has(m.LOG_PX, split):
+                row = _row(entry, split=split, posterior=entry.inference, images=len(entry.images(split)) or None)
                 for metric in (m.LOG_PX, m.POSTERIOR_ELBO, m.ESS, *RATES):
                     row |= entry.measures(metric, split)
-                row |= {"posterior": entry.inference, "images": len(entry.images(split)) or None}
                 rows.append(row | _trust(entry, entry.images(split, "pareto_k").values()))
         if entry.has(m.STORED[m.LOG_PX], m.TRAIN):
-            row = {"model": entry.label, "run": entry.run.id, "split": m.TRAIN, "posterior": "table"}
+            images = len(entry.images(m.TRAIN, table=True)) or None
             mean, error = entry.measures(m.STORED[m.LOG_PX], m.TRAIN).values()
-            row |= {MEAN: mean, ERROR: error, "images": len(entry.images(m.TRAIN, table=True)) or None}
+            row = _row(entry, split=m.TRAIN, posterior="table", images=images) | {MEAN: mean, ERROR: error}
             rows.append(row | _trust(entry, entry.images(m.TRAIN, "pareto_k", table=True).values()))
-    for entry in _with_floor(entries):
+    for entry, name in _with_floor(entries)[len(entries) :]:
         for split in SPLITS:
             values = entry.images(split, FLAT).values()
-            row = {"model": CONSTANT, "run": entry.run.id, "split": split, "posterior": "none"}
-            row |= {MEAN: entry.metric(m.LOG_PX_CONSTANT, split), ERROR: mean_se(values)[1]}
-            rows.append(row | {"images": len(values) or None})
+            row = _row(entry, name, split=split, posterior="none", images=len(values) or None)
+            rows.append(row | {MEAN: entry.metric(m.LOG_PX_CONSTANT, split), ERROR: mean_se(values)[1]})
     return rows
 
 
-def _with_floor(entries: Sequence[Entry]) -> list[Entry]:
-    """The entry that says what an image is worth that is decoded to the mean training image, if any does."""
-    return [entry for entry in entries if entry.latent and entry.has(m.LOG_PX_CONSTANT, m.TEST)][:1]
+def _with_floor(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
+    """The entries with their names, and last one that says what an image decoded to the mean is worth, if any does."""
+    floor = [entry for entry in entries if entry.latent and entry.has(m.LOG_PX_CONSTANT, m.TEST)]
+    return [*((entry, entry.label) for entry in entries), *((entry, CONSTANT) for entry in floor[:1])]
 
 
 def _trust(entry: Entry, ks: Iterable[float]) -> Row:
@@ -140,58 +140,38 @@ def _trust(entry: Entry, ks: Iterable[float]) -> Row:
 def digits_table(entries: Sequence[Entry]) -> list[Row]:
     """Mean log p(x) of each class, split and run in nats, with its standard error over images."""
     rows = []
-    floor = _with_floor(entries)
-    for entry, name, column in [
-        *((one, one.label, "log_px") for one in entries),
-        *((f, CONSTANT, FLAT) for f in floor),
-    ]:
+    for entry, name in _with_floor(entries):
         for split in SPLITS:
-            labels, values = entry.images(split, "label"), entry.images(split, column)
+            labels, values = entry.images(split, "label"), entry.images(split, FLAT if name is CONSTANT else "log_px")
             ks = entry.images(split, "pareto_k") if name is not CONSTANT else {}
             for digit in sorted({int(label) for label in labels.values()}):
                 mean, error = mean_se(group := [value for index, value in values.items() if labels[index] == digit])
                 mean = mean if name is CONSTANT else entry.metric(m.LOG_PX_DIGIT, split, D=digit)
-                row: Row = {"model": name, "run": entry.run.id, "split": split, "digit": digit, "images": len(group)}
-                row |= _trust(entry, (k for index, k in ks.items() if labels[index] == digit))
-                rows.append(row | {MEAN: mean, ERROR: error})
+                row = _row(entry, name, split=split, digit=digit, images=len(group)) | {MEAN: mean, ERROR: error}
+                rows.append(row | _trust(entry, (k for index, k in ks.items() if labels[index] == digit)))
     return rows
 
 
 def images_table(entries: Sequence[Entry]) -> list[Row]:
     """The example images' log p(x) under each run in nats, with the importance noise of each estimate."""
     rows = []
-    for entry in entries:
-        columns = {name: entry.images(m.TEST, name) for name in ("log_px", "std_err", "ess", "elbo")}
-        ks = entry.images(m.TEST, "pareto_k")
+    for entry, name in _with_floor(entries):
+        names = {key: key for key in ("log_px", "std_err", "ess", "elbo", "pareto_k")}
+        columns = {"log_px": FLAT} if name is CONSTANT else names
+        values = {key: entry.images(m.TEST, column) for key, column in columns.items()}
         for index, digit in zip(entry.examples.get("index", ()), entry.examples.get("label", ()), strict=True):
-            row: Row = {"digit": int(digit), "index": int(index), "model": entry.label, "run": entry.run.id}
-            row |= {name: values.get(int(index), nan) for name, values in columns.items()}
-            rows.append(row | _trust(entry, [ks.get(int(index), nan)]))
-    for entry in _with_floor(entries):
-        values = entry.images(m.TEST, FLAT)
-        for index, digit in zip(entry.examples.get("index", ()), entry.examples.get("label", ()), strict=True):
-            row = {"digit": int(digit), "index": int(index), "model": CONSTANT, "run": entry.run.id}
-            rows.append(row | {"log_px": values.get(int(index), nan)})
+            figures = {key: column.get(int(index), nan) for key, column in values.items()}
+            trust = _trust(entry, [figures.pop("pareto_k", nan)])
+            rows.append(_row(entry, name, digit=int(digit), index=int(index)) | figures | trust)
     return sorted(rows, key=lambda row: (row["digit"], row["index"]))
-
-
-def bounds_table(entries: Sequence[Entry]) -> list[Row]:
-    """The mean importance-weighted bound on log p(x) by its number of samples, in nats, with its standard error."""
-    return [
-        {"model": entry.label, "run": entry.run.id, **row}
-        for entry in entries
-        for row in entry.bounds.to_dict("records")
-    ]
 
 
 def gap_table(entries: Sequence[Entry]) -> list[Row]:
     """Means over images of log p(x), of the two ELBOs below it and of the gaps between them, in nats, with errors."""
     rows = []
     for entry in [entry for entry in entries if not entry.gaps.empty]:
-        for split, posterior in entry.gaps[["split", "posterior"]].drop_duplicates().values.tolist():
-            part = entry.gaps.query("split == @split and posterior == @posterior")
-            row: Row = {"model": entry.label, "run": entry.run.id, "split": split, "posterior": posterior}
-            row |= {"images": len(part)}
+        for (split, posterior), part in entry.gaps.groupby(["split", "posterior"], sort=False):
+            row = _row(entry, split=split, posterior=posterior, images=len(part))
             for column in GAP:
                 row[column], row[f"{column}_se"] = mean_se(part[column])
             rows.append(row)
@@ -203,9 +183,9 @@ def representation_table(entries: Sequence[Entry]) -> list[Row]:
     rows = []
     for entry in entries:
         for split in [split for split in SPLITS if entry.has(m.RATE, split)]:
-            row: Row = {"model": entry.label, "run": entry.run.id, "split": split}
-            row |= {"images": len(entry.images(split)) or None, "latent_dim": entry.run.params.get("latent_dim")}
-            rows.append(row | {metric.name: entry.metric(metric, split) for metric in m.REPRESENTATION})
+            images, dim = len(entry.images(split)) or None, entry.run.params.get("latent_dim")
+            figures = {metric.name: entry.metric(metric, split) for metric in m.REPRESENTATION}
+            rows.append(_row(entry, split=split, images=images, latent_dim=dim) | figures)
     return rows
 
 
@@ -218,7 +198,7 @@ def fidelity_table(entries: Sequence[Entry]) -> list[Row]:
     rows = []
     for (cnn, *_), group in groups.items():
         for entry, name in [*((entry, entry.label) for entry in group), (group[0], REAL)]:
-            row: Row = {"model": name, "run": entry.run.id, "cnn_run": cnn}
+            row = _row(entry, name, cnn_run=cnn)
             for metric in m.FIDELITY:
                 found = entry.measures(m.FLOOR[metric] if name == REAL else metric, m.TEST)
                 row |= dict(zip(metric.names, found.values(), strict=True))
@@ -226,11 +206,11 @@ def fidelity_table(entries: Sequence[Entry]) -> list[Row]:
     return rows
 
 
-def curves_table(curves: Curves, labels: dict[str, str]) -> list[Row]:
+def curves_table(curves: Curves, runs: Mapping[str, tuple[RunRecord, Entry]]) -> list[Row]:
     """Every training and validation value, a row a run, key and epoch."""
     return [
-        {"model": label, "run": run, "key": key, "epoch": epoch, "value": value}
-        for run, label in labels.items()
+        _row(entry) | {"run": run, "key": key, "epoch": epoch, "value": value}
+        for run, (_, entry) in runs.items()
         for (owner, key), values in curves.items()
         if owner == run
         for epoch, value in values.items()
@@ -246,20 +226,19 @@ def seeds_table(entries: Sequence[Entry]) -> list[Row]:
             values = [run.metrics[metric] for run in entry.runs if metric in run.metrics]
             if len(values) > 1:
                 mean, half = mean_and_half_width(values)
-                row: Row = {"model": entry.label, "runs": runs, "metric": metric, "seeds": len(values)}
-                rows.append(row | {"mean": mean, "half_width": half})
+                row = {"runs": runs, "metric": metric, "seeds": len(values), "mean": mean, "half_width": half}
+                rows.append(_row(entry) | row)
     return rows
 
 
 def pairs_table(entries: Sequence[Entry]) -> list[Row]:
     """Mean difference in log p(x) of every two entries on the same images, in nats, with its interval."""
-    rows = []
-    for split in (m.TEST, m.TRAIN):
-        for one, other in combinations([entry for entry in entries if entry.latent], 2):
-            if found := paired(other.mean_log_px(split), one.mean_log_px(split)):
-                row: Row = {"model": other.label, "run": other.run.id, "other": one.label, "other_run": one.run.id}
-                rows.append(row | {"split": split} | asdict(found))
-    return rows
+    return [
+        _row(other, other=one.label, other_run=one.run.id, split=split, **asdict(found))
+        for split in (m.TEST, m.TRAIN)
+        for one, other in combinations([entry for entry in entries if entry.latent], 2)
+        if (found := paired(other.mean_log_px(split), one.mean_log_px(split)))
+    ]
 
 
 def ablations_table(entries: Sequence[Entry], variants: Sequence[Variant], curves: Curves) -> list[Row]:

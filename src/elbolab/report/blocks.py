@@ -1,9 +1,9 @@
 """The blocks of a report's page, and the blocks that several sections share."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import product
 from math import nan
-from typing import Any
 
 from elbolab.evaluation.metrics import CLASS_PRESERVATION, TEST, TRAIN, VAL, Metric
 from elbolab.report import plots
@@ -27,7 +27,22 @@ Cell = str | Ref | tuple[Ref, ...]
 
 
 @dataclass(frozen=True)
-class Table:
+class Block:
+    """A part of a section; the templates know it by its kind."""
+
+    @property
+    def kind(self) -> str:
+        """The name of its class, in small letters."""
+        return type(self).__name__.lower()
+
+    @property
+    def note(self) -> str:
+        """What stands under it: what the dagger means, where there is one."""
+        return UNRELIABLE if DAGGER in repr(self) else ""
+
+
+@dataclass(frozen=True)
+class Table(Block):
     """A table whose first `left` columns are words and the others numbers; its name is told to LaTeX."""
 
     name: str
@@ -35,41 +50,31 @@ class Table:
     head: Sequence[Cell]
     rows: Sequence[Sequence[Cell]]
     left: int = 2
-    kind: str = "table"
 
     def owner(self, row: Sequence[Cell]) -> str:
         """The run that a row's numbers are of, the first of several; empty where the row names none."""
         cells = (one for cell in row[: self.left] for one in (cell if isinstance(cell, tuple) else (cell,)))
         return next((cell.run for cell in cells if isinstance(cell, Ref) and cell.run), "")
 
-    @property
-    def note(self) -> str:
-        """What stands under the table: what the dagger means, where there is one."""
-        cells = (cell for row in self.rows for cell in row)
-        words = (cell.text if isinstance(cell, Ref) else cell for cell in cells)
-        return UNRELIABLE if any(DAGGER in word for word in words if isinstance(word, str)) else ""
-
 
 @dataclass(frozen=True)
-class Heat:
+class Heat(Block):
     """Confusion tables, one a run with its images: rows of counts, each with its share of the row, from 0 to 1."""
 
     caption: str
     tables: Sequence[tuple[Ref, int, list[list[tuple[int, float]]]]]
     down: str
     across: str
-    kind: str = "heat"
 
 
 @dataclass(frozen=True)
-class Figures:
+class Figures(Block):
     """Line figures of the same runs, as SVG text; a wide one fills its row."""
 
     caption: str
     runs: Sequence[Ref]
     svgs: Sequence[str]
     wide: bool = False
-    kind: str = "figures"
 
 
 @dataclass(frozen=True)
@@ -85,49 +90,35 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Pictures(Block):
     """Pictures in rows."""
 
     caption: str
     rows: Sequence[Sequence[Picture]]
-    kind: str = "pictures"
 
 
 @dataclass(frozen=True)
-class Gallery:
+class Gallery(Block):
     """Single images: class, index, original, and what each run makes of it with its number."""
 
     caption: str
     head: Sequence[Ref]
     rows: Sequence[tuple[int, int, Picture, list[tuple[Picture | None, str]]]]
-    kind: str = "gallery"
-
-    @property
-    def note(self) -> str:
-        """What stands under the gallery: what the dagger means, where there is one."""
-        return UNRELIABLE if any(DAGGER in text for *_, cells in self.rows for _, text in cells) else ""
 
 
 @dataclass(frozen=True)
-class Notes:
+class Notes(Block):
     """Sentences computed from the numbers."""
 
     sentences: Sequence[Sentence]
-    kind: str = "notes"
-
-    @property
-    def note(self) -> str:
-        """What stands under them: what the dagger means, where there is one."""
-        return UNRELIABLE if any(DAGGER in sentence.text for sentence in self.sentences) else ""
 
 
 @dataclass(frozen=True)
-class Missing:
+class Missing(Block):
     """Something that a run which is shown lacks, and the command that makes it."""
 
     text: str
     command: str
-    kind: str = "missing"
 
 
 @dataclass(frozen=True)
@@ -136,7 +127,7 @@ class Section:
 
     id: str
     title: str
-    blocks: list[Any] = field(default_factory=list)
+    blocks: Sequence[Block]
 
 
 def ref(entry: Entry) -> Ref:
@@ -208,13 +199,12 @@ def curve_blocks(comparison: Comparison, entries: Sequence[Entry], metrics: Iter
     svgs, drawn = [], set()
     for metric in metrics:
         series = []
-        for entry in entries:
-            for split in (VAL, TRAIN):
-                values = comparison.curves.get((entry.run.id, metric.at(split)), {})
-                if len(values) > 1:
-                    drawn.add(entry.run.id)
-                    name, dashed = f"{entry.label} {SPLITS[split]}", split == TRAIN
-                    series.append(Series(name, entry.slot, list(values), list(values.values()), dashed=dashed))
+        for entry, split in product(entries, (VAL, TRAIN)):
+            values = comparison.curves.get((entry.run.id, metric.at(split)), {})
+            if len(values) > 1:
+                drawn.add(entry.run.id)
+                name, dashed = f"{entry.label} {SPLITS[split]}", split == TRAIN
+                series.append(Series(name, entry.slot, list(values), list(values.values()), dashed=dashed))
         if series:
             name = "-".join([metric.name, *(entry.run.id[:8] for entry in entries)])
             svgs.append(plots.curves(name, metric.label, metric.unit, series))
@@ -227,14 +217,14 @@ def picture_rows(entries: Sequence[Entry], key: str, caption: str) -> list[Pictu
 
     A run whose last is of an earlier epoch, as that of a closed form, is shown in the last row.
     """
-    last = {entry.run.id: max(entry.pictures[key], default=0) for entry in entries}
-    early = {epoch for entry in entries for epoch in entry.pictures[key] if epoch != last[entry.run.id]}
-    rows = [
-        [picture(entry, key, epoch) for entry in entries if epoch in {*entry.pictures[key]} - {last[entry.run.id]}]
-        for epoch in sorted(early)
-    ]
-    ends = [picture(entry, key, last[entry.run.id]) for entry in entries if entry.pictures[key]]
-    return [Pictures(caption, [*rows, ends])] if ends else []
+    early: dict[int, list[Picture]] = {}
+    ends = []
+    for entry in entries:
+        epochs = sorted(entry.pictures[key])
+        for epoch in epochs[:-1]:
+            early.setdefault(epoch, []).append(picture(entry, key, epoch))
+        ends += [picture(entry, key, epoch) for epoch in epochs[-1:]]
+    return [Pictures(caption, [*(early[epoch] for epoch in sorted(early)), ends])] if ends else []
 
 
 def picture(entry: Entry, key: str, epoch: int) -> Picture:

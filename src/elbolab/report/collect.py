@@ -65,7 +65,7 @@ class Entry:
 
     @property
     def inference(self) -> str:
-        """Whence its posteriors come, one of ``select.INFERENCES``; empty where no evaluation has said it."""
+        """Whence its posteriors come, one of ``select.INFERENCES``; empty where nothing has said it."""
         return inference_of(self.run)
 
     def metric(self, metric: Metric, split: str, **places: object) -> float:
@@ -157,6 +157,14 @@ class Comparison:
         """A run's row of the summary for its declared posterior, empty where there is none."""
         rows = (row for row in self.tables["summary"] if (row["run"], row["split"]) == (entry.run.id, split))
         return next((row for row in rows if row.get("posterior") not in ("table", "none")), {})
+
+    def by_split(self, metric: Metric) -> dict[tuple[str, str, str], dict[str, Row]]:
+        """The rows of the summary that have a metric, by model, run and posterior, then by split."""
+        groups: dict[tuple[str, str, str], dict[str, Row]] = {}
+        for row in self.tables["summary"]:
+            if metric.name in row:
+                groups.setdefault((row["model"], row["run"], row["posterior"]), {})[row["split"]] = row
+        return groups
 
 
 def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:

@@ -4,22 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from elbolab.config.schema import CompareConfig
-from elbolab.report import tables
+from elbolab.report import select, tables
 from elbolab.report.collect import Comparison, Entry, Variant, likelihoods, load, public, read_curves
 from elbolab.report.page import render
 from elbolab.report.plots import SLOTS, colours
 from elbolab.report.sections.reproductions import newest_reproductions
-from elbolab.report.select import (
-    Group,
-    by_dataset,
-    labels_of,
-    latest_runs,
-    named_runs,
-    others,
-    refuse_mixed,
-    variants_of,
-    with_seeds,
-)
 from elbolab.tracking import run as tracking
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
 
@@ -30,8 +19,8 @@ def compare(config: CompareConfig) -> Path:
     Raises UserError when there is nothing to compare, or when the runs named are unknown, unfinished, no train runs,
     or of different splits of a dataset or observation models.
     """
-    named = named_runs(config.run)
-    chosen = by_dataset(named) if named else [latest_runs(name) for name in config.dataset or (None,)]
+    named = select.named_runs(config.run)
+    chosen = select.by_dataset(named) if named else [select.latest_runs(name) for name in config.dataset or (None,)]
     # Two spellings of a dataset are one.
     once = {groups[0][0].tags["data.digest"]: groups for groups in chosen}
     comparisons = build(list(once.values()), more_seeds=not named)
@@ -50,39 +39,40 @@ def compare(config: CompareConfig) -> Path:
     return config.out / "index.html"
 
 
-def build(chosen: Sequence[Sequence[Group]], more_seeds: bool) -> list[Comparison]:
+def build(chosen: Sequence[Sequence[select.Group]], more_seeds: bool) -> list[Comparison]:
     """Gather each dataset's runs, their evaluations and their ablations, and make the tables.
 
     The groups are as they are to be, or with ``more_seeds`` those of the server join the run of each. Raises UserError
     when two datasets' runs have different observation models.
     """
     shown = [group[0] for groups in chosen for group in groups]
-    refuse_mixed([run for run in shown if is_latent(run)], "observation_model", "observation models")
-    labels = [labels_of([group[0] for group in groups]) for groups in chosen]
+    select.refuse_mixed([run for run in shown if is_latent(run)], "observation_model", "observation models")
+    labels = [select.labels_of([group[0] for group in groups]) for groups in chosen]
     slots = colours([label for own in labels for label in own])
     spare = [slot for slot in SLOTS if slot not in slots.values()] or list(SLOTS)
     comparisons = []
     for groups, own in zip(chosen, labels, strict=True):
-        pools = [others(group[0]) for group in groups]
-        pairs = list(zip(groups, pools, strict=True))
-        whole = [with_seeds(group[0], pool) if more_seeds else group for group, pool in pairs]
-        entries = [load(group, label, slots[label]) for group, label in zip(whole, own, strict=True)]
-        comparisons.append(_compare(entries, pools, spare))
+        entries, variants = [], []
+        for group, label in zip(groups, own, strict=True):
+            pool = select.others(group[0])
+            whole = select.with_seeds(group[0], pool) if more_seeds else group
+            entries.append(load(whole, label, slots[label]))
+            variants += _variants(entries[-1], pool, spare) if entries[-1].latent else []
+        runs: dict[str, tuple[RunRecord, Entry]] = {}
+        for entry in [*entries, *(variant.entry for variant in variants)]:
+            for run in entry.runs:
+                runs.setdefault(run.id, (run, entry))
+        curves = read_curves(runs)
+        made = tables.make(entries, variants, curves, runs)
+        comparisons.append(Comparison(entries, variants, runs, curves, made))
     return comparisons
 
 
-def _compare(entries: list[Entry], pools: Sequence[Sequence[RunRecord]], spare: Sequence[int]) -> Comparison:
-    """Gather what one dataset's page shows; its ablations take the colours that are spare."""
+def _variants(base: Entry, pool: Sequence[RunRecord], spare: Sequence[int]) -> list[Variant]:
+    """The ablations of an entry, in the colours that are spare."""
     variants: list[Variant] = []
-    for base, pool in zip(entries, pools, strict=True):
-        for field, group in variants_of(base.run, pool) if base.latent else []:
-            label = f"{base.label} {field} {public(group[0].params.get(field, 'unset'))}"
-            place = sum(variant.base is base and variant.field == field for variant in variants)
-            entry = Entry(label, spare[place % len(spare)], group, likelihoods(group))
-            variants.append(Variant(base, field, entry))
-    runs: dict[str, tuple[RunRecord, Entry]] = {}
-    for entry in [*entries, *(variant.entry for variant in variants)]:
-        for run in entry.runs:
-            runs.setdefault(run.id, (run, entry))
-    curves = read_curves(runs)
-    return Comparison(entries, variants, runs, curves, tables.make(entries, variants, curves, runs))
+    for field, group in select.variants_of(base.run, pool):
+        label = f"{base.label} {field} {public(group[0].params.get(field, 'unset'))}"
+        slot = spare[sum(variant.field == field for variant in variants) % len(spare)]
+        variants.append(Variant(base, field, Entry(label, slot, group, likelihoods(group))))
+    return variants

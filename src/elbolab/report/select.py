@@ -18,8 +18,8 @@ Group = tuple[RunRecord, ...]
 
 
 def inference_of(run: RunRecord) -> str:
-    """Whence the posteriors of a run's images come, one of ``INFERENCES``; empty where no evaluation has said it."""
-    return run.tags.get("evaluation.posterior", "").partition(":")[0]
+    """Whence the posteriors of a run's images come, one of ``INFERENCES``; empty where nothing has said it."""
+    return run.tags.get("evaluation.posterior", run.tags.get("inference", "")).partition(":")[0]
 
 
 def in_order(runs: Iterable[RunRecord]) -> list[RunRecord]:

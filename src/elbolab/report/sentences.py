@@ -1,6 +1,6 @@
 """The sentences of a report, each computed from the numbers; None where its numbers are not there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, isnan
 
@@ -33,11 +33,11 @@ def apart_on_same(subject: str, gap: Paired, other: str, doubtful: bool) -> str:
     return f"{subject} {nats} nats {'above' if gap.mean > 0 else 'below'} {other} {interval}"
 
 
-def pair(row: Row, entries: Sequence[Entry]) -> Sentence:
+def pair(row: Row, entries: Mapping[str, Entry]) -> Sentence:
     """Say how far apart two runs are on the images that both were evaluated on, and which explains more of them."""
     gap = Paired(**{name: row[name] for name in Paired.__dataclass_fields__})
     images = f"{gap.images} {SPLITS[row['split']]} images"
-    doubtful = any(one.unreliable(row["split"]) for one in entries if one.label in (row["model"], row["other"]))
+    doubtful = any(entries[row[who]].unreliable(row["split"]) for who in ("model", "other"))
     text = apart_on_same(f"On the same {images} {row['model']} is", gap, row["other"], doubtful)
     text += f" and explains {percent(gap.above)} of them better."
     return Sentence(text, (row["run"], row["other_run"]))

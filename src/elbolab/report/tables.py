@@ -170,8 +170,8 @@ def gap_table(entries: Sequence[Entry]) -> list[Row]:
     """Means over images of log p(x), of the two ELBOs below it and of the gaps between them, in nats, with errors."""
     rows = []
     for entry in [entry for entry in entries if not entry.gaps.empty]:
-        for (split, posterior), part in entry.gaps.groupby(["split", "posterior"], sort=False):
-            row = _row(entry, split=split, posterior=posterior, images=len(part))
+        for _, part in entry.gaps.groupby(["split", "posterior"], sort=False):
+            row = _row(entry, images=len(part), **part[["split", "posterior"]].iloc[0].to_dict())
             for column in GAP:
                 row[column], row[f"{column}_se"] = mean_se(part[column])
             rows.append(row)

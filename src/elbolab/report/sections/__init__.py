@@ -1,8 +1,8 @@
 """The sections of a dataset's part of the page, in order: a new one is a file here and a line in ``SECTIONS``."""
 
 from collections.abc import Callable
-from typing import Any
 
+from elbolab.report.blocks import Block
 from elbolab.report.collect import Comparison
 from elbolab.report.sections.ablations import ablation_blocks
 from elbolab.report.sections.classifiers import classifier_blocks
@@ -11,7 +11,7 @@ from elbolab.report.sections.latent_space import latent_space_blocks
 from elbolab.report.sections.likelihood import likelihood_blocks
 from elbolab.report.sections.trust import trust_blocks
 
-SECTIONS: dict[str, Callable[[Comparison], list[Any]]] = {
+SECTIONS: dict[str, Callable[[Comparison], list[Block]]] = {
     "Classifiers": classifier_blocks,
     "Latent-variable models": latent_blocks,
     "Likelihood": likelihood_blocks,

@@ -1,20 +1,19 @@
 """The section of ablations: what changing one parameter of a compared model does."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from elbolab.evaluation.metrics import ELBO, TEST, VAL
 from elbolab.report import plots
-from elbolab.report.blocks import Cell, Figures, Ref, Table, notes, shorts
+from elbolab.report.blocks import Block, Cell, Figures, Ref, Table, notes, shorts
 from elbolab.report.collect import Comparison, Entry, Row, Variant, value_of
 from elbolab.report.plots import Series
 from elbolab.report.sentences import Sentence
 from elbolab.support.number_formats import DASH, between, dagger, measured, number
 
 
-def ablation_blocks(comparison: Comparison) -> list[Any]:
+def ablation_blocks(comparison: Comparison) -> list[Block]:
     """Return for each model that has ablations their curves, the best of each value in words, and their table."""
-    blocks: list[Any] = []
+    blocks: list[Block] = []
     for base in comparison.latents:
         if mine := [variant for variant in comparison.variants if variant.base is base]:
             rows = [row for row in comparison.tables["ablations"] if row["model"] == base.label]
@@ -57,9 +56,7 @@ def table(base: Entry, mine: list[Variant], found: Sequence[Row]) -> Table:
         doubtful = entry.unreliable(TEST)
         test = dagger(measured(row["test_log_px"], row["test_log_px_se"]), doubtful)
         doubtful = doubtful or base.unreliable(TEST)
-        gap = (
-            [dagger(number(row["mean"]), doubtful), between(row["low"], row["high"])] if "mean" in row else [DASH, DASH]
-        )
+        gap = [dagger(number(row["mean"]), doubtful), between(row["low"], row["high"])] if "mean" in row else [DASH] * 2
         rows.append([*change, shorts(entry), str(row["seeds"]), *elbos, test, *gap])
     head = ["Parameter", "Value", "Compared", "Runs", "Seeds", "Best ELBO", "Last ELBO"]
     head += ["Test log p(x)", "Difference", "95% interval"]

@@ -1,26 +1,24 @@
 """The section of latent space and samples: what the one holds of the images, and how alike the others are to them."""
 
 from math import log
-from typing import Any
 
 from elbolab.evaluation.metrics import AGGREGATE_KL, FIDELITY, RATE, REPRESENTATION, TEST
-from elbolab.report.blocks import Cell, Ref, Table, head, short, shown, start
+from elbolab.report.blocks import Block, Cell, Ref, Table, head, short, shown, start
 from elbolab.report.collect import Comparison
 from elbolab.report.plots import FLOOR_SLOT
 from elbolab.report.tables import REAL
 from elbolab.support.number_formats import DASH, number
 
 
-def latent_space_blocks(comparison: Comparison) -> list[Any]:
+def latent_space_blocks(comparison: Comparison) -> list[Block]:
     """Return what the evaluations left of it."""
     return [*representation_blocks(comparison), *fidelity_blocks(comparison)]
 
 
 def representation_blocks(comparison: Comparison) -> list[Table]:
     """Return active units, rate, distortion and aggregate KL on test images."""
-    found = [row for row in comparison.tables["representation"] if row["split"] == TEST]
     rows: list[list[Cell]] = []
-    for row in found:
+    for row in [row for row in comparison.tables["representation"] if row["split"] == TEST]:
         entry = comparison.runs[row["run"]][1]
         numbers = [shown(metric, row) for metric in REPRESENTATION]
         images, information = row["images"], row[RATE.name] - row[AGGREGATE_KL.name]

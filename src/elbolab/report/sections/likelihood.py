@@ -1,46 +1,31 @@
 """The section of the likelihood: single images, means by class and by split, and class preservation."""
 
 from collections.abc import Sequence
+from itertools import product
 from math import isnan, nan
-from typing import Any
 
 import numpy as np
 
 from elbolab.evaluation.metrics import ACCURACY_ORIGINAL, ACCURACY_RECONSTRUCTION, CLASS_PRESERVATION, LOG_PX, TEST
+from elbolab.report import blocks as b
 from elbolab.report import plots, sentences
-from elbolab.report.blocks import (
-    Cell,
-    Figures,
-    Gallery,
-    Picture,
-    Ref,
-    Table,
-    head,
-    heat,
-    kept,
-    notes,
-    ref,
-    short,
-    shown,
-    start,
-)
+from elbolab.report.blocks import Block, Cell, Picture, Ref, Table
 from elbolab.report.collect import SPLITS, Comparison, Row
 from elbolab.report.plots import FLOOR_SLOT, Series
 from elbolab.report.tables import CONSTANT
 from elbolab.support.number_formats import DASH, dagger, measured, number, percent
 
 
-def likelihood_blocks(comparison: Comparison) -> list[Any]:
+def likelihood_blocks(comparison: Comparison) -> list[Block]:
     """Return single images, means by class, means by split, and class preservation."""
     entries = comparison.latents
     rows: list[list[Cell]] = []
-    for entry in entries:
-        for split in SPLITS:
-            row = comparison.summary(entry, split)
-            if not isnan(row.get(CLASS_PRESERVATION.name, nan)):
-                rates = [percent(row[metric.name]) for metric in (ACCURACY_ORIGINAL, ACCURACY_RECONSTRUCTION)]
-                rows.append([*start(entry), split, kept(row), *rates])
-    heads = ["Model", "Run", "Split", *map(head, (CLASS_PRESERVATION, ACCURACY_ORIGINAL, ACCURACY_RECONSTRUCTION))]
+    for entry, split in product(entries, SPLITS):
+        row = comparison.summary(entry, split)
+        if not isnan(row.get(CLASS_PRESERVATION.name, nan)):
+            rates = [percent(row[metric.name]) for metric in (ACCURACY_ORIGINAL, ACCURACY_RECONSTRUCTION)]
+            rows.append([*b.start(entry), split, b.kept(row), *rates])
+    heads = ["Model", "Run", "Split", *map(b.head, (CLASS_PRESERVATION, ACCURACY_ORIGINAL, ACCURACY_RECONSTRUCTION))]
     caption = (
         "What the classifier makes of the reconstructions; class kept with its 95% bootstrap interval over images."
     )
@@ -50,11 +35,11 @@ def likelihood_blocks(comparison: Comparison) -> list[Any]:
         *digit_blocks(comparison),
         *mean_blocks(comparison),
         *([Table("class preservation", caption, heads, rows, left=3)] if rows else []),
-        *heat(entries, confusion, "original", "reconstruction"),
+        *b.heat(entries, confusion, "original", "reconstruction"),
     ]
 
 
-def gallery(comparison: Comparison) -> list[Gallery]:
+def gallery(comparison: Comparison) -> list[b.Gallery]:
     """Return the example images with each run's reconstruction and log p(x)."""
     entries = [entry for entry in comparison.latents if entry.examples]
     if not entries:
@@ -75,7 +60,7 @@ def gallery(comparison: Comparison) -> list[Gallery]:
         "(a) Single test images: reconstruction and log p(x) in nats ± noise of the estimate; constant: what the image "
         "is worth if the mean training image is what it is decoded to."
     )
-    return [Gallery(caption, [*map(ref, entries), *floor], rows)]
+    return [b.Gallery(caption, [*map(b.ref, entries), *floor], rows)]
 
 
 def single(image: np.ndarray, alt: str) -> Picture:
@@ -83,30 +68,26 @@ def single(image: np.ndarray, alt: str) -> Picture:
     return Picture(plots.png(image), alt, image.shape[1], image.shape[0])
 
 
-def digit_blocks(comparison: Comparison) -> list[Any]:
+def digit_blocks(comparison: Comparison) -> list[Block]:
     """Return mean log p(x) of each class on test images, as figure and table."""
     rows = {(row["model"], row["digit"]): row for row in comparison.tables["digits"] if row["split"] == TEST}
     digits = sorted({digit for _, digit in rows})
     entries = [entry for entry in comparison.entries if any(model == entry.label for model, _ in rows)]
     if not entries:
         return []
-    names = [*map(ref, entries), *_floor(comparison.tables["digits"])]
+    names = [*map(b.ref, entries), *_floor(comparison.tables["digits"])]
     series = []
     for one in names:
         have = [rows[one.text, digit] for digit in digits if (one.text, digit) in rows]
         x, y, error = ([row[name] for row in have] for name in ("digit", *LOG_PX.names))
         assert one.slot is not None
         series.append(Series(one.text, one.slot, x, y, error))
-    empty: Row = {}
-    body: list[list[Cell]] = []
-    for digit in digits:
-        line = [rows.get((one.text, digit), empty) for one in names]
-        body.append([str(digit), *(shown(LOG_PX, row) for row in line)])
+    body = [[str(digit), *(b.shown(LOG_PX, rows.get((one.text, digit), {})) for one in names)] for digit in digits]
     svg = plots.by_class(f"digits-{entries[0].run.id[:8]}", "(b) Mean test log p(x) of each class", "nats", series)
     return [
-        Figures("Bars: one standard error over images.", names, [svg], wide=True),
+        b.Figures("Bars: one standard error over images.", names, [svg], wide=True),
         Table("digits", "(b) The same numbers.", ["Class", *names], body, left=1),
-        *notes(*(sentences.extremes(entry, comparison.tables["digits"]) for entry in comparison.latents)),
+        *b.notes(*(sentences.extremes(entry, comparison.tables["digits"]) for entry in comparison.latents)),
     ]
 
 
@@ -115,19 +96,15 @@ def _floor(rows: Sequence[Row]) -> list[Ref]:
     return [Ref(CONSTANT, row["run"], FLOOR_SLOT) for row in rows if row["model"] == CONSTANT][:1]
 
 
-def mean_blocks(comparison: Comparison) -> list[Any]:
+def mean_blocks(comparison: Comparison) -> list[Block]:
     """Return means by split of every run and posterior, with the exact baseline and the floor."""
-    groups: dict[tuple[str, str, str], dict[str, Row]] = {}
-    for row in comparison.tables["summary"]:
-        if LOG_PX.name in row:
-            groups.setdefault((row["model"], row["run"], row["posterior"]), {})[row["split"]] = row
     rows: list[list[Cell]] = []
-    for (model, run, posterior), by in groups.items():
+    for (model, run, posterior), by in comparison.by_split(LOG_PX).items():
         slot = FLOOR_SLOT if posterior == "none" else comparison.runs[run][1].slot
-        means = [shown(LOG_PX, by.get(split, {})) for split in SPLITS]
+        means = [b.shown(LOG_PX, by.get(split, {})) for split in SPLITS]
         counts = ", ".join(dict.fromkeys(str(row["images"] or DASH) for row in by.values()))
-        rows.append([Ref(model, slot=slot), short(run), posterior, *means, counts])
+        rows.append([Ref(model, slot=slot), b.short(run), posterior, *means, counts])
     heads = ["Model", "Run", "Posterior", *(split.capitalize() for split in SPLITS.values()), "Images"]
     caption = "(c) Mean log p(x) ± standard error, nats; exact where the posterior is. The constant image is the floor."
     found = [one for entry in comparison.latents for one in (sentences.train_test(entry), sentences.table(entry))]
-    return [Table("means", caption, heads, rows, left=3), *notes(*found)] if rows else []
+    return [Table("means", caption, heads, rows, left=3), *b.notes(*found)] if rows else []

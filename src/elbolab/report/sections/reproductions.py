@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from elbolab.report import plots
-from elbolab.report.blocks import Cell, Figures, Ref, Table, short
+from elbolab.report.blocks import Block, Cell, Figures, Ref, Table, short
 from elbolab.report.chart import Chart
 from elbolab.support.number_formats import DAGGER, DASH, MINUS, UNRELIABLE, dagger
 from elbolab.support.statistics import mean_and_half_width
@@ -50,7 +50,7 @@ def _reproduced(found: dict[str, Any], experiment: str) -> Reproduced:
     return Reproduced(found, chart, {run: page for run, page in pages.items() if page})
 
 
-def reproduction_blocks(reproduced: Reproduced, place: int) -> list[Any]:
+def reproduction_blocks(reproduced: Reproduced, place: int) -> list[Block]:
     """Return the table of a reproduction beside the numbers of its source, and its figure; ``place`` is its own."""
     found = reproduced.found
     source = f" Reported: {found['source']}." if found["source"] else ""
@@ -66,7 +66,7 @@ def reproduction_blocks(reproduced: Reproduced, place: int) -> list[Any]:
         for row in found["rows"]
     ]
     caption = f"{found['question']} {found['command']}: {facts(found)}.{source}"
-    blocks: list[Any] = [Table(f"reproduction {found['name']}", caption, head, rows, left=3)]
+    blocks: list[Block] = [Table(f"reproduction {found['name']}", caption, head, rows, left=3)]
     if (chart := reproduced.chart) is not None:
         names = [Ref(name, slot=slot) for name, slot in plots.slots(chart).items()]
         blocks.append(Figures(chart.caption, names, [plots.chart(f"reproduction{place}", chart)], wide=True))

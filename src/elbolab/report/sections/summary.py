@@ -1,73 +1,69 @@
 """The first part of a dataset's page: headline numbers, how they were measured, and how sure a comparison is."""
 
-from typing import Any
-
 from elbolab.evaluation.metrics import ACCURACY, CLASS_PRESERVATION, ESS, LOG_PX, POSTERIOR_ELBO, TEST, TRAIN
+from elbolab.report import blocks as b
 from elbolab.report import plots, sentences
-from elbolab.report.blocks import Cell, Figures, Ref, Table, head, kept, notes, ref, short, shown, start, unevaluated
-from elbolab.report.collect import Comparison, Row
+from elbolab.report.blocks import Block, Cell, Ref, Table
+from elbolab.report.collect import SPLITS, Comparison, Row
 from elbolab.report.plots import FLOOR_SLOT, Series
-from elbolab.report.sections.comparisons import pair_blocks, seed_blocks
-from elbolab.report.tables import ACCURACY_SE, CONSTANT
-from elbolab.support.number_formats import DASH, percent
+from elbolab.report.tables import ACCURACY_SE, CONSTANT, OVER_SEEDS
+from elbolab.support.number_formats import DASH, between, dagger, measured, number, percent
+
+SHOWN = sorted(OVER_SEEDS, key=lambda one: (one[0] is not LOG_PX, -list(SPLITS).index(one[1])))
 
 
-def summary_blocks(comparison: Comparison) -> list[Any]:
+def summary_blocks(comparison: Comparison) -> list[Block]:
     """Return the headline table, figure, sentences and the protocol."""
     rows: list[list[Cell]] = []
     for entry in comparison.entries:
         test, train = (comparison.summary(entry, split) for split in (TEST, TRAIN))
-        numbers = [shown(LOG_PX, test), shown(LOG_PX, train), shown(POSTERIOR_ELBO, test), shown(ESS, test)]
+        numbers = [b.shown(LOG_PX, test), b.shown(LOG_PX, train), b.shown(POSTERIOR_ELBO, test), b.shown(ESS, test)]
         accuracy = percent(test.get(ACCURACY.name), test.get(ACCURACY_SE))
-        rows.append([*start(entry), *numbers, kept(test), accuracy])
+        rows.append([*b.start(entry), *numbers, b.kept(test), accuracy])
     floor = {row["split"]: row for row in comparison.tables["summary"] if row.get("posterior") == "none"}
     if floor:
-        values = [shown(LOG_PX, floor[split]) for split in (TEST, TRAIN)]
-        rows.append([Ref(CONSTANT, slot=FLOOR_SLOT), short(floor[TEST]["run"]), *values, *[DASH] * 4])
-    heads = [head(LOG_PX, TEST), head(LOG_PX, TRAIN), head(POSTERIOR_ELBO, TEST)]
-    heads += map(head, (ESS, CLASS_PRESERVATION, ACCURACY))
+        values = [b.shown(LOG_PX, floor[split]) for split in (TEST, TRAIN)]
+        rows.append([Ref(CONSTANT, slot=FLOOR_SLOT), b.short(floor[TEST]["run"]), *values, *[DASH] * 4])
+    heads = [b.head(LOG_PX, TEST), b.head(LOG_PX, TRAIN), b.head(POSTERIOR_ELBO, TEST)]
+    heads += map(b.head, (ESS, CLASS_PRESERVATION, ACCURACY))
     caption = (
         "Mean ± standard error. Class kept: how often the classifier gives the reconstruction the same class, with the "
         "95% bootstrap interval over images."
     )
     return [
-        *unevaluated(comparison.entries),
+        *b.unevaluated(comparison.entries),
         Table("summary", caption, ["Model", "Run", *heads], rows),
         *seed_blocks(comparison),
         *ranking(comparison, floor),
         *pair_blocks(comparison),
-        *notes(sentences.protocol([entry for entry in comparison.latents if entry.evaluated])),
+        *b.notes(sentences.protocol([entry for entry in comparison.latents if entry.evaluated])),
         *protocol(comparison),
     ]
 
 
-def ranking(comparison: Comparison, floor: dict[str, Row]) -> list[Figures]:
+def ranking(comparison: Comparison, floor: dict[str, Row]) -> list[b.Figures]:
     """Return the figure of all mean log p(x), test beside training."""
     entries = [entry for entry in comparison.latents if entry.evaluated]
-    lines = [
-        (entry.label, entry.slot, [comparison.summary(entry, split) for split in (TEST, TRAIN)]) for entry in entries
-    ]
-    lines += [(CONSTANT, FLOOR_SLOT, [floor[split] for split in (TEST, TRAIN)])] if floor else []
-    mean, error = LOG_PX.names
-    series = [
-        Series(name, slot, [], [row[mean] for row in rows if row], [row[error] for row in rows if row])
-        for name, slot, rows in lines
-    ]
+    lines = [(entry.label, entry.slot, {s: comparison.summary(entry, s) for s in (TEST, TRAIN)}) for entry in entries]
+    lines += [(CONSTANT, FLOOR_SLOT, floor)] if floor else []
+    series = []
+    for name, slot, by in lines:
+        mean, error = ([by[split][key] for split in (TEST, TRAIN) if by[split]] for key in LOG_PX.names)
+        series.append(Series(name, slot, [], mean, error))
     if not series:
         return []
     svg = plots.ranking(f"ranking-{entries[0].run.id[:8]}", f"Mean {LOG_PX.label} of an image", LOG_PX.unit, series)
     caption = "Filled: test images; hollow: training images. Bars: one standard error."
-    return [Figures(caption, [ref(entry) for entry in entries], [svg], wide=True)]
+    return [b.Figures(caption, [b.ref(entry) for entry in entries], [svg], wide=True)]
 
 
 def protocol(comparison: Comparison) -> list[Table]:
     """Return how each density was evaluated, from its run's tags."""
     rows: list[list[Cell]] = []
     for entry in comparison.latents:
-        posterior, samples, images, seed = (
-            entry.run.tags.get(f"evaluation.{name}", DASH) for name in ("posterior", "samples", "images", "seed")
-        )
-        rows.append([*start(entry), posterior, DASH if posterior == "exact" else samples, images, seed])
+        names = ("posterior", "samples", "images", "seed")
+        posterior, samples, *others = (entry.run.tags.get(f"evaluation.{name}", DASH) for name in names)
+        rows.append([*b.start(entry), posterior, DASH if posterior == "exact" else samples, *others])
     caption = (
         "How to read: log p(x) is estimated by importance sampling from the posterior named here, or exact where it "
         "says so, on as many images of each split; ± is one standard error of the mean over images, with the noise of "
@@ -75,3 +71,52 @@ def protocol(comparison: Comparison) -> list[Table]:
     )
     heads = ["Model", "Run", "Posterior", "Samples an image", "Images a split", "Seed"]
     return [Table("protocol", caption, heads, rows, left=3)] if rows else []
+
+
+def seed_blocks(comparison: Comparison) -> list[Table]:
+    """Return the means over seeds of the models that have several, with their 95% intervals."""
+    found = {(row["model"], row["metric"]): row for row in comparison.tables["seeds"]}
+    rows: list[list[Cell]] = []
+    for entry in [entry for entry in comparison.entries if len(entry.runs) > 1]:
+        cells = []
+        for metric, split in SHOWN:
+            row = found.get((entry.label, metric.at(split)), {})
+            mean, half = row.get("mean"), row.get("half_width")
+            text = percent(mean, half) if metric.unit == "share" else measured(mean, half)
+            cells.append(dagger(text, bool(metric.doubt) and entry.unreliable(split, metric)))
+        rows.append([Ref(entry.label, slot=entry.slot), b.shorts(entry), str(len(entry.runs)), *cells])
+    caption = (
+        "Over seeds: mean ± half of its 95% interval, by Student's t with one degree of freedom less than seeds. "
+        "Differences and ablations average over seeds too; all else on the page, figures and pictures included, shows "
+        "the newest run of each model, the first named here."
+    )
+    heads = [b.head(metric, split if metric.unit == "nats" else "") for metric, split in SHOWN]
+    return [Table("seeds", caption, ["Model", "Runs", "Seeds", *heads], rows)] if rows else []
+
+
+def pair_blocks(comparison: Comparison) -> list[Block]:
+    """Return the differences in log p(x) of every two models on the same images."""
+    rows: list[list[Cell]] = []
+    entries = {entry.label: entry for entry in comparison.entries}
+    for row in comparison.tables["pairs"]:
+        one, other = entries[row["model"]], entries[row["other"]]
+        doubtful = one.unreliable(row["split"]) or other.unreliable(row["split"])
+        difference = [dagger(number(row["mean"]), doubtful), between(row["low"], row["high"])]
+        shares = [percent(row["above"]), percent(row["below"])]
+        numbers = [SPLITS[row["split"]], str(row["images"]), *difference, *shares]
+        rows.append([*b.start(one), *b.start(other), *numbers])
+    several = [f"{entry.label} over {len(entry.runs)}" for entry in comparison.latents if len(entry.runs) > 1]
+    averaged = f" Log p(x) of an image is first averaged over seeds: {', '.join(several)}." if several else ""
+    caption = (
+        "Image by image: log p(x) under the first model less that under the second, nats, mean over the images that "
+        "both were evaluated on, with its 95% interval from 10,000 bootstrap resamples of these images; and the share "
+        "of them that each explains better. The interval is over images, for these trainings as they are."
+        f"{averaged}"
+    )
+    heads = ["Model", "Run", "Less", "Run", "Split", "Images", "Difference", "95% interval", "First better"]
+    said = [
+        sentences.pair(row, entries)
+        for row in comparison.tables["pairs"]
+        if row["other"] == comparison.latents[0].label
+    ]
+    return [Table("pairs", caption, [*heads, "Less better"], rows, left=5), *b.notes(*said)] if rows else []

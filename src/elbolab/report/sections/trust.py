@@ -1,10 +1,8 @@
 """The section of trust in the likelihoods: importance weights, the bound by its samples, and the inference gap."""
 
-from typing import Any
-
 from elbolab.evaluation import metrics as m
 from elbolab.report import plots
-from elbolab.report.blocks import Cell, Figures, Ref, Table, head, notes, ref, short, shown, start
+from elbolab.report.blocks import Block, Cell, Figures, Table, head, notes, ref, shown, start
 from elbolab.report.collect import SPLITS, Comparison, Entry, Row
 from elbolab.report.plots import Series
 from elbolab.report.sentences import Sentence
@@ -14,19 +12,15 @@ from elbolab.support.number_formats import DASH, dagger, measured, number, perce
 GAP = {column: metric for column, metric in m.GAP_COLUMNS.items() if metric is not m.LOG_PX_AIS}
 
 
-def trust_blocks(comparison: Comparison) -> list[Any]:
+def trust_blocks(comparison: Comparison) -> list[Block]:
     """Return what the evaluations left of it."""
     return [*weight_blocks(comparison), *bound_blocks(comparison), *gap_blocks(comparison)]
 
 
 def weight_blocks(comparison: Comparison) -> list[Table]:
     """Return the Pareto k of the importance weights by run, posterior and split."""
-    groups: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in comparison.tables["summary"]:
-        if m.PARETO_K.name in row:
-            groups.setdefault((row["run"], row["posterior"]), {})[row["split"]] = row
     rows: list[list[Cell]] = []
-    for (run, posterior), by in groups.items():
+    for (_, run, posterior), by in comparison.by_split(m.PARETO_K).items():
         entry = comparison.runs[run][1]
         ks = [k_cell(by[split]) if split in by else DASH for split in SPLITS]
         samples, effective = str(entry.samples or DASH), shown(m.ESS, by.get(m.TEST, {}))
@@ -47,17 +41,17 @@ def k_cell(row: Row) -> str:
 
 def bound_blocks(comparison: Comparison) -> list[Figures]:
     """Return the figure of the mean bound on test images by its number of samples."""
-    series = []
-    for entry in comparison.latents:
-        found = [row for row in comparison.tables["bounds"] if (row["run"], row["split"]) == (entry.run.id, m.TEST)]
-        if found := sorted(found, key=lambda row: row["samples"]):
-            x, y, error = ([row[name] for row in found] for name in ("samples", "log_px", "log_px_se"))
-            series.append((entry, Series(entry.label, entry.slot, x, y, error)))
+    entries, series = [], []
+    for entry in [entry for entry in comparison.latents if not entry.bounds.empty]:
+        found = entry.bounds.query("split == @m.TEST").sort_values("samples")
+        if len(found):
+            entries.append(entry)
+            x, y, error = (found[name].tolist() for name in ("samples", "log_px", "log_px_se"))
+            series.append(Series(entry.label, entry.slot, x, y, error))
     if not series:
         return []
-    entries = [entry for entry, _ in series]
     title = "(b) Mean bound on test log p(x)"
-    svg = plots.by_samples(f"bounds-{entries[0].run.id[:8]}", title, "nats", [line for _, line in series])
+    svg = plots.by_samples(f"bounds-{entries[0].run.id[:8]}", title, "nats", series)
     caption = (
         "The importance-weighted bound by its number of samples: at one the ELBO, at as many as were drawn the "
         "estimate of log p(x). A line that still rises at its end has not reached log p(x). Bars: one standard error "
@@ -66,14 +60,13 @@ def bound_blocks(comparison: Comparison) -> list[Figures]:
     return [Figures(caption, [ref(entry) for entry in entries], [svg], wide=True)]
 
 
-def gap_blocks(comparison: Comparison) -> list[Any]:
+def gap_blocks(comparison: Comparison) -> list[Block]:
     """Return the inference gap in its two parts, how it was measured, and how tight the measure is."""
     rows: list[list[Cell]] = []
     for row in comparison.tables["gap"]:
-        who = Ref(row["model"], slot=comparison.runs[row["run"]][1].slot)
         numbers = [measured(row[name], row[f"{name}_se"]) for name in GAP]
         images = f"{row['images']} {SPLITS[row['split']]}"
-        rows.append([who, short(row["run"]), row["posterior"], images, *numbers])
+        rows.append([*start(comparison.runs[row["run"]][1]), row["posterior"], images, *numbers])
     if not rows:
         return []
     entries = [entry for entry in comparison.latents if not entry.gaps.empty]
@@ -90,14 +83,10 @@ def gap_blocks(comparison: Comparison) -> list[Any]:
             "amortization gap is how far rows, fitted or the training table's own, are from q*."
         )
     heads = ["Model", "Run", "Posterior", "Images", *map(head, GAP.values())]
-    protocols: list[list[Cell]] = [
-        [
-            *start(entry),
-            *(entry.run.tags.get(f"evaluation.{name}", DASH) for name in ("ais", "local_optimisation")),
-            percent(entry.metric(m.AIS_ACCEPTANCE, m.TEST)),
-        ]
-        for entry in entries
-    ]
+    protocols: list[list[Cell]] = []
+    for entry in entries:
+        searches = [entry.run.tags.get(f"evaluation.{name}", DASH) for name in ("ais", "local_optimisation")]
+        protocols.append([*start(entry), *searches, percent(entry.metric(m.AIS_ACCEPTANCE, m.TEST))])
     how = (
         "How (c) was measured: annealed importance sampling of log p(x), the search for q*, and how many of the moves "
         "on test images were accepted: they are steered to 65 %, and far below it the estimate is too low."

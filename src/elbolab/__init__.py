@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from elbolab.support.old_names import OldNames
 
 if TYPE_CHECKING:
-    from elbolab.config import CompareConfig, EvaluateConfig
+    from elbolab.config.schema import CompareConfig, EvaluateConfig
     from elbolab.evaluation import Evaluation, Results
     from elbolab.evaluation.importance_sampling import importance_estimate
     from elbolab.experiment.evaluate import evaluate_run
@@ -21,32 +21,12 @@ if TYPE_CHECKING:
     from elbolab.tuning.reproduction import Reproduction, Training
     from elbolab.tuning.study import Study
 
-__all__ = [
-    "MODELS",
-    "Chart",
-    "CompareConfig",
-    "DiagonalGaussian",
-    "EvaluateConfig",
-    "Evaluation",
-    "Line",
-    "Reproduction",
-    "Results",
-    "Study",
-    "Training",
-    "evaluate_run",
-    "history",
-    "importance_estimate",
-    "load_for",
-    "load_model",
-    "train_model",
-]
-
 _MODULES = {
     "MODELS": "models",
     "Chart": "report.chart",
-    "CompareConfig": "config",
+    "CompareConfig": "config.schema",
     "DiagonalGaussian": "models.posteriors",
-    "EvaluateConfig": "config",
+    "EvaluateConfig": "config.schema",
     "Evaluation": "evaluation",
     "Line": "report.chart",
     "Reproduction": "tuning.reproduction",
@@ -60,6 +40,7 @@ _MODULES = {
     "load_model": "registry.packaging",
     "train_model": "experiment.train",
 }
+__all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 sys.meta_path.insert(0, OldNames())

@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,17 +15,8 @@ from elbolab.support.errors import UserError, redacted
 from elbolab.support.malloc import tune_memory
 
 if TYPE_CHECKING:
-    from elbolab.config.schema import (
-        CompareConfig,
-        Config,
-        EvaluateConfig,
-        ExploreConfig,
-        Given,
-        PromoteConfig,
-        ResumeConfig,
-        Settings,
-        StudyConfig,
-    )
+    from elbolab.config import schema
+    from elbolab.config.base import Settings
 
 ENVIRONMENT = {
     # What a command prints on standard output is for scripts: `elbolab evaluate $(elbolab vae)`.
@@ -99,7 +90,7 @@ def _training(name: str) -> Command:
 
         return [MODELS[name].Config, ResumeConfig]
 
-    def act(config: "Config", again: "ResumeConfig") -> None:
+    def act(config: "schema.Config", again: "schema.ResumeConfig") -> None:
         from elbolab.experiment.train import resume, train_model
 
         if again.resume is not None:
@@ -128,7 +119,7 @@ def _sync(_: "Settings") -> None:
         click.echo(line)
 
 
-def _evaluate(config: "EvaluateConfig", run: str) -> None:
+def _evaluate(config: "schema.EvaluateConfig", run: str) -> None:
     """Evaluate the trained run RUN: log p(x) by importance sampling, and class preservation."""
     from elbolab.experiment.evaluate import evaluate_run
 
@@ -136,14 +127,14 @@ def _evaluate(config: "EvaluateConfig", run: str) -> None:
         click.echo(f"{key} {value:.4f}")
 
 
-def _compare(config: "CompareConfig") -> None:
+def _compare(config: "schema.CompareConfig") -> None:
     """Write the report of the newest run of each model, or of the runs named by --run, from the tracking server."""
     from elbolab.report.compare import compare
 
     click.echo(compare(config))
 
 
-def _promote(config: "PromoteConfig", run: str) -> None:
+def _promote(config: "schema.PromoteConfig", run: str) -> None:
     """Register the model of the evaluated run RUN, and give it an alias unless the version that has it is better."""
     from elbolab.registry.versions import promote
 
@@ -159,7 +150,7 @@ def _models(_: "Settings") -> None:
         click.echo(f"models:/{version.name}/{version.version}{aliases}: {version.description or 'no description'}")
 
 
-def _explore(config: "ExploreConfig", run: tuple[str, ...]) -> None:
+def _explore(config: "schema.ExploreConfig", run: tuple[str, ...]) -> None:
     """Write a page that decodes in the browser: the latent space of one trained RUN, or of two side by side."""
     from elbolab.config.schema import split_ids
     from elbolab.explorer.page import explore
@@ -167,14 +158,14 @@ def _explore(config: "ExploreConfig", run: tuple[str, ...]) -> None:
     click.echo(explore(split_ids(run), config))
 
 
-def _main(given: "Given") -> None:
+def _main(given: "schema.SuiteConfig") -> None:
     """Train cnn, vae, latent_opt and ppca, evaluate every run, and write the report."""
     from elbolab.experiment.suite import run_all
 
     click.echo(f"report: {run_all(given)}")
 
 
-def _study(config: "StudyConfig", study: str) -> None:
+def _study(config: "schema.StudyConfig", study: str) -> None:
     """Carry out STUDY, a file or a name in studies/: an Optuna search of a model's fields, or a reproduction."""
     from elbolab.tuning.command import run_study
 
@@ -182,12 +173,12 @@ def _study(config: "StudyConfig", study: str) -> None:
 
 
 def _settings(kind: str) -> Callable[[], list[type["Settings"]]]:
-    """What gives the class of this name in ``elbolab.config``."""
+    """What gives the class of this name in ``elbolab.config.schema``."""
 
     def kinds() -> list[type["Settings"]]:
-        from elbolab import config
+        from elbolab.config import schema
 
-        return [getattr(config, kind)]
+        return [getattr(schema, kind)]
 
     return kinds
 
@@ -208,13 +199,9 @@ for _name, _act, _kind, _arguments in (
     cli.add_command(Command(_name, _settings(_kind), _act, *_arguments))
 
 
-def _terminate(number: int, frame: Any) -> NoReturn:
-    sys.exit(128 + number)
-
-
 def main() -> None:
     """Run the command line: 0 when done, 2 and one line on a mistake of the user, 130 or 143 when interrupted."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     tune_memory()
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)

@@ -154,10 +154,10 @@ def test_adam_takes_the_constant_of_the_config(digits: Data):
 
 
 def test_a_size_that_the_net_cannot_halve_twice_is_refused():
-    from elbolab.models.networks import conv_decoder
+    from elbolab.models.networks import make_decoder
 
     with pytest.raises(UserError, match=r"30 by 28.*multiples of 4"):
-        conv_decoder(4, (1, 30, 28))
+        make_decoder("conv", 4, (1, 30, 28), 0, "relu")
 
 
 def test_continuous_bernoulli_models_see_grey_pixels_and_learn(sixteen: Data, tmp_path: Path):

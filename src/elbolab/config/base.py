@@ -5,7 +5,7 @@ from typing import Any, Self
 from optuna.distributions import BaseDistribution
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from elbolab.config.limits import refuse_what_nothing_holds
+from elbolab.config.limits import refuse_unstorable
 from elbolab.support.errors import UserError, shown
 
 
@@ -16,7 +16,7 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _something(cls, value: Any) -> Any:
+    def _not_empty(cls, value: Any) -> Any:
         # As a path it would be the working folder, which an unset shell variable hardly means.
         if isinstance(value, str) and not value:
             raise ValueError("should not be empty")
@@ -24,9 +24,9 @@ class Settings(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _held(cls, value: Any) -> Any:
+    def _within_limits(cls, value: Any) -> Any:
         for item in value if isinstance(value, tuple) else (value,):
-            refuse_what_nothing_holds(item)
+            refuse_unstorable(item)
         return value
 
     @classmethod

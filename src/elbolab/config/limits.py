@@ -16,7 +16,7 @@ LONGEST_TEXT = 4000
 WIDEST = 10_000
 
 
-def refuse_what_nothing_holds(value: Any) -> None:
+def refuse_unstorable(value: Any) -> None:
     """Raise ValueError for a number or a text that cannot be kept."""
     match value:
         case int() if abs(value) > LARGEST_INT:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 from optuna.distributions import FloatDistribution, IntDistribution
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
 
 from elbolab.config.base import Settings
 from elbolab.config.limits import WritableFile, WritableFolder
@@ -111,22 +111,20 @@ def split_ids(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for item in names for name in item.split(","))
 
 
+Names = Annotated[tuple[str, ...], AfterValidator(split_ids)]
+
+
 class CompareConfig(Settings):
     """Which runs are compared, and where the report goes."""
 
-    run: tuple[str, ...] = ()
+    run: Names = ()
     """Run ids to compare, repeated or separated by commas [default: the newest finished run of each model and its
     other seeds]."""
-    dataset: tuple[str, ...] = ()
+    dataset: Names = ()
     """Datasets of the newest runs, repeated or separated by commas [default: that of the newest latent-variable
     model]."""
     out: WritableFolder = Path("report")
     """Folder of the report."""
-
-    @field_validator("run", "dataset")
-    @classmethod
-    def _split(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        return split_ids(given)
 
 
 class ExploreConfig(Settings):
@@ -194,16 +192,11 @@ class StudyConfig(Settings):
     """Fresh seeds on which finalise trains each configuration."""
     passes: Annotated[int, Field(gt=0)] | None = None
     """Most epochs of each training of a reproduction [default: as many as it says]."""
-    only: tuple[str, ...] = ()
+    only: Names = ()
     """Patterns of the trainings of a reproduction that are done, repeated or separated by commas [default: all]."""
 
-    @field_validator("only")
-    @classmethod
-    def _split(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        return split_ids(given)
 
-
-class Given(Settings):
+class SuiteConfig(Settings):
     """What is given for the whole experiment."""
 
     out: WritableFolder = Path("report")
@@ -224,7 +217,7 @@ def _optional(*sources: type[Settings]) -> dict[str, Any]:
     }
 
 
-MainConfig = create_model("MainConfig", __base__=Given, **_optional(EvaluateConfig, Config))
+MainConfig = create_model("MainConfig", __base__=SuiteConfig, **_optional(EvaluateConfig, Config))
 """The whole experiment: what is given here is handed to every training and evaluation that has the field."""
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from elbolab.config.schema import GapConfig
 from elbolab.evaluation.importance_sampling import Estimate, summarise
 from elbolab.models.latent import LatentModel
+from elbolab.models.posteriors import Posterior
 from elbolab.models.priors import Prior
 
 ACCEPTANCE = 0.65
@@ -17,18 +17,6 @@ FIRST_STEP_SIZE, ADAPTATION = 0.1, 0.05
 SIGMOID_SLOPE = 4.0
 # Of so many chains one more goes ahead, whose step sizes they take.
 CHAINS_A_PILOT = 4
-
-
-class Start(Protocol):
-    """Where chains begin: a distribution of z for each of B images, such as a posterior."""
-
-    def sample(self, samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draws (S, B, D)."""
-        ...
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """The log-density, (S, B, D) to (S, B), normalised, in nats."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +31,10 @@ class PriorStart:
 
     def log_prob(self, z: Tensor) -> Tensor:
         return self.prior.log_prob(z)
+
+
+Start = Posterior | PriorStart
+"""Where chains begin: a distribution of z for each of B images."""
 
 
 def betas(config: GapConfig) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -38,6 +39,15 @@ def mean_metrics(key: str, values: Iterable[float]) -> dict[str, float]:
     """The mean over images and its standard error, which holds the noise of the estimates too; none for one image."""
     mean, error = mean_se(values)
     return {key: mean} if math.isnan(error) else {key: mean, f"{key}_se": error}
+
+
+def image_rows(batch: Batch, posterior: str, columns: dict[Any, Tensor]) -> pd.DataFrame:
+    """A row for each image of a batch: where it stands, the name of its posterior, and values (B,) by column."""
+    return pd.DataFrame(
+        {"index": batch.index.cpu().numpy(), "split": batch.split, "label": batch.y.cpu().numpy()}
+        | {"posterior": posterior}
+        | {key: value.double().cpu().numpy() for key, value in columns.items()}
+    )
 
 
 class Evaluation:
@@ -83,3 +93,21 @@ class Evaluation:
             generator = self.generator(f"{split} posteriors")
             self._inferred[split] = [self.model.infer(batch, generator).detach() for batch in self.batches(split)]
         return self._inferred[split]
+
+    def with_inferred(self, split: str) -> Iterator[tuple[Batch, Posterior]]:
+        """Every batch of ``batches(split)`` with its inferred posteriors."""
+        return zip(self.batches(split), self.inferred(split), strict=True)
+
+    def with_posteriors(self, split: str, at_once: int) -> Iterator[tuple[Batch, dict[str, Posterior]]]:
+        """The same, at most ``at_once`` images at a time, their posteriors by name.
+
+        They are the inferred ones, by the word for the model's inference, and then, as ``table``, those that training
+        left for these images, where it did.
+        """
+        assert isinstance(self.model, LatentModel)
+        for batch, q in self.with_inferred(split):
+            posteriors = {self.model.axes["inference"]: q}
+            if (stored := self.model.stored_posterior(batch)) is not None:
+                posteriors["table"] = stored
+            for rows in torch.arange(len(batch), device=batch.x.device).split(at_once):
+                yield batch[rows], {name: each[rows] for name, each in posteriors.items()}

@@ -51,7 +51,7 @@ def _preservation(model: LatentModel, evaluation: Evaluation, run: str, cnn: CNN
     for split in evaluation.data.splits:
         parts = [
             (batch.y, _predict(cnn, batch.x), _predict(cnn, model.reconstruct(q)))
-            for batch, q in zip(evaluation.batches(split), evaluation.inferred(split), strict=True)
+            for batch, q in evaluation.with_inferred(split)
         ]
         y, original, reconstruction = (torch.cat(values) for values in zip(*parts, strict=True))
         splits[split] = {"n": len(y), "confusion": _confusion(original, reconstruction, evaluation.data.spec.classes)}
@@ -63,12 +63,12 @@ def _preservation(model: LatentModel, evaluation: Evaluation, run: str, cnn: CNN
     test = evaluation.data.test
     correct = sum((_predict(cnn, batch.x) == batch.y).sum().item() for batch in test.batches(500))
     judge = {"cnn_run": run, "cnn_test_accuracy": correct / len(test)}
-    ten = {split: _ten(model, evaluation, cnn, split) for split in ("train", "val")}
+    ten = {split: _fixed_digits(model, evaluation, cnn, split) for split in ("train", "val")}
     tags = {f"evaluation.{key}": str(value) for key, value in judge.items()}
     return Results(metrics, tags, {"classes.json": {**judge, "splits": splits, "ten": ten}})
 
 
-def _ten(model: LatentModel, evaluation: Evaluation, cnn: CNN, split: str) -> list[dict[str, int]]:
+def _fixed_digits(model: LatentModel, evaluation: Evaluation, cnn: CNN, split: str) -> list[dict[str, int]]:
     """The fixed digits that training shows, one a class, with the posteriors that training has for them."""
     generator = evaluation.generator("fixed digits")
     batch = model.observe(evaluation.data.splits[split].one_per_class(), generator)

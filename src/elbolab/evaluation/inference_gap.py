@@ -10,7 +10,7 @@ from elbolab.config.schema import EvaluateConfig
 from elbolab.data.splits import Batch
 from elbolab.evaluation import metrics as m
 from elbolab.evaluation.annealing import PriorStart, annealed_estimate, bidirectional_bounds
-from elbolab.evaluation.base import Evaluation, Results, mean_metrics
+from elbolab.evaluation.base import Evaluation, Results, image_rows, mean_metrics
 from elbolab.evaluation.importance_sampling import estimate_log_px, log_weights
 from elbolab.models.fitting import Q, choose, fit_posterior
 from elbolab.models.latent import LatentModel
@@ -35,7 +35,7 @@ def gap(evaluation: Evaluation) -> Results:
     generator, parts = evaluation.generator("gap"), []
     with counted("inference gap", 3 * config.gap_images) as done:
         for split in ("train", "test"):
-            for batch, posteriors in _chosen(model, evaluation, split):
+            for batch, posteriors in _chosen(evaluation, split):
                 parts.append(_rows(model, evaluation, batch, posteriors, generator))
                 done(len(batch))
         lower, upper = _simulated(model, evaluation, generator, done)
@@ -80,17 +80,14 @@ def best_of_family(
     return choose(found, torch.stack([log_weights(model, x, q, config.samples, generator).mean(0) for q in found]))
 
 
-def _chosen(model: LatentModel, evaluation: Evaluation, split: str) -> Iterator[tuple[Batch, dict[str, Posterior]]]:
+def _chosen(evaluation: Evaluation, split: str) -> Iterator[tuple[Batch, dict[str, Posterior]]]:
     """The first ``gap_images`` of a split's evaluated images, those of one batch of chains at once, with posteriors."""
     left = evaluation.config.gap_images
-    for batch, q in zip(evaluation.batches(split), evaluation.inferred(split), strict=True):
-        if not left:
+    for batch, posteriors in evaluation.with_posteriors(split, _images_at_once(evaluation.config)):
+        rows = torch.arange(min(left, len(batch)), device=batch.x.device)
+        yield batch[rows], {name: q[rows] for name, q in posteriors.items()}
+        if not (left := left - len(rows)):
             return
-        stored = model.stored_posterior(batch)
-        for rows in torch.arange(len(batch), device=q.mean.device)[:left].split(_images_at_once(evaluation.config)):
-            found = {model.inference.partition(":")[0]: q[rows]}
-            yield batch[rows], found if stored is None else {**found, "table": stored[rows]}
-        left = max(0, left - len(batch))
 
 
 def _images_at_once(config: EvaluateConfig) -> int:
@@ -106,13 +103,13 @@ def _rows(
 ) -> pd.DataFrame:
     config, x = evaluation.config, batch.x
     q = next(iter(posteriors.values()))
-    prior_mean, prior_variance = (value.expand_as(q.mean) for value in model.prior.moments())
-    prior = q.around(prior_mean, prior_variance.log())
     own = list(posteriors.values())
-    from_q = own if config.local_start in ("q", "both") else []
-    from_prior = [prior] if config.local_start in ("prior", "both") else []
+    starts = own if config.local_start in ("q", "both") else []
+    if config.local_start in ("prior", "both"):
+        mean, variance = (value.expand_as(q.mean) for value in model.prior.moments())
+        starts = [*starts, q.around(mean, variance.log())]
     # A search may end below the q that there is.
-    best = best_of_family(model, x, from_q + from_prior, config, generator, known=own)
+    best = best_of_family(model, x, starts, config, generator, known=own)
     start = q if config.ais_start == "q" else PriorStart(model.prior, len(x))
     ais = annealed_estimate(model, x, start, config, generator)
     # New samples judge q*, since the best of noisy values is above its expectation, and q the same, whose noise then
@@ -132,8 +129,6 @@ def _rows(
     for name, estimate in estimates.items():
         elbo = estimate.elbo.double()
         columns = {
-            "index": batch.index,
-            "label": batch.y,
             "log_px_ais": ais.log_px,
             "log_px_ais_std_err": ais.std_err,
             "ais_acceptance": ais.acceptance,
@@ -145,8 +140,7 @@ def _rows(
             "amortization_gap": elbo_best - elbo,
             "inference_gap": log_px - elbo,
         }
-        values = {key: value.cpu().numpy() for key, value in columns.items()}
-        frames.append(pd.DataFrame({"split": batch.split, "posterior": name, **values}))
+        frames.append(image_rows(batch, name, columns))
     return pd.concat(frames, ignore_index=True)
 
 

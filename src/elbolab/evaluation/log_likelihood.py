@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elbolab.data.splits import Batch
 from elbolab.evaluation import metrics as m
-from elbolab.evaluation.base import Evaluation, Results, mean_metrics
+from elbolab.evaluation.base import Evaluation, Results, image_rows, mean_metrics
 from elbolab.evaluation.importance_sampling import Estimate, bound, estimate_log_px, pareto_k
 from elbolab.models.latent import LatentModel
 from elbolab.support.counters import counted
@@ -74,16 +74,11 @@ def mean_log_px(evaluation: Evaluation, split: str) -> dict[str, float]:
 def _estimates(model: LatentModel, evaluation: Evaluation, split: str) -> Iterator[tuple[Batch, str, Estimate]]:
     """Some images at a time, the name of the posteriors that were sampled from, and what came of it."""
     generator, samples = evaluation.generator(f"{split} samples"), evaluation.config.samples
-    inferred = evaluation.inferred(split)
-    with counted(f"{split} log p(x)", sum(len(q.mean) for q in inferred)) as done:
-        for batch, q in zip(evaluation.batches(split), inferred, strict=True):
-            posteriors = {model.inference.partition(":")[0]: q, "table": model.stored_posterior(batch)}
-            for rows in torch.arange(len(batch), device=batch.x.device).split(max(1, WEIGHTS_AT_ONCE // samples)):
-                part = batch[rows]
-                for name, posterior in posteriors.items():
-                    if posterior is not None:
-                        yield part, name, estimate_log_px(model, part.x, posterior[rows], samples, generator)
-                done(len(part))
+    with counted(f"{split} log p(x)", sum(map(len, evaluation.inferred(split)))) as done:
+        for batch, posteriors in evaluation.with_posteriors(split, max(1, WEIGHTS_AT_ONCE // samples)):
+            for name, q in posteriors.items():
+                yield batch, name, estimate_log_px(model, batch.x, q, samples, generator)
+            done(len(batch))
 
 
 def _rows(model: LatentModel, evaluation: Evaluation, batch: Batch, name: str, estimate: Estimate) -> pd.DataFrame:
@@ -100,10 +95,7 @@ def _rows(model: LatentModel, evaluation: Evaluation, batch: Batch, name: str, e
     }
     if estimate.log_w is not None:
         columns |= {count: bound(estimate.log_w, count) for count in CURVE if count <= len(estimate.log_w)}
-    return pd.DataFrame(
-        {"index": batch.index.cpu().numpy(), "split": batch.split, "label": batch.y.cpu().numpy(), "posterior": name}
-        | {key: value.double().cpu().numpy() for key, value in columns.items()}
-    )
+    return image_rows(batch, name, columns)
 
 
 def _curve(table: pd.DataFrame) -> pd.DataFrame:
@@ -117,19 +109,14 @@ def _curve(table: pd.DataFrame) -> pd.DataFrame:
 def _examples(model: LatentModel, evaluation: Evaluation) -> dict[str, np.ndarray]:
     """The first evaluated test image of each class and its reconstruction, as uint8 (classes, H, W, C)."""
     found: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
-    for batch, q in zip(evaluation.batches("test"), evaluation.inferred("test"), strict=True):
+    for batch, q in evaluation.with_inferred("test"):
         for image, label, index, reconstruction in zip(
             _pixels(batch.x), batch.y.tolist(), batch.index.tolist(), _pixels(model.reconstruct(q)), strict=True
         ):
             found.setdefault(label, (index, image, reconstruction))
     labels = sorted(found)
-    indices, originals, reconstructions = zip(*(found[label] for label in labels), strict=True)
-    return {
-        "index": np.array(indices),
-        "label": np.array(labels),
-        "originals": np.stack(originals),
-        "reconstructions": np.stack(reconstructions),
-    }
+    columns = [np.array(labels), *map(np.stack, zip(*(found[label] for label in labels), strict=True))]
+    return dict(zip(("label", "index", "originals", "reconstructions"), columns, strict=True))
 
 
 def _pixels(x: Tensor) -> np.ndarray:

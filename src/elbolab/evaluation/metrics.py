@@ -235,35 +235,33 @@ ELBO_FIT = Metric("elbo_fit_{N}", "ELBO", "nats", "maximize", "the ELBO of these
 
 REPRESENTATION = (ACTIVE_UNITS, RATE, DISTORTION, AGGREGATE_KL)
 GAP_COLUMNS = {
-    "log_px_ais": LOG_PX_AIS,
-    "log_px": GAP_LOG_PX,
-    "elbo_best": ELBO_BEST,
-    "elbo": GAP_ELBO,
-    "approximation_gap": APPROXIMATION_GAP,
-    "amortization_gap": AMORTIZATION_GAP,
-    "inference_gap": INFERENCE_GAP,
+    one.name.removeprefix("gap_"): one
+    for one in (LOG_PX_AIS, GAP_LOG_PX, ELBO_BEST, GAP_ELBO, APPROXIMATION_GAP, AMORTIZATION_GAP, INFERENCE_GAP)
 }
 """What is the mean of each column of ``gap.parquet``."""
 FIDELITY = (FRECHET_DISTANCE, KID, PRECISION, RECALL, DENSITY, COVERAGE)
 
 
-def _again(metric: Metric, end: str, meaning: str, splits: tuple[str, ...], errors: tuple[str, ...]) -> Metric:
+def _with_suffix(metric: Metric, end: str, meaning: str, split: str, errors: tuple[str, ...]) -> Metric:
     doubt = metric.doubt + end if metric.doubt else ""
-    return replace(metric, name=metric.name + end, meaning=meaning, splits=splits, errors=errors, doubt=doubt)
+    return replace(metric, name=metric.name + end, meaning=meaning, splits=(split,), errors=errors, doubt=doubt)
 
 
 STORED = {
-    one: _again(one, "_table", "the same from the rows of a model's own training table", (TRAIN,), one.errors)
+    one: _with_suffix(one, "_table", "the same from the rows of a model's own training table", TRAIN, one.errors)
     for one in (LOG_PX, PARETO_K, UNRELIABLE, *GAP_COLUMNS.values())
 }
 """Of a metric under inferred posteriors, that under those which training left for these very images."""
 FLOOR = {
-    one: _again(
-        one, "_floor", "the same of training images in the samples' place: what real images give", (TEST,),
-        tuple(f"{name}_floor" for name in one.error_names),
+    one: _with_suffix(
+        one,
+        "_floor",
+        "the same of training images in the samples' place: what real images give",
+        TEST,
+        tuple(f"{name}_floor" for name in one.names[1:]),
     )
     for one in FIDELITY
-}  # fmt: skip
+}
 """Of a distance of samples from test images, that of training images from them."""
 METRICS = (
     *(one for one in list(globals().values()) if isinstance(one, Metric)),

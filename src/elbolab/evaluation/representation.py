@@ -72,7 +72,7 @@ def _rate(model: LatentModel, inferred: Sequence[Posterior], generator: torch.Ge
 def _distortion(model: LatentModel, evaluation: Evaluation, split: str) -> float:
     """Mean -E_q[log p(x|z)]; one sample of one batch is decoded at a time."""
     generator, total, count = evaluation.generator(f"{split} distortion"), 0.0, 0
-    for batch, q in zip(evaluation.batches(split), evaluation.inferred(split), strict=True):
+    for batch, q in evaluation.with_inferred(split):
         for _ in range(SAMPLES):
             params = model.decode(q.sample(1, generator))
             total -= model.likelihood.log_prob(batch.x, params).double().sum().item()

@@ -16,7 +16,7 @@ NEIGHBOURS = 5
 SUBSETS, MOST_IN_SUBSET = 100, 500
 
 
-class Given(nn.Identity):
+class Precomputed(nn.Identity):
     """What torchmetrics takes for a feature extractor: here the features are there already."""
 
     def __init__(self, num_features: int) -> None:
@@ -71,7 +71,7 @@ def frechet_distance(real: Tensor, other: Tensor) -> float:
     # The package takes seconds to import.
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(Given(real.shape[1]))
+    metric = FrechetInceptionDistance(Precomputed(real.shape[1]))
     metric.update(real, real=True)
     metric.update(other, real=False)
     return metric.compute().item()
@@ -91,7 +91,7 @@ def kernel_distance(real: Tensor, other: Tensor, seed: int) -> tuple[float, floa
     size = min(count // 2, MOST_IN_SUBSET)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", ".*save all extracted features")
-        metric = KernelInceptionDistance(Given(real.shape[1]), subsets=SUBSETS, subset_size=size)
+        metric = KernelInceptionDistance(Precomputed(real.shape[1]), subsets=SUBSETS, subset_size=size)
         metric.update(real, real=True)
         metric.update(other, real=False)
         # The subsets are drawn from torch's own stream.

@@ -2,7 +2,6 @@
 
 import os
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 
@@ -20,19 +19,8 @@ def choose_device(wanted: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
-@lru_cache(maxsize=1)
-def _load(
-    dataset: str,
-    data_dir: Path,
-    train_size: int | None,
-    val_size: int | None,
-    test_size: int | None,
-    split_seed: int,
-    binarise: str,
-    device: str,
-) -> Data:
-    # The trainings of one process, a study's above all, mostly share their data.
-    return load_data(dataset, data_dir, train_size, val_size, test_size, split_seed, binarise, device)
+# The trainings of one process, a study's above all, mostly share their data.
+_load = lru_cache(maxsize=1)(load_data)
 
 
 def load_for(config: Config, device: str = "cpu") -> Data:

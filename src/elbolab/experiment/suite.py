@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from elbolab.config.schema import CompareConfig, EvaluateConfig, Given
+from elbolab.config.schema import CompareConfig, EvaluateConfig, SuiteConfig
 from elbolab.experiment.evaluate import evaluate_run
 from elbolab.experiment.train import prepare, train_model
 from elbolab.models import MODELS
@@ -13,7 +13,7 @@ SUITE = ("cnn", "vae", "latent_opt", "ppca")
 """The models that it trains."""
 
 
-def run_all(given: Given) -> Path:
+def run_all(given: SuiteConfig) -> Path:
     """Train each model of ``SUITE``, evaluate every run, compare them; returns the report."""
     kinds = {name: MODELS[name].Config for name in SUITE}
     configs = {name: kind.parse(given.shared_with(kind)) for name, kind in kinds.items()}

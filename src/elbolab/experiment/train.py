@@ -1,7 +1,6 @@
 """Train a model and track it as a run, or go on with a run whose training was interrupted."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +37,15 @@ def prepare(name: str, config: Config, backend: Backend | None = None) -> tuple[
     model = MODELS[name](config, data.spec).to(device)
     for field, run_id in model.sources.items():
         model.start_from(field, load_model(run_id, device))
-    return (
-        model,
-        data,
-        {
-            "data.name": data.name,
-            "data.digest": data.spec.digest,
-            "observation_model": model.observation_model,
-            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-            "precision": str(model.precision).removeprefix("torch."),
-            "compiled": str(backend.compiles(model, data)).lower(),
-            **model.axes,
-        },
-    )
+    tags = {
+        "data.name": data.name,
+        "data.digest": data.spec.digest,
+        "observation_model": model.observation_model,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "precision": str(model.precision).removeprefix("torch."),
+        "compiled": str(backend.compiles(model, data)).lower(),
+    }
+    return model, data, tags | model.axes
 
 
 def train_model(name: str, config: Config, tags: dict[str, str] | None = None, folder: Path | None = None) -> str:
@@ -87,7 +82,12 @@ def _tracked(name: str, model: Model, data: Data, tags: dict[str, str], folder: 
         track.log_value(config.model_dump(mode="json"), "config.json")
         track.log_data(data)
         with Progress(name, config.epochs) as progress:
-            backend.run(lambda: train(model, data, _both(track.report, progress), track.folder, backend))
+
+            def report(event: Event) -> None:
+                track.report(event)
+                progress(event)
+
+            backend.run(lambda: train(model, data, report, track.folder, backend))
         track.set_tags({"observation_model": model.observation_model})
         track.log_curves()
         for file in ("last", "best"):
@@ -142,11 +142,3 @@ def _description(name: str, config: Config) -> str:
     """What the model is, and the command that trains it so again, as Markdown."""
     summary = (MODELS[name].__doc__ or "").strip().splitlines()[0]
     return f"{summary}\n\n    {command_line(name, **config.changes())}"
-
-
-def _both(*reports: Callable[[Event], None]) -> Callable[[Event], None]:
-    def report(event: Event) -> None:
-        for each in reports:
-            each(event)
-
-    return report

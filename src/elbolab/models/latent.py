@@ -59,7 +59,7 @@ class LatentModel(Model):
 
     @property
     def inference(self) -> str:
-        """How ``infer`` gets its posterior, in words."""
+        """How ``infer`` gets its posterior: encoder, refined, fitted or exact; after a colon its settings, in words."""
         return "encoder"
 
     def infer(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:
@@ -93,7 +93,8 @@ class LatentModel(Model):
 
     @property
     def axes(self) -> dict[str, str]:
-        return {"prior": self.config.prior, "posterior": self.config.posterior}
+        inference = self.inference.partition(":")[0]
+        return {"prior": self.config.prior, "posterior": self.config.posterior, "inference": inference}
 
     def observe(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         return batch.with_x(self.likelihood.observe(batch.x, generator))

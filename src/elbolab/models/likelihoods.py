@@ -1,8 +1,8 @@
 """Observation models: normalised log p(x | z) of an image given what the decoder says of it, in nats."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,50 +13,48 @@ PIXELS = (-3, -2, -1)
 LEAST_MEAN = 1e-3
 
 
-class Likelihood(Protocol):
+class Likelihood(ABC):
     """log p(x | params), where ``params`` is what a decoder gives for one latent vector."""
 
-    @property
-    def description(self) -> str:
-        """The likelihood and its constants, in words."""
-        ...
+    pixels = "pixels in [0,1]"
+    """What ``observe`` makes of pixels in [0, 1], in words."""
 
     @property
-    def pixels(self) -> str:
-        """What ``observe`` makes of pixels in [0, 1], in words."""
-        ...
+    @abstractmethod
+    def description(self) -> str:
+        """The likelihood and its constants, in words."""
 
     def observe(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The observation made of pixels ``x`` in [0, 1]; same shape."""
-        ...
+        return x
 
     def params(self, activations: Tensor) -> Tensor:
         """The parameters that a network's unbounded ``activations`` stand for; same shape."""
-        ...
+        return activations
 
+    @abstractmethod
     def from_mean(self, mean: Tensor) -> Tensor:
         """The parameters whose expected image is ``mean`` in [0, 1]; same shape."""
-        ...
 
+    @abstractmethod
     def mean(self, params: Tensor) -> Tensor:
         """The expected image, in [0, 1]; same shape."""
-        ...
 
     def mean_layer(self) -> nn.Module:
         """From a network's unbounded activations to the expected image, as a layer; same shape."""
-        ...
+        return nn.Sigmoid()
 
+    @abstractmethod
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         """log p(x | params) in nats: (B, C, H, W) and (..., B, C, H, W) to (..., B)."""
-        ...
 
+    @abstractmethod
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A draw of x from p(x | params); same shape."""
-        ...
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Likelihood):
     """Independent pixels with mean ``params`` and standard deviation ``sigma``: N(x; params, sigma^2 I)."""
 
     sigma: float
@@ -64,13 +62,6 @@ class Gaussian:
     @property
     def description(self) -> str:
         return f"gaussian sigma={self.sigma:g}"
-
-    @property
-    def pixels(self) -> str:
-        return "pixels in [0,1]"
-
-    def observe(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return x
 
     def params(self, activations: Tensor) -> Tensor:
         return activations.sigmoid()
@@ -80,9 +71,6 @@ class Gaussian:
 
     def mean(self, params: Tensor) -> Tensor:
         return params
-
-    def mean_layer(self) -> nn.Module:
-        return nn.Sigmoid()
 
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         constant = math.prod(x.shape[1:]) * (math.log(self.sigma) + 0.5 * math.log(2 * math.pi))
@@ -94,34 +82,26 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(Likelihood):
     """Independent binary pixels with logits ``params``; grey pixels are drawn anew at every observation.
 
     Dynamic binarisation as in Salakhutdinov & Murray 2008 and Burda et al. 2016.
     """
 
+    pixels = "pixels binarised dynamically"
+
     @property
     def description(self) -> str:
         return "bernoulli"
 
-    @property
-    def pixels(self) -> str:
-        return "pixels binarised dynamically"
-
     def observe(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.bernoulli(x, generator=generator)
-
-    def params(self, activations: Tensor) -> Tensor:
-        return activations
 
     def from_mean(self, mean: Tensor) -> Tensor:
         return mean.clamp(LEAST_MEAN, 1 - LEAST_MEAN).logit()
 
     def mean(self, params: Tensor) -> Tensor:
         return params.sigmoid()
-
-    def mean_layer(self) -> nn.Module:
-        return nn.Sigmoid()
 
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         return -F.binary_cross_entropy_with_logits(params, x.expand_as(params), reduction="none").sum(PIXELS)
@@ -135,7 +115,7 @@ SERIES_BELOW = 0.25
 
 
 @dataclass(frozen=True)
-class ContinuousBernoulli:
+class ContinuousBernoulli(Likelihood):
     """Independent pixels in [0, 1] with logits ``params``: p(x) = C(s) s^x (1 - s)^(1 - x), s = sigmoid(params).
 
     C(s) = 2 atanh(1 - 2s) / (1 - 2s), 2 at s = 1/2 (Loaiza-Ganem & Cunningham 2019, eqs. 7 and 8). In the logit l,
@@ -145,16 +125,6 @@ class ContinuousBernoulli:
     @property
     def description(self) -> str:
         return "continuous bernoulli"
-
-    @property
-    def pixels(self) -> str:
-        return "pixels in [0,1]"
-
-    def observe(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return x
-
-    def params(self, activations: Tensor) -> Tensor:
-        return activations
 
     def from_mean(self, mean: Tensor) -> Tensor:
         mean = mean.clamp(LEAST_MEAN, 1 - LEAST_MEAN)
@@ -169,7 +139,7 @@ class ContinuousBernoulli:
 
     def mean(self, params: Tensor) -> Tensor:
         """1 / (1 - exp(-l)) - 1 / l, and 1/2 at l = 0 (Loaiza-Ganem & Cunningham 2019, eq. 9)."""
-        near, far = _apart(params)
+        near, far = _near_and_far(params)
         series = 0.5 + near / 12 - near**3 / 720 + near**5 / 30240
         return torch.where(params.abs() < SERIES_BELOW, series, -1 / torch.expm1(-far) - 1 / far)
 
@@ -177,7 +147,7 @@ class ContinuousBernoulli:
         return ContinuousBernoulliMean()
 
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
-        near, far = _apart(params)
+        near, far = _near_and_far(params)
         far = far.abs()
         series = near**2 / 24 - near**4 / 2880 + near**6 / 181440
         log_sinhc = torch.where(
@@ -201,7 +171,7 @@ class ContinuousBernoulliMean(nn.Module):
         return ContinuousBernoulli().mean(logits)
 
 
-def _apart(params: Tensor) -> tuple[Tensor, Tensor]:
+def _near_and_far(params: Tensor) -> tuple[Tensor, Tensor]:
     """The logits near 0, and those far from it, the others set to where neither value nor gradient is infinite."""
     small = params.abs() < SERIES_BELOW
     return torch.where(small, params, 0), torch.where(small, 1, params)

@@ -1,7 +1,6 @@
 """Network bodies: images to features and latent vectors to images."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -12,10 +11,9 @@ from elbolab.support.errors import UserError
 from elbolab.support.random_streams import draw
 
 Shape = tuple[int, int, int]
-Activation = Callable[[], nn.Module]
 # Nothing else reads what a layer gives; to keep it beside its positive part takes log p(x) a thirtieth longer.
 relu = partial(nn.ReLU, inplace=True)
-ACTIVATIONS: dict[str, Activation] = {"relu": relu, "tanh": nn.Tanh, "elu": nn.ELU}
+ACTIVATIONS = {"relu": relu, "tanh": nn.Tanh, "elu": nn.ELU}
 
 CONV_REMEDY = "pad or crop them, or take net=mlp"
 
@@ -31,58 +29,45 @@ def _quarter(shape: Shape, remedy: str) -> tuple[int, int]:
 
 
 def make_encoder(net: str, shape: Shape, outputs: int, hidden: int, activation: str) -> nn.Sequential:
-    """Images (B, C, H, W) to (B, outputs) by the net "conv" or "mlp", whose two layers are ``hidden`` wide."""
+    """Images (B, C, H, W) to (B, outputs) by the net "conv" or "mlp".
+
+    conv has two strided convolutions of 32 and 64 channels and a dense layer of 256; mlp, for images of any size, two
+    dense layers that are ``hidden`` wide (Burda et al. 2016, section 5). Raises UserError for sides that conv cannot
+    halve twice.
+    """
+    act = ACTIVATIONS[activation]
     if net == "mlp":
-        return mlp_encoder(shape, outputs, hidden, ACTIVATIONS[activation])
-    return conv_encoder(shape, outputs, ACTIVATIONS[activation])
-
-
-def make_decoder(net: str, inputs: int, shape: Shape, hidden: int, activation: str) -> nn.Sequential:
-    """Latent vectors (B, inputs) to unbounded activations (B, C, H, W) by the mirror of ``make_encoder``'s net."""
-    if net == "mlp":
-        return mlp_decoder(inputs, shape, hidden, ACTIVATIONS[activation])
-    return conv_decoder(inputs, shape, ACTIVATIONS[activation])
-
-
-def mlp_encoder(shape: Shape, outputs: int, hidden: int, activation: Activation) -> nn.Sequential:
-    """Images (B, C, H, W) of any size to (B, outputs): two dense hidden layers (Burda et al. 2016, section 5)."""
-    first, second = nn.Linear(math.prod(shape), hidden), nn.Linear(hidden, hidden)
-    return nn.Sequential(nn.Flatten(), first, activation(), second, activation(), LatentLinear(hidden, outputs))
-
-
-def mlp_decoder(inputs: int, shape: Shape, hidden: int, activation: Activation) -> nn.Sequential:
-    """Latent vectors (B, inputs) to unbounded activations (B, C, H, W) of any size: the mirror of ``mlp_encoder``."""
-    second, last = nn.Linear(hidden, hidden), nn.Linear(hidden, math.prod(shape))
-    first = LatentLinear(inputs, hidden)
-    return nn.Sequential(first, activation(), second, activation(), last, nn.Unflatten(1, shape))
-
-
-def conv_encoder(shape: Shape, outputs: int, activation: Activation = relu) -> nn.Sequential:
-    """Images (B, C, H, W) to (B, outputs): two strided convolutions of 32 and 64 channels, a dense layer of 256."""
+        first, second = nn.Linear(math.prod(shape), hidden), nn.Linear(hidden, hidden)
+        return nn.Sequential(nn.Flatten(), first, act(), second, act(), LatentLinear(hidden, outputs))
     height, width = _quarter(shape, CONV_REMEDY)
     return _channels_last(
         nn.Conv2d(shape[0], 32, 4, stride=2, padding=1),
-        activation(),
+        act(),
         nn.Conv2d(32, 64, 4, stride=2, padding=1),
-        activation(),
+        act(),
         nn.Flatten(),
         nn.Linear(64 * height * width, 256),
-        activation(),
+        act(),
         LatentLinear(256, outputs),
     )
 
 
-def conv_decoder(inputs: int, shape: Shape, activation: Activation = relu) -> nn.Sequential:
-    """Latent vectors (B, inputs) to unbounded activations (B, C, H, W): the mirror of ``conv_encoder``."""
+def make_decoder(net: str, inputs: int, shape: Shape, hidden: int, activation: str) -> nn.Sequential:
+    """Latent vectors (B, inputs) to unbounded activations (B, C, H, W) by the mirror of ``make_encoder``'s net."""
+    act = ACTIVATIONS[activation]
+    if net == "mlp":
+        second, last = nn.Linear(hidden, hidden), nn.Linear(hidden, math.prod(shape))
+        first = LatentLinear(inputs, hidden)
+        return nn.Sequential(first, act(), second, act(), last, nn.Unflatten(1, shape))
     height, width = _quarter(shape, CONV_REMEDY)
     return _channels_last(
         LatentLinear(inputs, 256),
-        activation(),
+        act(),
         nn.Linear(256, 64 * height * width),
-        activation(),
+        act(),
         nn.Unflatten(1, (64, height, width)),
         nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
-        activation(),
+        act(),
         ToImage(32, shape[0], 4, stride=2, padding=1),
     )
 

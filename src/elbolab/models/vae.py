@@ -3,14 +3,10 @@
 from elbolab.models.neural import BetaConfig, EncoderModel
 
 
-class VAEConfig(BetaConfig):
-    """Nothing beside what every model trained on the beta-weighted ELBO has."""
-
-
 class VAE(EncoderModel):
     """q(z | x) with all its parameters from one encoder, trained on the beta-weighted ELBO."""
 
-    Config = VAEConfig
+    Config = BetaConfig
 
     def kl_weight(self, epochs: float) -> float:
         return self.config.beta_at(epochs)

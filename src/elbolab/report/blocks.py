@@ -207,7 +207,7 @@ def curve_blocks(comparison: Comparison, entries: Sequence[Entry], metrics: Iter
                 series.append(Series(name, entry.slot, list(values), list(values.values()), dashed=dashed))
         if series:
             name = "-".join([metric.name, *(entry.run.id[:8] for entry in entries)])
-            svgs.append(plots.curves(name, metric.label, metric.unit, series))
+            svgs.append(plots.curves(name, f"{metric.label} ({metric.unit})", series))
     names = [ref(entry) for entry in entries if entry.run.id in drawn]
     return [Figures("Solid: validation; dashed: training.", names, svgs)] if svgs else []
 

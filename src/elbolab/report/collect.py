@@ -12,7 +12,7 @@ import pandas as pd
 
 from elbolab.evaluation.metrics import ACCURACY, BDMC_GAP, CLASS_PRESERVATION, LOG_PX, TEST, Metric, is_doubtful
 from elbolab.report.select import inference_of
-from elbolab.support.statistics import accuracy, k_threshold
+from elbolab.support.statistics import accuracy
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
 
@@ -86,27 +86,26 @@ class Entry:
         """Importance samples an image; equal for all the runs, 0 where none is evaluated."""
         return int(self.run.tags.get("evaluation.samples", "0"))
 
-    @property
-    def k_threshold(self) -> float:
-        """The Pareto k above which estimates by importance sampling are unreliable; equal for all the runs."""
-        return k_threshold(self.samples)
-
     def unreliable(self, split: str, metric: Metric = LOG_PX) -> bool:
         """Whether most images of a split have too high a Pareto k in any of the runs: false where there is no k."""
         return any(is_doubtful(run.metrics, metric.at(split)) for run in self.runs)
 
-    def images(self, split: str, column: str = "log_px", table: bool = False) -> dict[int, float]:
+    def images(self, split: str, column: str = "log_px", table: bool = False, seed: int = 0) -> dict[int, float]:
         """One value an image of a split, by index: of the declared posterior, or of the training table.
 
-        Empty where the evaluation left no such column.
+        The run is the one at ``seed``. Empty where the evaluation left no such column.
         """
-        return _by_image(self.likelihoods[0], split, column, table)
+        frame = self.likelihoods[seed]
+        if column not in frame:
+            return {}
+        rows = frame[(frame["split"] == split) & ((frame["posterior"] == "table") == table)]
+        return dict(zip(rows["index"].tolist(), rows[column].tolist(), strict=True))
 
     def mean_log_px(self, split: str) -> dict[int, float]:
         """Each image's log p(x) in nats, its mean over the seeds, where all of them evaluated it."""
-        first, *others = (_by_image(frame, split, "log_px", table=False) for frame in self.likelihoods)
-        shared = [index for index in first if all(index in other for other in others)]
-        return {index: float(np.mean([first[index], *(other[index] for other in others)])) for index in shared}
+        found = [self.images(split, seed=seed) for seed in range(len(self.runs))]
+        shared = [index for index in found[0] if all(index in one for one in found)]
+        return {index: float(np.mean([one[index] for one in found])) for index in shared}
 
     def agreement(self, split: str) -> tuple[float, float, int]:
         """The share of a split's confusion that is on its diagonal, its standard error, and the images counted."""
@@ -202,13 +201,6 @@ def likelihoods(runs: Iterable[RunRecord]) -> tuple[pd.DataFrame, ...]:
         else pd.DataFrame()
         for run in runs
     )
-
-
-def _by_image(frame: pd.DataFrame, split: str, column: str, table: bool) -> dict[int, float]:
-    if column not in frame:
-        return {}
-    rows = frame[(frame["split"] == split) & ((frame["posterior"] == "table") == table)]
-    return dict(zip(rows["index"].tolist(), rows[column].tolist(), strict=True))
 
 
 def read_curves(runs: Iterable[str]) -> Curves:

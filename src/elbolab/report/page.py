@@ -39,7 +39,7 @@ def render(comparisons: Sequence[Comparison], reproductions: Sequence[Reproduced
     several = len(comparisons) > 1
     datasets = [dataset(one, f"data{place}-" * several) for place, one in enumerate(comparisons, start=1)]
     runs = [card for comparison in comparisons for card in run_cards(comparison)]
-    overview = overview_blocks(comparisons) if several else []
+    overview = [overview_table(comparisons)] if several else []
     reproduced = [block for place, each in enumerate(reproductions) for block in reproduction_blocks(each, place)]
     context = {
         "title": " and ".join(each["name"] for each in datasets),
@@ -51,8 +51,8 @@ def render(comparisons: Sequence[Comparison], reproductions: Sequence[Reproduced
         "address": {run: page for each in reproductions for run, page in each.pages.items()}
         | {run["run"]: run["url"] or f"#run-{run['run']}" for run in runs},
     }
-    templates = {"index.html": "report/index.html.j2", "report.md": "report/report.md.j2"}
-    pages = {name: env.get_template(file).render(context).strip() + "\n" for name, file in templates.items()}
+    names = ("index.html", "report.md")
+    pages = {name: env.get_template(f"report/{name}.j2").render(context).strip() + "\n" for name in names}
     parts = [("", overview)] + [(each["name"], [b for s in each["sections"] for b in s.blocks]) for each in datasets]
     return pages | {"tables.tex": latex.write([*parts, ("", reproduced)])}
 
@@ -70,20 +70,19 @@ def dataset(comparison: Comparison, prefix: str = "") -> dict[str, Any]:
 
 def sections(comparison: Comparison, prefix: str) -> list[Section]:
     """Return a dataset's sections in order, those that have anything; the summary has no number."""
-    found = [(title, blocks) for title, make in SECTIONS.items() if (blocks := make(comparison))]
-    numbered = [
-        Section(prefix + title.lower().replace(" ", "-"), f"{place} {title}", blocks)
-        for place, (title, blocks) in enumerate(found, start=1)
-    ]
-    return [Section(f"{prefix}summary", "Summary", summary_blocks(comparison)), *numbered]
+    made = [Section(f"{prefix}summary", "Summary", summary_blocks(comparison))]
+    for title, make in SECTIONS.items():
+        if blocks := make(comparison):
+            made.append(Section(prefix + title.lower().replace(" ", "-"), f"{len(made)} {title}", blocks))
+    return made
 
 
-def overview_blocks(comparisons: Sequence[Comparison]) -> list[Table]:
+def overview_table(comparisons: Sequence[Comparison]) -> Table:
     """Return the table of models by datasets."""
     slots = {entry.label: entry.slot for comparison in comparisons for entry in comparison.latents}
+    slots[CONSTANT] = FLOOR_SLOT
     rows: dict[str, list[Cell]] = {
-        name: [Ref(name, slot=slot), *[DASH] * len(comparisons)]
-        for name, slot in (slots | {CONSTANT: FLOOR_SLOT}).items()
+        name: [Ref(name, slot=slot), *[DASH] * len(comparisons)] for name, slot in slots.items()
     }
     for place, comparison in enumerate(comparisons, start=1):
         for row in comparison.tables["summary"]:
@@ -91,7 +90,7 @@ def overview_blocks(comparisons: Sequence[Comparison]) -> list[Table]:
                 rows[row["model"]][place] = Ref(shown(LOG_PX, row), row["run"])
     caption = "Test log p(x) of an image ± standard error over images, nats, by model and dataset."
     head = ["Model", *(comparison.tag("data.name") for comparison in comparisons)]
-    return [Table("datasets", caption, head, list(rows.values()), left=1)]
+    return Table("datasets", caption, head, list(rows.values()), left=1)
 
 
 def card(comparison: Comparison, entry: Entry) -> dict[str, Any]:

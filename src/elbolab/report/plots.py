@@ -32,18 +32,15 @@ STYLE: dict[Any, Any] = {
     # Names come from a server, and a dollar sign in one is no formula.
     "text.parse_math": False,
     "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK
+    ),
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": INK,
     "grid.alpha": 0.14,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.7,
@@ -61,7 +58,7 @@ class Series:
     slot: int
     x: Sequence[float]
     y: Sequence[float]
-    error: Sequence[float] | None = None
+    error: Sequence[float] = ()
     dashed: bool = False
     level: float | None = None
 
@@ -76,33 +73,31 @@ def colour(slot: int) -> str:
     return f"#0102{16 + slot:02x}"
 
 
-def curves(name: str, title: str, unit: str, series: Sequence[Series], size: tuple[float, float] = NARROW) -> str:
+def _look(slot: int, tint: Callable[[int], str] = colour) -> dict[str, Any]:
+    return {"color": tint(slot), "marker": MARKERS[slot]}
+
+
+def curves(name: str, title: str, series: Sequence[Series], size: tuple[float, float] = NARROW) -> str:
     """Draw values by epoch as inline SVG, one line a series, dashed where the series says so."""
 
     def paint(axes: Axes) -> None:
         for line in series:
-            style = (0, (4, 2)) if line.dashed else "-"
-            every = max(1, len(line.x) // 6)
-            axes.plot(
-                line.x, line.y, color=colour(line.slot), ls=style, marker=MARKERS[line.slot], ms=3, markevery=every
-            )
+            style, every = (0, (4, 2)) if line.dashed else "-", max(1, len(line.x) // 6)
+            axes.plot(line.x, line.y, ls=style, ms=3, markevery=every, **_look(line.slot))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(6))
 
     spans = [f"{s.name} from {s.y[0]:.4g} to {s.y[-1]:.4g}" for s in series if len(s.y)]
-    alt = f"{title} ({unit}) by epoch: " + "; ".join(spans)
-    return _svg(name, f"{title} ({unit})", alt, size, paint)
+    alt = f"{title} by epoch: " + "; ".join(spans)
+    return _svg(name, title, alt, size, paint)
 
 
-def by_samples(name: str, title: str, unit: str, series: Sequence[Series]) -> str:
+def by_samples(name: str, title: str, series: Sequence[Series]) -> str:
     """Draw values by a number of samples on a logarithmic axis, one line a series, with bars of one standard error."""
-
-    def paint(axes: Axes) -> None:
-        _logarithmic(axes, "samples", series)
-
     spans = [f"{s.name} from {s.y[0]:.2f} at {s.x[0]:g} to {s.y[-1]:.2f} at {s.x[-1]:g}" for s in series]
-    return _svg(name, f"{title} ({unit})", f"{title} ({unit}) by number of samples: " + "; ".join(spans), WIDE, paint)
+    alt = f"{title} by number of samples: " + "; ".join(spans)
+    return _svg(name, title, alt, WIDE, lambda axes: _logarithmic(axes, "samples", series))
 
 
 def chart(name: str, shown: Chart) -> str:
@@ -128,9 +123,7 @@ def save_chart(shown: Chart, path: Path) -> None:
 
 def _paint_chart(axes: Axes, shown: Chart, tint: Callable[[int], str] = colour) -> None:
     slot = slots(shown)
-    lines = [
-        Series(one.label, slot[one.label], one.x, one.y, one.error or None, level=one.level) for one in shown.lines
-    ]
+    lines = [Series(one.label, slot[one.label], one.x, one.y, one.error, level=one.level) for one in shown.lines]
     _logarithmic(axes, shown.x, lines, tint)
     if shown.bottom is not None:
         axes.set_ylim(bottom=shown.bottom)
@@ -138,17 +131,17 @@ def _paint_chart(axes: Axes, shown: Chart, tint: Callable[[int], str] = colour) 
 
 def _logarithmic(axes: Axes, label: str, series: Sequence[Series], tint: Callable[[int], str] = colour) -> None:
     for line in series:
-        own, marker = tint(line.slot), MARKERS[line.slot]
-        axes.errorbar(line.x, line.y, line.error, color=own, marker=marker, ms=3.6, elinewidth=1.1, label=line.name)
+        look = _look(line.slot, tint)
+        axes.errorbar(line.x, line.y, line.error or None, ms=3.6, elinewidth=1.1, label=line.name, **look)
         if line.level is not None:
-            axes.axhline(line.level, color=own, ls=":", lw=1.2)
+            axes.axhline(line.level, color=look["color"], ls=":", lw=1.2)
     axes.set_xscale("log")
     axes.set_xlabel(label)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def by_class(name: str, title: str, unit: str, series: Sequence[Series]) -> str:
+def by_class(name: str, title: str, series: Sequence[Series]) -> str:
     """Draw one value a class and series as points with bars of one standard error."""
 
     def paint(axes: Axes) -> None:
@@ -164,10 +157,10 @@ def by_class(name: str, title: str, unit: str, series: Sequence[Series]) -> str:
     for row in series:
         low, high = int(np.argmin(row.y)), int(np.argmax(row.y))
         spans.append(f"{row.name} from {row.y[low]:.2f} (class {row.x[low]:g}) to {row.y[high]:.2f} ({row.x[high]:g})")
-    return _svg(name, f"{title} ({unit})", f"{title} ({unit}) a class: " + "; ".join(spans), WIDE, paint)
+    return _svg(name, title, f"{title} a class: " + "; ".join(spans), WIDE, paint)
 
 
-def ranking(name: str, title: str, unit: str, series: Sequence[Series]) -> str:
+def ranking(name: str, title: str, series: Sequence[Series]) -> str:
     """Draw one row a series: its first value filled, its second hollow, with bars of one standard error."""
 
     def paint(axes: Axes) -> None:
@@ -179,28 +172,17 @@ def ranking(name: str, title: str, unit: str, series: Sequence[Series]) -> str:
         axes.grid(axis="y", visible=False)
 
     spans = [f"{row.name} " + " and ".join(f"{value:.2f}" for value in row.y) for row in series]
-    alt = f"{title} ({unit}), test then training: " + "; ".join(spans)
-    return _svg(name, f"{title} ({unit})", alt, (WIDE[0], 0.62 + 0.25 * len(series)), paint)
+    alt = f"{title}, test then training: " + "; ".join(spans)
+    return _svg(name, title, alt, (WIDE[0], 0.62 + 0.25 * len(series)), paint)
 
 
 def _points(axes: Axes, row: Series, at: np.ndarray, values: Sequence[float], vertical: bool) -> None:
     """Plot a series' points, the second of a horizontal row hollow."""
-    tint, errors = colour(row.slot), row.error if row.error is not None else [np.nan] * len(values)
-    for number, (place, value, error) in enumerate(zip(at, values, errors, strict=True)):
-        x, y = (place, value) if vertical else (value, place)
-        bars = None if np.isnan(error) else error
-        axes.errorbar(
-            x,
-            y,
-            yerr=bars if vertical else None,
-            xerr=None if vertical else bars,
-            color=tint,
-            marker=MARKERS[row.slot],
-            ms=4.6,
-            mfc=tint if vertical or number == 0 else "none",
-            elinewidth=1.1,
-            ls="",
-        )
+    for number, (place, value, error) in enumerate(zip(at, values, row.error, strict=True)):
+        point = (place, value) if vertical else (value, place)
+        bars: dict[str, Any] = {} if np.isnan(error) else {"yerr" if vertical else "xerr": error}
+        face: dict[str, Any] = {} if vertical or number == 0 else {"mfc": "none"}
+        axes.errorbar(*point, **bars, **_look(row.slot), **face, ms=4.6, elinewidth=1.1, ls="")
 
 
 def _svg(name: str, title: str, alt: str, size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
@@ -222,8 +204,7 @@ def inline(svg: str, name: str, alt: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>|\s*<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     # Only ids that something refers to are kept: the rest would double the page's size.
-    used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', svg))
-    names = {a or b for a, b in used}
+    names = {a or b for a, b in re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', svg)}
     svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in names else "", svg)
     svg = re.sub(r"url\(#|href=\"#", lambda m: f"{m[0]}{name}-", svg)
     svg = svg.replace(INK, "currentColor")
@@ -251,5 +232,4 @@ def picture(content: bytes, name: str) -> tuple[str, int, int]:
 
 
 def _address(content: bytes) -> str:
-    """Return PNG bytes as a data address."""
     return "data:image/png;base64," + base64.b64encode(content).decode()

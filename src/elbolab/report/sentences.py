@@ -20,15 +20,8 @@ class Sentence:
     runs: tuple[str, ...]
 
 
-def apart(subject: str, gap: float, error: float, other: str, doubtful: bool) -> str:
-    """Write that a subject is some nats above or below another, and whether that is within two standard errors."""
-    unclear = "" if abs(gap) > 2 * error else ", within two standard errors"
-    nats = dagger(f"{abs(gap):.2f} ± {error:.2f}", doubtful)
-    return f"{subject} {nats} nats {'above' if gap > 0 else 'below'} {other}{unclear}."
-
-
 def apart_on_same(subject: str, gap: Paired, other: str, doubtful: bool) -> str:
-    """Write the same of a mean difference image by image, with its 95% interval."""
+    """Write that a subject is some nats above or below another on the same images, with the 95% interval."""
     interval, nats = f"(95% interval {between(gap.low, gap.high)})", dagger(f"{abs(gap.mean):.2f}", doubtful)
     return f"{subject} {nats} nats {'above' if gap.mean > 0 else 'below'} {other} {interval}"
 
@@ -58,7 +51,9 @@ def train_test(entry: Entry) -> Sentence | None:
     (train, train_se), (test, test_se) = (entry.measures(LOG_PX, split).values() for split in (TRAIN, TEST))
     gap, error = train - test, hypot(train_se, test_se)
     doubtful = entry.unreliable(TRAIN) or entry.unreliable(TEST)
-    text = apart(f"{entry.label}: training images lie on average", gap, error, "test images", doubtful)
+    nats, side = dagger(f"{abs(gap):.2f} ± {error:.2f}", doubtful), "above" if gap > 0 else "below"
+    unclear = "" if abs(gap) > 2 * error else ", within two standard errors"
+    text = f"{entry.label}: training images lie on average {nats} nats {side} test images{unclear}."
     return None if isnan(gap + error) else Sentence(text, (entry.run.id,))
 
 

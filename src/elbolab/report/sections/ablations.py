@@ -40,8 +40,8 @@ def curves(comparison: Comparison, base: Entry, field: str, mine: list[Variant])
     series = [Series(name, entry.slot, list(line), list(line.values())) for name, entry, line in lines if line]
     if not series:
         return []
-    title = f"{base.label}: validation ELBO by {field}"
-    svg = plots.curves(f"{field}-{base.run.id[:8]}", title, "nats", series, plots.WIDE)
+    title = f"{base.label}: validation ELBO by {field} (nats)"
+    svg = plots.curves(f"{field}-{base.run.id[:8]}", title, series, plots.WIDE)
     keys = [Ref(f"{field} {name}", entry.run.id, entry.slot) for name, entry in values]
     return [Figures("One run for each value; the first is the compared one.", keys, [svg], wide=True)]
 

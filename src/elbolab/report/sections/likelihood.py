@@ -83,7 +83,7 @@ def digit_blocks(comparison: Comparison) -> list[Block]:
         assert one.slot is not None
         series.append(Series(one.text, one.slot, x, y, error))
     body = [[str(digit), *(b.shown(LOG_PX, rows.get((one.text, digit), {})) for one in names)] for digit in digits]
-    svg = plots.by_class(f"digits-{entries[0].run.id[:8]}", "(b) Mean test log p(x) of each class", "nats", series)
+    svg = plots.by_class(f"digits-{entries[0].run.id[:8]}", "(b) Mean test log p(x) of each class (nats)", series)
     return [
         b.Figures("Bars: one standard error over images.", names, [svg], wide=True),
         Table("digits", "(b) The same numbers.", ["Class", *names], body, left=1),

@@ -52,7 +52,8 @@ def ranking(comparison: Comparison, floor: dict[str, Row]) -> list[b.Figures]:
         series.append(Series(name, slot, [], mean, error))
     if not series:
         return []
-    svg = plots.ranking(f"ranking-{entries[0].run.id[:8]}", f"Mean {LOG_PX.label} of an image", LOG_PX.unit, series)
+    title = f"Mean {LOG_PX.label} of an image ({LOG_PX.unit})"
+    svg = plots.ranking(f"ranking-{entries[0].run.id[:8]}", title, series)
     caption = "Filled: test images; hollow: training images. Bars: one standard error."
     return [b.Figures(caption, [b.ref(entry) for entry in entries], [svg], wide=True)]
 

@@ -7,6 +7,7 @@ from elbolab.report.collect import SPLITS, Comparison, Entry, Row
 from elbolab.report.plots import Series
 from elbolab.report.sentences import Sentence
 from elbolab.support.number_formats import DASH, dagger, measured, number, percent
+from elbolab.support.statistics import k_threshold
 
 # The larger of annealed and plain importance sampling stands for both.
 GAP = {column: metric for column, metric in m.GAP_COLUMNS.items() if metric is not m.LOG_PX_AIS}
@@ -24,7 +25,7 @@ def weight_blocks(comparison: Comparison) -> list[Table]:
         entry = comparison.runs[run][1]
         ks = [k_cell(by[split]) if split in by else DASH for split in SPLITS]
         samples, effective = str(entry.samples or DASH), shown(m.ESS, by.get(m.TEST, {}))
-        rows.append([*start(entry), posterior, samples, number(entry.k_threshold), *ks, effective])
+        rows.append([*start(entry), posterior, samples, number(k_threshold(entry.samples)), *ks, effective])
     splits = [split.capitalize() for split in SPLITS.values()]
     heads = ["Model", "Run", "Posterior", "Samples", "k at most", *splits, "Test ESS"]
     caption = (
@@ -50,8 +51,8 @@ def bound_blocks(comparison: Comparison) -> list[Figures]:
             series.append(Series(entry.label, entry.slot, x, y, error))
     if not series:
         return []
-    title = "(b) Mean bound on test log p(x)"
-    svg = plots.by_samples(f"bounds-{entries[0].run.id[:8]}", title, "nats", series)
+    title = "(b) Mean bound on test log p(x) (nats)"
+    svg = plots.by_samples(f"bounds-{entries[0].run.id[:8]}", title, series)
     caption = (
         "The importance-weighted bound by its number of samples: at one the ELBO, at as many as were drawn the "
         "estimate of log p(x). A line that still rises at its end has not reached log p(x). Bars: one standard error "

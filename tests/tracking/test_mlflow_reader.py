@@ -16,7 +16,7 @@ import pytest
 from conftest import free_port, mlflow_server
 from mlflow.entities import Metric, Param
 
-from elbolab.tracking import metric_histories, mlflow_reader
+from elbolab.tracking import mlflow_reader
 
 RUNS = 7
 
@@ -119,8 +119,8 @@ def by_run_and_key(frame: pd.DataFrame) -> pd.DataFrame:
 def test_histories_in_bulk_are_those_one_by_one(
     ids: list[str], expected: pd.DataFrame, runs: int, values: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(metric_histories, "RUNS_A_CALL", runs)
-    monkeypatch.setattr(metric_histories, "VALUES_A_CALL", values)
+    monkeypatch.setattr(mlflow_reader, "RUNS_A_CALL", runs)
+    monkeypatch.setattr(mlflow_reader, "VALUES_A_CALL", values)
     pd.testing.assert_frame_equal(by_run_and_key(mlflow_reader.history(ids)), expected)
 
 

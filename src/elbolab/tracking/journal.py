@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from elbolab.support.atomic_files import replace, sync
 from elbolab.support.errors import UserError
-from elbolab.tracking.records import LIFE, NEW, Record, decode, encode, stage_of
+from elbolab.tracking.records import LIFE, NEW, File, Record, decode, encode, stage_of
 
 # What a folder's name ends with while it is being removed.
 GONE = ".gone"
@@ -53,20 +53,20 @@ class Journal:
         self.is_new = not self.records
 
     def _take(self) -> None:
-        """Make the folder and hold it, though other processes may remove the folder of all while it is empty."""
         for tries_left in reversed(range(TRIES)):
             try:
                 (self.folder / "files").mkdir(parents=True, exist_ok=True)
                 self._lock.acquire(timeout=0)
                 break
             except (FileNotFoundError, FileExistsError):
+                # Other processes remove the folder of all while it is empty.
                 if not tries_left:
                     raise
 
     def append(self, record: Record) -> None:
         """Write a record to the disk; raises UserError where the disk takes no more."""
         before, after = stage_of(self.records), stage_of([record])
-        assert after == NEW or after in LIFE[before].next, f"{after} cannot follow {before}"
+        assert after == NEW or after in LIFE[before], f"{after} cannot follow {before}"
         line, size = encode(record), os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(line) < len(line):
@@ -81,8 +81,8 @@ class Journal:
             self.changed.notify_all()
 
     @contextmanager
-    def new_file(self, name: str) -> Iterator[Path]:
-        """The path at which the body writes a file of this name, which is on the disk afterwards.
+    def append_file(self, name: str, kind: type[File] = File, **fields: Any) -> Iterator[Path]:
+        """Write a record of a ``kind`` with these ``fields`` and a file, which the body writes at the path it is given.
 
         Raises UserError where the disk takes no more.
         """
@@ -94,6 +94,7 @@ class Journal:
                 sync(path)
         except OSError as error:
             raise self._full(error) from error
+        self.append(kind(file=str(own.relative_to(self.folder)), **fields))
 
     def remove_file(self, file: str) -> None:
         """Remove a file, named by its path within the folder."""
@@ -165,7 +166,6 @@ def _began(folder: Path) -> int:
 
 
 def _lines(folder: Path) -> list[bytes]:
-    """The lines that are whole."""
     try:
         lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
     except FileNotFoundError:

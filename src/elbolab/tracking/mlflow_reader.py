@@ -1,7 +1,7 @@
 """Reading runs: those that a server has, their histories and their artifacts."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,18 +16,20 @@ import pandas as pd
 from mlflow.entities import LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
+from mlflow.utils.rest_utils import http_request_safe
 from mlflow.utils.uri import is_local_uri, validate_path_is_safe
 
 from elbolab.config.schema import ResumeConfig
 from elbolab.evaluation.metrics import ACCURACY, LOG_PX
 from elbolab.support.errors import UserError, reason, redacted
 from elbolab.support.sqlite import PREFIX, first_use
-from elbolab.tracking import metric_histories
 from elbolab.tracking.keys import KIND
 
 T = TypeVar("T")
 NOTHING: Mapping[str, str] = {}
 PAGE = 1000
+# What a server takes and gives of histories in one call.
+RUNS_A_CALL, VALUES_A_CALL = 100, 25_000
 # Fields that runs of 0.1.0 do not have, with what they stood for; by a field of the models that have them now.
 ADDED = {
     "latent_dim": {"prior": "normal", "posterior": "diagonal"},
@@ -127,23 +129,20 @@ def find_runs(
 
     The server chooses them; ``limit`` is how many it gives at most.
     """
-    conditions = [f"params.`{key}` = {_quoted(value)}" for key, value in params.items()]
-    conditions += [is_tag(key, value) for key, value in {KIND: kind, **tags}.items()]
-    return _search(conditions, limit)
+    return _search(kind, tags, [f"params.`{key}` = {_quoted(value)}" for key, value in params.items()], limit)
 
 
 def newest_of_each(param: str, tags: Mapping[str, str] = NOTHING, kind: str = "train") -> list[RunRecord]:
     """The newest finished run of a kind for each value of a parameter, of those that have these ``tags``."""
-    conditions = [is_tag(key, value) for key, value in {KIND: kind, **tags}.items()]
     found: list[RunRecord] = []
-    while another := _search(conditions, 1):
+    while another := _search(kind, tags, [f"params.`{param}` != {_quoted(run.params[param])}" for run in found], 1):
         found += another
-        conditions.append(f"params.`{param}` != {_quoted(another[0].params[param])}")
     return found
 
 
-def _search(conditions: list[str], limit: int | None) -> list[RunRecord]:
-    query = " and ".join(["attributes.status = 'FINISHED'", *conditions])
+def _search(kind: str, tags: Mapping[str, str], conditions: list[str], limit: int | None) -> list[RunRecord]:
+    tagged = [is_tag(key, value) for key, value in {KIND: kind, **tags}.items()]
+    query = " and ".join(["attributes.status = 'FINISHED'", *tagged, *conditions])
     client, experiment = mlflow.MlflowClient(), current_experiment()
     size = PAGE if limit is None else min(PAGE, limit)
     found = all_pages(lambda token: client.search_runs([experiment], query, max_results=size, page_token=token))
@@ -197,16 +196,48 @@ def evaluated_metrics(run_id: str) -> set[str]:
 def history(run_ids: list[str]) -> pd.DataFrame:
     """Every train/* and val/* metric that the runs logged by epoch, a row a value: columns run, key, step, value."""
     keys: dict[str, list[str]] = {}
-    for start in range(0, len(run_ids), metric_histories.RUNS_A_CALL):
-        some = ", ".join(f"'{run_id}'" for run_id in run_ids[start : start + metric_histories.RUNS_A_CALL])
+    for start in range(0, len(run_ids), RUNS_A_CALL):
+        some = ", ".join(f"'{run_id}'" for run_id in run_ids[start : start + RUNS_A_CALL])
         query = f"attributes.run_id IN ({some})"
         for run in mlflow.search_runs(filter_string=query, search_all_experiments=True, output_format="list"):
             # An evaluation logs each of its figures once, at step 0.
             for metric in run.data.to_proto().metrics:
                 if metric.key.startswith(("train/", "val/")) and metric.step > 0:
                     keys.setdefault(metric.key, []).append(run.info.run_id)
-    rows = [(run, key, step, value) for key in keys for run, step, value in metric_histories.values(keys[key], key)]
+    rows = [(run, key, step, value) for key in keys for run, step, value in _values(keys[key], key)]
     return pd.DataFrame(rows, columns=["run", "key", "step", "value"])
+
+
+def _values(run_ids: Sequence[str], key: str) -> list[tuple[str, int, float]]:
+    """Run, step and value of everything that was logged under ``key``, run by run in the order of logging."""
+    if len(run_ids) > RUNS_A_CALL:
+        return _halves(run_ids, key)
+    found = _in_one_call(run_ids, key) if len(run_ids) > 1 else None
+    if found is None:
+        client = mlflow.MlflowClient()
+        return [(run, item.step, item.value) for run in run_ids for item in client.get_metric_history(run, key)]
+    return found if len(found) < VALUES_A_CALL else _halves(run_ids, key)
+
+
+def _halves(run_ids: Sequence[str], key: str) -> list[tuple[str, int, float]]:
+    middle = len(run_ids) // 2
+    return _values(run_ids[:middle], key) + _values(run_ids[middle:], key)
+
+
+def _in_one_call(run_ids: Sequence[str], key: str) -> list[tuple[str, int, float]] | None:
+    """Their first ``VALUES_A_CALL`` values, which MLflow's client cannot ask for; None where the server cannot either."""
+    store = mlflow.MlflowClient()._tracking_client.store
+    if (read := getattr(store, "get_metric_history_bulk", None)) is not None:
+        return [(item.run_id, item.step, item.value) for item in read(run_ids, key, VALUES_A_CALL)]
+    call = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
+    asked = {"run_id": run_ids, "metric_key": key, "max_results": VALUES_A_CALL}
+    try:
+        answer = http_request_safe(store.get_host_creds(), call, "GET", params=asked)
+    except MlflowException as error:
+        if error.get_http_status_code() == 404:
+            return None
+        raise
+    return [(row["run_id"], row["step"], row["value"]) for row in answer.json()["metrics"]]
 
 
 def model_of(run_id: str) -> str | None:
@@ -236,7 +267,9 @@ def read(run_id: str, path: str, reader: Callable[[Path], T]) -> T:
         try:
             # What is put behind an address is not looked at by MLflow.
             validate_path_is_safe(path)
-            uri = f"{_artifact_uri(run_id)}/{path}"
+            if run_id not in _ARTIFACT_URIS:
+                get_run(run_id)
+            uri = f"{_ARTIFACT_URIS[run_id]}/{path}"
             # By its address, since MLflow would ask for the run twice more and copy a file that is on this machine.
             file = Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if is_local_uri(uri) else folder))
         except (MlflowException, OSError) as error:
@@ -246,12 +279,6 @@ def read(run_id: str, path: str, reader: Callable[[Path], T]) -> T:
         except (BadZipFile, EOFError, LookupError, OSError, TypeError, ValueError) as error:
             why = " ".join(str(error).split())
             raise UserError(f"artifact {path!r} of run {run_id} cannot be read: {why:.200}; make it anew") from error
-
-
-def _artifact_uri(run_id: str) -> str | None:
-    if run_id not in _ARTIFACT_URIS:
-        get_run(run_id)
-    return _ARTIFACT_URIS[run_id]
 
 
 def step_images(run_id: str, key: str) -> dict[int, bytes]:

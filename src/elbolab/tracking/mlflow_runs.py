@@ -1,4 +1,4 @@
-"""Runs on the tracking server: the one place that makes, finds, fills, ends and deletes them."""
+"""Runs on the tracking server: found, filled, reopened, and one kept of several that are the same."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -21,14 +21,10 @@ class MlflowRuns:
 
     @cached_property
     def client(self) -> mlflow.MlflowClient:
-        """MLflow's client, for all that is not a run."""
+        """MLflow's client."""
         # To make one makes the tables of a store that has none.
         prepare_store()
         return mlflow.MlflowClient()
-
-    def create(self, experiment: str, start: int, name: str, tags: Mapping[str, str]) -> str:
-        """Make a run that is RUNNING since ``start``, in milliseconds since 1970; returns its id."""
-        return self.client.create_run(experiment, start, dict(tags), name).info.run_id
 
     def find(self, experiment: str, tags: Mapping[str, str]) -> list[Run]:
         """The runs of an experiment that have these tags, the oldest first."""
@@ -51,17 +47,13 @@ class MlflowRuns:
         tags: Mapping[str, str] = NOTHING,
     ) -> None:
         """Log all of it in one call, or none where there is nothing to log."""
-        metrics = [Metric(*value) for value in values]
-        if metrics or params or tags:
-            own_params = [Param(key, value) for key, value in params.items()]
-            self.client.log_batch(run_id, metrics, own_params, [RunTag(key, value) for key, value in tags.items()])
+        batch = [Metric(*value) for value in values], [Param(*one) for one in params.items()]
+        marks = [RunTag(*one) for one in tags.items()]
+        if any((*batch, marks)):
+            self.client.log_batch(run_id, *batch, marks)
 
     def reopen(self, run: Run) -> None:
         """Set a run that is resumed to RUNNING, and remove the reason why it had failed."""
         self.client.update_run(run.info.run_id, RUNNING)
         if FAILURE in run.data.tags:
             self.client.delete_tag(run.info.run_id, FAILURE)
-
-    def end(self, run_id: str, status: str, time: int) -> None:
-        """End a run with this status at ``time``, in milliseconds since 1970."""
-        self.client.set_terminated(run_id, status, time)

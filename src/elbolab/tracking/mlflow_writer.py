@@ -73,7 +73,6 @@ class MlflowWriter:
             raise errors[0]
 
     def _done(self, lane: str) -> int:
-        """The place before which all records of a lane are sent."""
         return self._journal.state.get(lane, 0)
 
     def _next(self, lane: str) -> list[tuple[int, records.Record]]:
@@ -97,7 +96,6 @@ class MlflowWriter:
         return any(record.lane == records.FILES for record in self._journal.records[self._done(records.FILES) : place])
 
     def _find_or_make(self) -> str:
-        """Id of the run that the first record names, or makes."""
         first = self._journal.records[0]
         assert isinstance(first, records.Begin | records.Attach)
         assert first.run is not None
@@ -110,9 +108,9 @@ class MlflowWriter:
         tags = {**new["tags"], SPOOL: own}
         if new["parent"] is not None:
             tags[PARENT] = self._above(new["parent"], experiment)
-        made = self._runs.create(experiment, new["time"], new["name"], tags)
+        made = self._runs.client.create_run(experiment, new["time"], tags, new["name"])
         # MLflow asks again where an answer is lost, and then there are two.
-        return self._find(own, experiment) or made
+        return self._find(own, experiment) or made.info.run_id
 
     def _find(self, journal: str, experiment: str) -> str | None:
         """Id of the run of a journal, of which there is one from then on."""
@@ -166,7 +164,7 @@ class MlflowWriter:
         if isinstance(last, records.End):
             info = self._runs.client.get_run(self.run_id).info
             if records.is_newest(last, info.status, info.end_time):
-                self._runs.end(self.run_id, last.status, last.time)
+                self._runs.client.set_terminated(self.run_id, last.status, last.time)
 
     def _file(self, batch: Sequence[records.Record]) -> None:
         assert self.run_id is not None

@@ -8,7 +8,7 @@ from elbolab.support.errors import UserError, reason
 from elbolab.tracking.journal import Journal, journals, read_journal, read_state
 from elbolab.tracking.keys import KIND
 from elbolab.tracking.mlflow_writer import MlflowWriter, Package
-from elbolab.tracking.records import LIFE, Begin, Record, end_of_lost, stage_of
+from elbolab.tracking.records import UNDONE, Begin, Record, end_of_lost, stage_of
 
 UNFINISHED = Path("unfinished")
 
@@ -21,7 +21,7 @@ def find_unfinished(run_id: str) -> Path | None:
     unreadable = None
     for folder in journals(UNFINISHED.absolute()):
         try:
-            if run_id in (folder.name, read_state(folder).get("run_id")) and is_training(folder):
+            if run_id in (folder.name, read_state(folder).get("run_id")) and _is_training(folder):
                 return folder
         except UserError as error:
             unreadable = error
@@ -96,9 +96,8 @@ def is_done_with(journal: Journal, writer: MlflowWriter) -> bool:
 
 def can_be_resumed(journal: Journal) -> bool:
     """Whether a journal is that of a training that has not finished."""
-    return LIFE[stage_of(journal.records)].can_be_resumed and is_training(journal.folder)
+    return stage_of(journal.records) in UNDONE and _is_training(journal.folder)
 
 
-def is_training(folder: Path) -> bool:
-    """Whether the run of a folder trains a model; raises UserError where its journal cannot be read."""
+def _is_training(folder: Path) -> bool:
     return begun(folder)[1].get(KIND) == "train"

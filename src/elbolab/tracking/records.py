@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NotRequired, TypedDict
 
@@ -40,7 +41,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Begin(Record):
-    """A run begins or is resumed: ``run`` in the first record only, ``status`` where the server may have another."""
+    """A run begins or is resumed: ``run`` in the first record only, ``status`` where the run was there before."""
 
     tags: dict[str, str]
     params: dict[str, str]
@@ -111,18 +112,8 @@ class Checkpoint(File):
     example: list[Any]
 
 
-# The first of these keys that a line has tells its kind.
-_KINDS: dict[str, type[Record]] = {
-    "example": Checkpoint,
-    "image": Picture,
-    "file": File,
-    "data": Inputs,
-    "metrics": Metrics,
-    "params": Begin,
-    "run": Attach,
-    "tags": Tags,
-    "status": End,
-}
+# No two take the same fields, which tell the kind of a line.
+KINDS: tuple[type[Record], ...] = (Begin, Attach, Metrics, Tags, End, Inputs, File, Picture, Checkpoint)
 
 
 def encode(record: Record) -> bytes:
@@ -133,40 +124,30 @@ def encode(record: Record) -> bytes:
 
 def decode(line: bytes) -> Record:
     """The record of a line; raises ValueError where it is none."""
-    try:
-        fields = json.loads(line)
-        kind = next(kind for key, kind in _KINDS.items() if key in fields)
-        return kind(**{key: value for key, value in fields.items() if key != "lane"})
-    except (AttributeError, StopIteration, TypeError) as error:
-        raise ValueError(f"{line[:80]!r} is no record of a journal") from error
+    if isinstance(fields := json.loads(line), dict):
+        fields.pop("lane", None)
+        for kind in KINDS:
+            with suppress(TypeError):
+                return kind(**fields)
+    raise ValueError(f"{line[:80]!r} is no record of a journal")
 
 
 NEW, ATTACHED = "new", "attached"
 """The stages beside the statuses of MLflow: a journal without records, and one of a run whose status stays."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """The stages that may come ``next``, the one after the process is ``lost``, and whether a training can be resumed.
-
-    Once all is sent, the folder of a training that can be resumed is kept and any other is removed.
-    """
-
-    next: tuple[str, ...] = ()
-    lost: str | None = None
-    can_be_resumed: bool = False
-
-
 LIFE = {
-    NEW: Stage(next=(ATTACHED, RUNNING)),
-    ATTACHED: Stage(),
+    NEW: (ATTACHED, RUNNING),
+    ATTACHED: (),
     # A process that is killed writes no end, and the one that resumes the run begins it again.
-    RUNNING: Stage(next=(RUNNING, FINISHED, FAILED, KILLED), lost=KILLED, can_be_resumed=True),
-    FAILED: Stage(next=(RUNNING,), can_be_resumed=True),
-    KILLED: Stage(next=(RUNNING,), can_be_resumed=True),
-    FINISHED: Stage(next=(RUNNING,)),
+    RUNNING: (RUNNING, FINISHED, FAILED, KILLED),
+    FAILED: (RUNNING,),
+    KILLED: (RUNNING,),
+    FINISHED: (RUNNING,),
 }
-"""The life of a run: its stages, each a status of MLflow or one of the two above."""
+"""The stages of a run, each a status of MLflow or one of the two above, and those that may follow each."""
+UNDONE = (RUNNING, FAILED, KILLED)
+"""The stages at which a training can be resumed: its folder is kept even where all is sent."""
 
 
 def stage_of(records: Sequence[Record]) -> str:
@@ -179,17 +160,14 @@ def stage_of(records: Sequence[Record]) -> str:
     return NEW
 
 
-def status_after(error: BaseException | None) -> str:
-    """The status of a run that ended by this error, or without one."""
-    if error is None:
-        return FINISHED
+def status_after(error: BaseException) -> str:
+    """The status of a run that ended by this error."""
     return KILLED if isinstance(error, KeyboardInterrupt | SystemExit) else FAILED
 
 
 def end_of_lost(records: Sequence[Record]) -> End | None:
     """The end of a run whose process is gone and wrote none, at the time of the last record; None where it has one."""
-    status = LIFE[stage_of(records)].lost
-    return None if status is None else End(status=status, time=records[-1].time)
+    return End(status=KILLED, time=records[-1].time) if stage_of(records) == RUNNING else None
 
 
 def is_newest(end: End, status: str, ended: int | None) -> bool:

@@ -16,12 +16,13 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from PIL import Image
 
 from elbolab.support.errors import UserError, reason, redacted
 from elbolab.tracking import records
 from elbolab.tracking.journal import Journal
-from elbolab.tracking.keys import FAILED, FAILURE, KIND, PARENT, PROCESSES, RUNNING
+from elbolab.tracking.keys import FAILED, FAILURE, FINISHED, KIND, PARENT, PROCESSES, RUNNING
 from elbolab.tracking.mlflow_reader import address
 from elbolab.tracking.mlflow_writer import MlflowWriter, Package
 from elbolab.tracking.offline import UNFINISHED, begun, can_be_resumed, is_done_with
@@ -71,21 +72,19 @@ class RunWriter:
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a copy of a file."""
-        with self.journal.new_file(path.name) as file:
+        with self.journal.append_file(path.name, folder=folder) as file:
             shutil.copyfile(path, file)
-        self.journal.append(records.File(file=self._name(file), folder=folder))
 
     def log_value(self, value: Any, path: str) -> None:
         """Log a table as Parquet, named arrays as npz, anything else as JSON, as the artifact ``path``."""
         folder, _, name = path.rpartition("/")
-        with self.journal.new_file(name) as file:
+        with self.journal.append_file(name, folder=folder or None) as file:
             if isinstance(value, pd.DataFrame):
                 value.to_parquet(file, index=False)
             elif file.suffix == ".npz":
                 np.savez_compressed(file, **value)
             else:
                 file.write_text(json.dumps(value, indent=1))
-        self.journal.append(records.File(file=self._name(file), folder=folder or None))
 
     def log_data(self, data: "Data") -> None:
         """Log the training images as the run's input, with the digest of all the content of all splits."""
@@ -95,9 +94,8 @@ class RunWriter:
 
     def log_model(self, checkpoint: Path, example: np.ndarray) -> None:
         """Log a checkpoint as the run's model; ``example`` is what it predicts from, images uint8 (N, H, W, C)."""
-        with self.journal.new_file(checkpoint.name) as file:
+        with self.journal.append_file(checkpoint.name, records.Checkpoint, example=example.tolist()) as file:
             shutil.copyfile(checkpoint, file)
-        self.journal.append(records.Checkpoint(file=self._name(file), example=example.tolist()))
 
     def report(self, event: "Event") -> None:
         """Log an epoch, its metrics in one call and its images by step; one that was logged before is not again."""
@@ -108,9 +106,8 @@ class RunWriter:
         # The metrics are last, so that an epoch that has them is complete.
         for key, grid in event.images.items():
             if key not in there:
-                with self.journal.new_file(f"{key}.png") as file:
-                    Image.fromarray(_tile(grid).squeeze(-1) if grid.shape[2] == 1 else _tile(grid)).save(file)
-                self.journal.append(records.Picture(file=self._name(file), image=key, step=event.epoch))
+                with self.journal.append_file(f"{key}.png", records.Picture, image=key, step=event.epoch) as file:
+                    Image.fromarray(_tile(grid)).save(file)
         self.log_metrics(event.metrics, event.epoch)
 
     def log_curves(self) -> None:
@@ -118,24 +115,20 @@ class RunWriter:
         # Else a training would wait for the import of matplotlib before its first step.
         from elbolab.training.curves import draw_curves
 
-        with self.journal.new_file("curves.png") as file:
+        with self.journal.append_file("curves.png", folder="figures") as file:
             draw_curves([one.metrics for one in self.journal.records if isinstance(one, records.Metrics)], file)
-        self.journal.append(records.File(file=self._name(file), folder="figures"))
-
-    def _name(self, file: Path) -> str:
-        return str(file.relative_to(self.folder))
 
 
 def _tile(grid: "Tensor") -> np.ndarray:
-    """Images (rows, columns, C, H, W) in [0, 1] as one uint8 picture (height, width, C), a white pixel between them."""
+    """Images (rows, columns, C, H, W) in [0, 1] as one uint8 picture, a white pixel between them.
+
+    It is (height, width, 3), or (height, width) of grey images.
+    """
     rows, columns, channels, height, width = grid.shape
-    picture = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, np.uint8)
-    pixels = (grid * 255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * (height + 1), column * (width + 1)
-            picture[top : top + height, left : left + width] = pixels[row, column]
-    return picture
+    pixels = (grid * 255).round().byte().permute(0, 3, 1, 4, 2).cpu().numpy()
+    pixels = np.pad(pixels, ((0, 0), (0, 1), (0, 0), (0, 1), (0, 0)), constant_values=255)
+    picture = pixels.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
+    return picture.squeeze(-1) if channels == 1 else picture
 
 
 @contextmanager
@@ -157,18 +150,15 @@ def start_run(
     Raises UserError where the server refuses it.
     """
     run_id = run_id or (None if folder else os.environ.pop("MLFLOW_RUN_ID", None))
-    own = {KIND: kind, "mlflow.runName": name, **code_tags(), **tags}
+    own = {KIND: kind, MLFLOW_RUN_NAME: name, **code_tags(), **tags}
+    own = {key: redacted(value) for key, value in own.items()}
     journal = Journal(folder or UNFINISHED.absolute() / uuid4().hex)
-    begin = records.Begin(
-        tags={key: redacted(value) for key, value in own.items()},
-        params=params,
-        run=({"id": run_id} if run_id else _new_run(name)) if journal.is_new else None,
-        status=RUNNING if run_id or folder else None,
-    )
-    journal.append(begin)
+    first: records.NewRun | records.KnownRun | None
+    first = ({"id": run_id} if run_id else _new_run(name)) if journal.is_new else None
+    journal.append(records.Begin(tags=own, params=params, run=first, status=RUNNING if run_id or folder else None))
     with _sending(journal, package) as run:
         _under_way.append(run)
-        status = records.status_after(None)
+        status = FINISHED
         try:
             yield run
         except BaseException as error:
@@ -197,7 +187,6 @@ def nest_project_run(run_id: str, kind: str) -> None:
 
 
 def _new_run(name: str) -> records.NewRun:
-    """What a new run begins with."""
     above = mlflow.active_run()
     parent = _under_way[-1].id if _under_way else above.info.run_id if above else None
     new: records.NewRun = {"name": name, "time": int(time.time() * 1000), "tags": resolve_tags(), "parent": parent}
@@ -208,7 +197,6 @@ def _new_run(name: str) -> records.NewRun:
 
 @contextmanager
 def _sending(journal: Journal, package: Package | None = None) -> Iterator[RunWriter]:
-    """Send what the run is given while the body lasts, and for a while after it."""
     run = RunWriter(journal, package)
     uploader = Uploader(journal, run.writer)
     patience, is_refused = END_SECONDS, False

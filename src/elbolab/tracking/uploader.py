@@ -23,59 +23,53 @@ class Uploader:
         self.problem: Exception | None = None
         self._journal = journal
         self._writer = writer
-        self._changed = journal.changed
         self._stopped = False
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def wait(self, patience: float, enough: Callable[[], bool]) -> None:
         """Wait until it is ``enough``, or ``patience`` seconds go by without anything being sent, or ten times that."""
-        with self._changed:
+        with self._journal.changed:
             left, began = self._writer.left(), time.monotonic()
             until, last = began + patience, began + MOST_PATIENCE * patience
             while not enough() and time.monotonic() < until:
-                self._changed.wait(until - time.monotonic())
+                self._journal.changed.wait(until - time.monotonic())
                 if self._writer.left() < left:
                     left, until = self._writer.left(), min(time.monotonic() + patience, last)
 
     def stop(self) -> None:
         """Begin nothing more; a request that is under way is not waited for, and changes nothing in the journal."""
-        with self._changed:
+        with self._journal.changed:
             self._stopped = True
-            self._changed.notify_all()
+            self._journal.changed.notify_all()
         self._thread.join(timeout=1)
 
     def _work(self) -> None:
         delay = FIRST_DELAY
         while not self._stopped:
+            before, problem = self.problem, None
             try:
                 self._writer.send(lambda: self._stopped)
             except Exception as error:
-                # A run that the server refuses raises where it was begun.
-                if self.problem is None and not (refused(error) and self._writer.run_id is None):
-                    self._say(f"{reason(error)}; what is logged waits in {self._journal.folder}")
-                self._set_problem(error)
-                self._pause(lambda: self._stopped, delay)
-                delay = min(2 * delay, LONGEST_DELAY)
-            else:
-                if self.problem is not None:
-                    self._say("the tracking server has all of it now")
-                self._set_problem(None)
-                delay = FIRST_DELAY
-                self._pause(lambda: self._stopped or self._writer.left() > 0)
+                problem = error
+            # A run that the server refuses raises where it was begun.
+            if problem and not before and not (refused(problem) and self._writer.run_id is None):
+                self._say(f"{reason(problem)}; what is logged waits in {self._journal.folder}")
+            elif before and not problem:
+                self._say("the tracking server has all of it now")
+            with self._journal.changed:
+                self.problem = problem
+                self._journal.changed.notify_all()
+                if problem:
+                    self._journal.changed.wait_for(lambda: self._stopped, delay)
+                    delay = min(2 * delay, LONGEST_DELAY)
+                else:
+                    self._journal.changed.wait_for(lambda: self._stopped or self._writer.left() > 0)
+                    delay = FIRST_DELAY
 
     def _say(self, line: str) -> None:
         if not self._stopped:
             print(f"elbolab: {line}", file=sys.stderr)
-
-    def _set_problem(self, problem: Exception | None) -> None:
-        with self._changed:
-            self.problem = problem
-            self._changed.notify_all()
-
-    def _pause(self, over: Callable[[], bool], seconds: float | None = None) -> None:
-        with self._changed:
-            self._changed.wait_for(over, seconds)
 
 
 def refused(error: Exception | None) -> bool:

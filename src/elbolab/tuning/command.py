@@ -11,7 +11,7 @@ from elbolab.config.schema import StudyConfig
 from elbolab.experiment.loading import choose_device, load_for
 from elbolab.registry.packaging import log_model
 from elbolab.support import sqlite
-from elbolab.support.errors import UserError
+from elbolab.support.errors import UserError, reason
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import STUDY
@@ -20,7 +20,7 @@ from elbolab.training.populations import BESIDE_THE_FORWARD
 from elbolab.tuning.finalise import best_trials, finalise
 from elbolab.tuning.loader import load_study
 from elbolab.tuning.mlflow_mirror import RUN_OF_STUDY, Mirror, parent_of
-from elbolab.tuning.optuna_storage import Job, begun_study, open_study, queue_points
+from elbolab.tuning.optuna_storage import Job, open_study
 from elbolab.tuning.reproduction import Reproduction, reproduce
 from elbolab.tuning.study import Study
 from elbolab.tuning.workers import work_locally, work_on_ray
@@ -53,14 +53,14 @@ def run_study(name: str, config: StudyConfig) -> str:
     try:
         return _carry_out(job, config)
     except MlflowException as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{mlflow_reader.address()} does not answer ({reason:.200}); the trials are safe in {config.storage}, "
+            f"{mlflow_reader.address()} does not answer ({reason(error)}); the trials are safe in {config.storage}, "
             "and the same command goes on with them"
         ) from error
     except (OptunaError, SQLAlchemyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"storage={config.storage!r} was lost ({reason}); the same command goes on with it") from error
+        raise UserError(
+            f"storage={config.storage!r} was lost ({reason(error)}); the same command goes on with it"
+        ) from error
 
 
 def _refuse_idle(config: StudyConfig) -> None:
@@ -91,7 +91,7 @@ def _refuse_unequal(study: Study, config: StudyConfig) -> None:
 def _carry_out(job: Job, config: StudyConfig) -> str:
     # --sync and --finalise begin no study, and a mistake in them must not change the status of the study's run.
     only_ends = config.sync or config.finalise is not None
-    study, created = (begun_study(job), False) if only_ends else open_study(job)
+    study, created = open_study(job, begin=not only_ends)
     finalists = best_trials(job, study, config.finalise) if config.finalise is not None else []
     mlflow_reader.prepare_store()
     parent = parent_of(study, created)
@@ -100,7 +100,8 @@ def _carry_out(job: Job, config: StudyConfig) -> str:
     if config.sync:
         return _sync(job, study, parent)
     if parent is None:
-        queue_points(study, job.study)
+        for point in job.study.points:
+            study.enqueue_trial(point, skip_if_exists=True)
     with tracking.start_run("study", job.name, _params(job), {STUDY: job.name}, parent) as track:
         if track.writer.run_id is None:
             raise UserError(

@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from optuna.trial import FrozenTrial, TrialState
 
-from elbolab.support.errors import UserError, redacted
+from elbolab.support.errors import UserError, reason
 from elbolab.tracking.keys import FAILED, FAILURE, FINISHED, KILLED, KIND, PARENT, STUDY, TRIAL
 from elbolab.tracking.mlflow_reader import address
 from elbolab.tracking.mlflow_runs import MlflowRuns
@@ -34,10 +34,10 @@ def parent_of(study: optuna.Study, created: bool) -> str | None:
 
     Raises UserError where that run is on another server than the present one.
     """
-    waited = 0
-    while not created and RUN_OF_STUDY not in study.user_attrs and waited < SECONDS_TO_MAKE_THE_PARENT:
+    for _ in range(0 if created else SECONDS_TO_MAKE_THE_PARENT):
+        if RUN_OF_STUDY in study.user_attrs:
+            break
         time.sleep(1)
-        waited += 1
     if (run_id := study.user_attrs.get(RUN_OF_STUDY)) is None:
         return None
     try:
@@ -121,10 +121,15 @@ class Mirror:
         """Leave one run of an ended trial, with its values and state; returns whether anything had to be done."""
         if trial.state not in STATUS or trial.user_attrs.get(FAILURE) == SURPLUS:
             return False
-        run = self._runs.keep_one(runs) or self._restore(trial)
+        params = self._params(trial)
+        if (run := self._runs.keep_one(runs)) is None:
+            run = self._runs.client.get_run(self._create(trial.number, trial.datetime_start, params, {}))
         missing = self._missing_values(run.data.metrics, trial)
-        epochs = self._missing_epochs(run, trial)
-        params = {key: value for key, value in self._params(trial).items() if key not in run.data.params}
+        # An outage leaves out all epochs from one on.
+        steps = [item.step for item in run.data.to_proto().metrics if item.key == self._study.epoch_metric]
+        last = max(steps, default=0)
+        epochs = {epoch: value for epoch, value in trial.intermediate_values.items() if epoch > last}
+        params = {key: value for key, value in params.items() if key not in run.data.params}
         if len(runs) == 1 and not missing and not epochs and not params and run.info.status == STATUS[trial.state]:
             return False
         now = int(time.time() * 1000)
@@ -140,24 +145,13 @@ class Mirror:
         keys = [metric.replace("val/", "objective/") for metric in self._study.metrics]
         return {key: value for key, value in zip(keys, trial.values, strict=True) if metrics.get(key) != value}
 
-    def _missing_epochs(self, run: Run, trial: FrozenTrial) -> dict[int, float]:
-        """The value that pruning read, by epoch, of the epochs after the last that a run has."""
-        # An outage leaves out all epochs from one on.
-        there = [item.step for item in run.data.to_proto().metrics if item.key == self._study.epoch_metric]
-        return {epoch: value for epoch, value in trial.intermediate_values.items() if epoch > max(there, default=0)}
-
     def _end(self, run_id: str, trial: FrozenTrial, missing: dict[str, float]) -> None:
         tags = {"pruned": "true"} if trial.state == TrialState.PRUNED else {}
         if trial.state == TrialState.FAIL:
             tags[FAILURE] = str(trial.user_attrs.get(FAILURE, DIED))
         if missing or tags:
             self._log(run_id, missing, trial.last_step or 0, tags)
-        self._runs.end(run_id, STATUS[trial.state], _milliseconds(trial.datetime_complete))
-
-    def _restore(self, trial: FrozenTrial) -> Run:
-        """A new run with what Optuna has of a trial that MLflow does not have."""
-        run_id = self._create(trial.number, trial.datetime_start, self._params(trial), {})
-        return self._runs.client.get_run(run_id)
+        self._runs.client.set_terminated(run_id, STATUS[trial.state], _milliseconds(trial.datetime_complete))
 
     def _params(self, trial: FrozenTrial) -> dict[str, str]:
         known = trial.params.keys() == self._study.space.keys()
@@ -166,9 +160,10 @@ class Mirror:
 
     def _create(self, number: int, started: datetime | None, params: dict[str, str], tags: dict[str, str]) -> str:
         own = {KIND: "trial", PARENT: self._parent, STUDY: self._name, TRIAL: str(number)}
-        run_id = self._runs.create(self._experiment, _milliseconds(started), f"{self._name}-{number}", own | tags)
-        self._runs.log(run_id, params=params)
-        return run_id
+        client, name = self._runs.client, f"{self._name}-{number}"
+        run = client.create_run(self._experiment, _milliseconds(started), own | tags, name)
+        self._runs.log(run.info.run_id, params=params)
+        return run.info.run_id
 
     def _log(self, run_id: str, metrics: dict[str, float], step: int, tags: dict[str, str] | None = None) -> None:
         now = int(time.time() * 1000)
@@ -182,7 +177,7 @@ class Mirror:
             # What is half written is completed from Optuna by --sync.
             self._open.clear()
             print(
-                f"{what}: not on {address()} ({redacted(str(error)).splitlines()[0]:.200}); the study "
+                f"{what}: not on {address()} ({reason(error)}); the study "
                 f"goes on, and `elbolab study {self._name} --sync` brings MLflow up to date",
                 file=sys.stderr,
                 flush=True,

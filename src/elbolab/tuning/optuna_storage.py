@@ -4,7 +4,9 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from elbolab.support import sqlite
-from elbolab.support.errors import UserError, redacted
+from elbolab.support.errors import UserError, reason
 from elbolab.tracking.keys import FAILURE
 from elbolab.tuning.study import Study
 
@@ -47,7 +49,7 @@ class Storage(RDBStorage):
         try:
             super().record_heartbeat(trial_id)
         except (OptunaError, SQLAlchemyError) as error:
-            print(f"a heartbeat was not written: {redacted(str(error)).splitlines()[0]}", file=sys.stderr, flush=True)
+            print(f"a heartbeat was not written: {reason(error)}", file=sys.stderr, flush=True)
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         """The trials of workers whose heartbeats ended, and of those that died before their first."""
@@ -64,17 +66,14 @@ class Storage(RDBStorage):
 def open_storage(url: str, heartbeat: int) -> RDBStorage:
     """The database at ``url``, made where there is none; raises UserError where it cannot be opened."""
     is_file = url.startswith(sqlite.PREFIX)
-    kwargs: dict[str, Any] = {"connect_args": {"timeout": 60}} if is_file else {"pool_pre_ping": True}
-
-    def make() -> RDBStorage:
-        return Storage(
-            url,
-            engine_kwargs=kwargs,
-            heartbeat_interval=heartbeat,
-            grace_period=GRACE * heartbeat,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
-        )
-
+    make = partial(
+        Storage,
+        url,
+        engine_kwargs={"connect_args": {"timeout": 60}} if is_file else {"pool_pre_ping": True},
+        heartbeat_interval=heartbeat,
+        grace_period=GRACE * heartbeat,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
+    )
     try:
         with sqlite.first_use(url), warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -85,8 +84,7 @@ def open_storage(url: str, heartbeat: int) -> RDBStorage:
                 time.sleep(1)
                 storage = make()
     except (SQLAlchemyError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"storage={url!r} cannot be opened: {reason}; name a database that can") from error
+        raise UserError(f"storage={url!r} cannot be opened: {reason(error)}; name a database that can") from error
     if is_file:
         # In WAL mode this costs no commit when a process dies, and spares each a wait for the disk.
         event.listen(storage.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=NORMAL"))
@@ -128,59 +126,36 @@ class SeededSampler(TPESampler):
         super().before_trial(study, trial)
 
 
-def open_study(job: Job) -> tuple[optuna.Study, bool]:
-    """Optuna's study of ``job``, and whether it was made by this call.
+def open_study(job: Job, begin: bool = True) -> tuple[optuna.Study, bool]:
+    """Optuna's study of ``job``, and whether it was made by this call, which makes none unless it may ``begin`` one.
 
-    Raises UserError where the storage cannot be opened, or holds a study of this name that was begun otherwise.
+    Raises UserError where the storage cannot be opened, or has no such study, or one that was begun otherwise.
     """
-    options = _options(job)
-    try:
-        study = optuna.create_study(study_name=job.name, directions=job.study.directions, **options)
-        study.sampler = SeededSampler(job.seed, study)
-        for key, value in _begun(job).items():
-            study.set_user_attr(key, value)
-        return study, True
-    except DuplicatedStudyError:
-        return _load(job, options), False
-
-
-def begun_study(job: Job) -> optuna.Study:
-    """Optuna's study of ``job``; raises UserError as ``open_study`` does, and where no call has begun it."""
-    options = _options(job)
-    try:
-        return _load(job, options)
-    except KeyError:
-        raise UserError(f"study {job.name!r} has not begun on {job.storage}; carry it out first") from None
-
-
-def _options(job: Job) -> dict[str, Any]:
     # Each trial has a line here, and a traceback where one is due.
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    return {"storage": open_storage(job.storage, job.heartbeat), "pruner": _pruner(job.study)}
-
-
-def _begun(job: Job) -> dict[str, Any]:
-    """What stays as it was when the study was made."""
-    return {"definition": job.study.model_dump_json(exclude={"trials"}), "heartbeat": job.heartbeat}
-
-
-def _load(job: Job, options: dict[str, Any]) -> optuna.Study:
-    study = optuna.load_study(study_name=job.name, **options)
+    storage = open_storage(job.storage, job.heartbeat)
+    options: dict[str, Any] = {"study_name": job.name, "storage": storage, "pruner": _pruner(job.study)}
+    is_new = False
+    if begin:
+        with suppress(DuplicatedStudyError):
+            optuna.create_study(directions=job.study.directions, **options)
+            is_new = True
+    try:
+        study = optuna.load_study(**options)
+    except KeyError:
+        raise UserError(f"study {job.name!r} has not begun on {job.storage}; carry it out first") from None
     study.sampler = SeededSampler(job.seed, study)
-    for key, value in _begun(job).items():
-        if study.user_attrs.get(key, value) != value:
+    begun = {"definition": job.study.model_dump_json(exclude={"trials"}), "heartbeat": job.heartbeat}
+    for key, value in begun.items():
+        if is_new:
+            study.set_user_attr(key, value)
+        elif study.user_attrs.get(key, value) != value:
             other = "another definition" if key == "definition" else f"{key}={study.user_attrs[key]}"
             raise UserError(
                 f"study {job.name!r} was begun on {job.storage} with {other}; go on with that, or rename its file, or "
                 "name another storage"
             )
-    return study
-
-
-def queue_points(study: optuna.Study, definition: Study) -> None:
-    """Queue every trial of a list, but for those that are there."""
-    for point in definition.points:
-        study.enqueue_trial(point, skip_if_exists=True)
+    return study, is_new
 
 
 def _pruner(study: Study) -> BasePruner:

@@ -4,12 +4,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
@@ -18,7 +18,8 @@ from optuna.visualization import matplotlib as plots
 
 from elbolab.evaluation.metrics import DISTORTION, KL
 
-RATE_DISTORTION = {KL.at("val"), DISTORTION.at("val")}
+WIDTH, HEIGHT = 7, 4
+"""Of a figure, in inches."""
 
 
 def draw_study(study: optuna.Study, metrics: Sequence[str], folder: Path) -> list[Path]:
@@ -26,85 +27,74 @@ def draw_study(study: optuna.Study, metrics: Sequence[str], folder: Path) -> lis
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         return []
-    figures: dict[str, Callable[[], Figure]] = {}
     searched = [key for key in complete[0].params if len({trial.params[key] for trial in complete}) > 1]
     tell_apart = len(complete) > 3 and len(searched) > 1
+    importances = partial(plots.plot_param_importances, study, params=searched)
+    figures: dict[str, Callable[[], Any]] = {}
+    widths = {"slice": 3.2 * len(searched), "parallel_coordinates": 9}
     if len(metrics) > 1:
-        figures["pareto_front"] = lambda: _pareto_front(study, metrics)
+        # Optuna draws no front of more dimensions.
+        if len(metrics) <= 3:
+            figures["pareto_front"] = partial(_pareto_front, study, metrics)
         for place, metric in enumerate(metrics) if tell_apart else ():
-            name = f"importances_{metric.removeprefix('val/')}"
-            figures[name] = partial(_importances, study, searched, place, metric)
+            name, target = f"importances_{metric.removeprefix('val/')}", _loss_of(study, place)
+            figures[name] = partial(importances, target=target, target_name=metric)
     else:
-        metric = metrics[0]
-        figures["history"] = lambda: _whole(plots.plot_optimization_history(study, target_name=metric))
+        named = {"target_name": metrics[0]}
+        figures["history"] = partial(plots.plot_optimization_history, study, **named)
         if len(complete) > 1 and searched:
-            width = 3.2 * len(searched)
-            figures["slice"] = lambda: _whole(plots.plot_slice(study, searched, target_name=metric), width)
-            figures["parallel_coordinates"] = lambda: _whole(
-                plots.plot_parallel_coordinate(study, searched, target_name=metric), 9
-            )
+            figures["slice"] = partial(plots.plot_slice, study, searched, **named)
+            figures["parallel_coordinates"] = partial(plots.plot_parallel_coordinate, study, searched, **named)
         if tell_apart:
-            figures["importances"] = lambda: _whole(
-                plots.plot_param_importances(study, params=searched, target_name=metric)
-            )
-    paths = []
-    for name, draw in figures.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            figure = draw()
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=120, bbox_inches="tight", facecolor="white")
-        plt.close(figure)
+            figures["importances"] = partial(importances, **named)
+    paths = [folder / f"{name}.png" for name in figures]
+    # Optuna sets a style for all figures to come.
+    with warnings.catch_warnings(), plt.rc_context():
+        for kind in (ExperimentalWarning, UserWarning):
+            warnings.simplefilter("ignore", kind)
+        for path, draw in zip(paths, figures.values(), strict=True):
+            _save(draw(), widths.get(path.stem, WIDTH), path)
     return paths
 
 
-def _importances(study: optuna.Study, searched: list[str], place: int, metric: str) -> Figure:
-    """How much each parameter matters to one of several objectives."""
+def _loss_of(study: optuna.Study, place: int) -> Callable[[optuna.trial.FrozenTrial], float]:
     # With a target Optuna takes the lower for the better, and says so.
     sign = 1 if study.directions[place] == StudyDirection.MINIMIZE else -1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return _whole(
-            plots.plot_param_importances(
-                study, params=searched, target=lambda trial: sign * trial.values[place], target_name=metric
-            )
-        )
+    return lambda trial: sign * trial.values[place]
 
 
-def _whole(axes: Axes | np.ndarray, width: float = 7) -> Figure:
+def _save(axes: Axes | np.ndarray, width: float, path: Path) -> None:
     figure = np.ravel(np.asarray(axes))[0].figure
-    figure.set_size_inches(width, 4)
+    figure.set_size_inches(width, HEIGHT)
     for part in figure.axes:
         # Between two powers of ten there is no room for more numbers.
         part.xaxis.set_minor_formatter(NullFormatter())
         part.yaxis.set_minor_formatter(NullFormatter())
-    return figure
+    figure.savefig(path, dpi=120, bbox_inches="tight", facecolor="white")
+    plt.close(figure)
 
 
-def _pareto_front(study: optuna.Study, metrics: Sequence[str]) -> Figure:
-    """Two objectives against each other, the front joined; rate against distortion as in Alemi et al. 2018, fig. 3."""
-    if len(metrics) > 2:
-        return _whole(plots.plot_pareto_front(study, target_names=list(metrics)))
-    order = [1, 0] if metrics[0] == DISTORTION.at("val") else [0, 1]
-    values = np.array([trial.values for trial in study.get_trials(states=(TrialState.COMPLETE,))])[:, order]
-    front = np.array(sorted([trial.values[i] for i in order] for trial in study.best_trials))
-    figure, axes = plt.subplots(figsize=(6.5, 5), layout="constrained")
-    axes.plot(*front.T, "-o", color="C0", zorder=3, label="Pareto front")
-    axes.scatter(*values.T, color="0.6", s=18, label="trials")
-    axes.set(xlabel=metrics[order[0]], ylabel=metrics[order[1]], title=study.study_name)
-    if set(metrics) == RATE_DISTORTION:
+def _pareto_front(study: optuna.Study, metrics: Sequence[str]) -> Axes:
+    """The front; of rate and distortion with lines of equal ELBO, as in Alemi et al. 2018, figure 3."""
+    order = sorted(range(len(metrics)), key=lambda place: metrics[place] == DISTORTION.at("val"))
+    axes = plots.plot_pareto_front(
+        study,
+        target_names=[metrics[place] for place in order],
+        targets=lambda trial: [trial.values[place] for place in order],
+    )
+    axes.set_title(study.study_name)
+    if set(metrics) == {KL.at("val"), DISTORTION.at("val")}:
         axes.set(xlabel="rate KL(q || p), nats", ylabel="distortion -E[log p(x | z)], nats")
-        _equal_elbo(axes, values)
-    axes.legend(frameon=False)
-    return figure
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        _equal_elbo(axes, np.array([sum(trial.values) for trial in complete]))
+    return axes
 
 
-def _equal_elbo(axes: Axes, values: np.ndarray) -> None:
-    """Lines on which rate + distortion, the negative ELBO, is the same."""
-    sums = values.sum(1)
+def _equal_elbo(axes: Axes, sums: np.ndarray) -> None:
+    """Lines on which rate + distortion, the negative ELBO, is the same; ``sums`` are those of the trials."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     for elbo in np.unique(np.linspace(sums.min(), sums.max(), 5).round()):
-        axes.axline((left, elbo - left), slope=-1, color="0.85", linewidth=0.8, zorder=0)
+        axes.axline((left, elbo - left), slope=-1, color="0.7", linewidth=0.8, zorder=0)
         # Where the line leaves the picture, at the right or at the bottom.
         x = min(right, elbo - low)
         place = {"xytext": (-2, 4), "textcoords": "offset points", "ha": "right"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from pydantic import Field, model_validator
 
 from elbolab.config.base import Settings
@@ -121,7 +122,7 @@ def reproduce(name: str, study: Reproduction, passes: int | None = None, only: S
         study.config(label, study.seeds[0], planned, passes)
         planned[label] = "run"
         _filled(label, study.evaluation.classifier, planned)
-    tags = {STUDY: name, REPRODUCTION: "true", "mlflow.note.content": study.question}
+    tags = {STUDY: name, REPRODUCTION: "true", MLFLOW_RUN_NOTE: study.question}
     with tracking.start_run("study", name, {"study": name, "seeds": str(study.seeds)}, tags) as track:
         runs: list[tuple[str, int, RunRecord]] = []
         for seed in study.seeds:

@@ -143,7 +143,7 @@ def work(job: Job, parent: str, limit: int | None = None) -> None:
     mirror = Mirror(job.name, job.study, parent)
     first, done = len(study.get_trials(deepcopy=False)), 0
     while limit is None or done < limit:
-        if (boss := parent_process()) is not None and not boss.is_alive():
+        if (process := parent_process()) is not None and not process.is_alive():
             return
         trials = study.get_trials(deepcopy=False)
         if running := [trial for trial in trials if trial.state == TrialState.RUNNING]:

@@ -33,6 +33,19 @@ QUICK: dict[str, dict[str, Any]] = {
 LATENT = [name for name, kind in MODELS.items() if issubclass(kind, LatentModel)]
 
 
+def test_a_run_is_tagged_with_its_prior_posterior_and_inference(digits: Data) -> None:
+    found = {name: make_model(MODELS[name], digits, **QUICK.get(name, {})).axes for name in MODELS}
+    assert found["cnn"] == {}
+    assert found["vae"] == {"prior": "normal", "posterior": "diagonal", "inference": "encoder"}
+    assert {name: found[name]["inference"] for name in LATENT} == {
+        "vae": "encoder",
+        "iwae": "encoder",
+        "semi_amortized": "refined",
+        "latent_opt": "fitted",
+        "ppca": "exact",
+    }
+
+
 class TestClassifiers(ModelTests):
     @pytest.fixture(params=[name for name in MODELS if name not in LATENT])
     def model_class(self, request: pytest.FixtureRequest) -> type[Model]:

@@ -5,6 +5,7 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,31 +47,21 @@ def _mnist5k(_: Path) -> Arrays:
     return Arrays(table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64), None, 500, 500)
 
 
-def _torchvision(name: str) -> Callable[[Path], Arrays]:
-    """The reader of a dataset of ten classes that torchvision downloads as four idx files."""
-
-    def read(folder: Path) -> Arrays:
-        raw = folder / name / "raw"
-        files = [raw / f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-        files = [file.with_name(f"{file.name}-ubyte") for file in files]
-        # Path.is_file raises where a folder may not be looked into.
-        if not all(os.path.isfile(file) for file in files):
-            _download(name, folder, files)
-        images, labels, test_images, test_labels = map(_idx, files, [IDX_IMAGES, IDX_LABELS] * 2)
-        if test_images.shape[1:] != images.shape[1:]:
-            raise _broken(files[2], f"its images are of shape {test_images.shape[1:]}, not {images.shape[1:]}")
-        for these, theirs, file in ((images, labels, files[1]), (test_images, test_labels, files[3])):
-            if len(these) != len(theirs) or theirs.max() >= IDX_CLASSES:
-                raise _broken(file, f"it has {len(theirs)} labels up to {theirs.max()} for {len(these)} images")
-        return Arrays(
-            images[:, None],
-            labels.astype(np.int64),
-            (test_images[:, None], test_labels.astype(np.int64)),
-            5000,
-            len(test_labels),
-        )
-
-    return read
+def _torchvision(name: str, folder: Path) -> Arrays:
+    """A dataset of ten classes that torchvision downloads as four idx files."""
+    raw = folder / name / "raw"
+    files = [raw / f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    # Path.is_file raises where a folder may not be looked into.
+    if not all(os.path.isfile(file) for file in files):
+        _download(name, folder, files)
+    images, labels, test_images, test_labels = map(_idx, files, [IDX_IMAGES, IDX_LABELS] * 2)
+    if test_images.shape[1:] != images.shape[1:]:
+        raise _broken(files[2], f"its images are of shape {test_images.shape[1:]}, not {images.shape[1:]}")
+    for these, theirs, file in ((images, labels, files[1]), (test_images, test_labels, files[3])):
+        if len(these) != len(theirs) or theirs.max() >= IDX_CLASSES:
+            raise _broken(file, f"it has {len(theirs)} labels up to {theirs.max()} for {len(these)} images")
+    test = test_images[:, None], test_labels.astype(np.int64)
+    return Arrays(images[:, None], labels.astype(np.int64), test, 5000, len(test_labels))
 
 
 def _download(name: str, folder: Path, files: list[Path]) -> None:
@@ -158,8 +149,8 @@ def _two_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 DATASETS: dict[str, Callable[[Path], Arrays]] = {
     "mnist5k": _mnist5k,
-    "mnist": _torchvision("MNIST"),
-    "fashion_mnist": _torchvision("FashionMNIST"),
-    "kmnist": _torchvision("KMNIST"),
+    "mnist": partial(_torchvision, "MNIST"),
+    "fashion_mnist": partial(_torchvision, "FashionMNIST"),
+    "kmnist": partial(_torchvision, "KMNIST"),
     "npz": _npz,
 }

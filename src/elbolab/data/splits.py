@@ -143,16 +143,15 @@ def load_data(
 
     # The test and validation images are taken first, so that another train_size leaves them as they are.
     if stored.test is None:
+        test_images, test_labels, first = stored.images, stored.labels, 0
         test_rows, order = order[:test_size], order[test_size:]
-        test_images, test_labels, test_index = stored.images, stored.labels, test_rows
-        available = len(stored.labels)
     else:
-        test_images, test_labels = stored.test
+        (test_images, test_labels), first = stored.test, len(stored.labels)
         test_rows = stratified_order(test_labels, split_seed)[:test_size]
-        test_index = test_rows + len(stored.labels)
-        available = len(test_labels)
-    if test_size > available:
-        raise UserError(f"test_size={test_size} must be at most {available}, the images that {dataset} has for it")
+    if test_size > len(test_labels):
+        raise UserError(
+            f"test_size={test_size} must be at most {len(test_labels)}, the images that {dataset} has for it"
+        )
     left = len(order) - val_size
     if left < 1:
         raise UserError(f"val_size={val_size} must be less than {len(order)}, the images of {dataset} not used to test")
@@ -167,22 +166,18 @@ def load_data(
     parts = {
         "train": (stored.images[train_rows], stored.labels[train_rows], train_rows),
         "val": (stored.images[val_rows], stored.labels[val_rows], val_rows),
-        "test": (test_images[test_rows], test_labels[test_rows], test_index),
+        "test": (test_images[test_rows], test_labels[test_rows], test_rows + first),
     }
     content = _digest(parts)
     splits = {
         split: Split(
             split,
-            torch.from_numpy(images).to(device),
-            torch.from_numpy(labels.astype(np.int64)).to(device),
-            torch.from_numpy(index.astype(np.int64)).to(device),
-            content,
+            *(torch.from_numpy(array).to(device) for array in (images, labels.astype(np.int64), index)),
+            digest=content,
         )
         for split, (images, labels, index) in parts.items()
     }
-    shape = stored.images.shape[1:]
-    classes = int(stored.labels.max()) + 1
-    spec = DataSpec((shape[0], shape[1], shape[2]), classes, train_size, val_size, content)
+    spec = DataSpec(stored.images.shape[1:], int(stored.labels.max()) + 1, train_size, val_size, content)
     return Data(dataset, **splits, spec=spec)
 
 

@@ -50,17 +50,15 @@ def image_rows(batch: Batch, posterior: str, columns: dict[Any, Tensor]) -> pd.D
     )
 
 
+@dataclass(eq=False)
 class Evaluation:
     """A trained model, its data, the evaluation's config, and the classifier with its run id where there is one."""
 
-    def __init__(
-        self, model: Model, data: Data, config: EvaluateConfig, classifier: tuple[str, CNN] | None = None
-    ) -> None:
-        self.model = model
-        self.data = data
-        self.config = config
-        self.classifier = classifier
-        self._inferred: dict[str, list[Posterior]] = {}
+    model: Model
+    data: Data
+    config: EvaluateConfig
+    classifier: tuple[str, CNN] | None = None
+    _inferred: dict[str, list[Posterior]] = field(default_factory=dict, init=False, repr=False)
 
     def generator(self, purpose: str) -> torch.Generator:
         """A fresh stream of random numbers on the model's device, the same for every model, another for each purpose.

@@ -1,7 +1,6 @@
 """What the latent space holds of the images: active units, rate and distortion, and how far q(z) is from the prior."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 
@@ -16,6 +15,7 @@ SAMPLES = 10
 """Latent samples an image, for the distortion and for the aggregate posterior."""
 
 
+@torch.no_grad()
 def representation(evaluation: Evaluation) -> Results:
     """Active units, rate, distortion and aggregate KL of the evaluated images of each split, in nats.
 
@@ -28,7 +28,10 @@ def representation(evaluation: Evaluation) -> Results:
     for split in evaluation.data.splits:
         inferred = evaluation.inferred(split)
         q = type(inferred[0]).cat(inferred)
-        rate = _rate(evaluation.model, inferred, evaluation.generator(f"{split} rate"))
+        generator = evaluation.generator(f"{split} rate")
+        # In closed form, or over these draws.
+        rates = [part.kl(evaluation.model.prior, part.sample(SAMPLES, generator)) for part in inferred]
+        rate = torch.cat(rates).double().mean().item()
         metrics |= {
             ACTIVE_UNITS.at(split): float(active_units(q)),
             RATE.at(split): rate,
@@ -61,14 +64,6 @@ def mutual_information(q: Posterior, samples: int, generator: torch.Generator | 
     return total / (samples * count)
 
 
-@torch.no_grad()
-def _rate(model: LatentModel, inferred: Sequence[Posterior], generator: torch.Generator) -> float:
-    """Mean KL(q(z|x) || p(z)), in closed form or over ``SAMPLES`` draws an image."""
-    rates = [q.kl(model.prior, q.sample(SAMPLES, generator)) for q in inferred]
-    return torch.cat(rates).double().mean().item()
-
-
-@torch.no_grad()
 def _distortion(model: LatentModel, evaluation: Evaluation, split: str) -> float:
     """Mean -E_q[log p(x|z)]; one sample of one batch is decoded at a time."""
     generator, total, count = evaluation.generator(f"{split} distortion"), 0.0, 0

@@ -20,7 +20,7 @@ def draw(random: Random, shape: tuple[int, ...], dim: int, beside: Tensor) -> Te
     several models as one, those that each would draw alone.
     """
     if _streams:
-        return _EachItsOwn.apply(beside, random, shape)
+        return _DrawPerModel.apply(beside, random, shape)
     if _images is None:
         return random(shape)
     rows, count = _images
@@ -78,7 +78,7 @@ def of_streams(streams: Sequence[Stream]) -> Iterator[None]:
         _streams = ()
 
 
-class _EachItsOwn(torch.autograd.Function):
+class _DrawPerModel(torch.autograd.Function):
     """Draws that ``torch.vmap`` makes one by one for the models that it runs as one."""
 
     @staticmethod

@@ -21,11 +21,6 @@ class Paired:
     below: float
 
 
-def binomial_se(rate: float, n: int) -> float:
-    """Standard error of a rate over n independent images."""
-    return sqrt(max(rate * (1 - rate), 0.0) / n) if n else nan
-
-
 def k_threshold(samples: int) -> float:
     """The largest Pareto k at which the mean of S weights is trusted, min(1 - 1/log10 S, 0.7).
 
@@ -49,7 +44,7 @@ def accuracy(confusion: Sequence[Sequence[int]]) -> tuple[float, float, int]:
     counts = np.asarray(confusion)
     n = int(counts.sum())
     rate = float(np.trace(counts) / n) if n else nan
-    return rate, binomial_se(rate, n), n
+    return rate, sqrt(rate * (1 - rate) / n) if n else nan, n
 
 
 def mean_se(values: Iterable[float]) -> tuple[float, float]:

@@ -87,8 +87,7 @@ def search(until: float) -> None:
     """Work on the trials of one study in this process, which is one of its workers, ten at a time."""
     from elbolab.config.schema import StudyConfig
     from elbolab.support import sqlite
-    from elbolab.tuning.command import run_study
-    from elbolab.tuning.loader import load_study
+    from elbolab.tuning.command import load_study, run_study
     from elbolab.tuning.mlflow_mirror import RUN_OF_STUDY
     from elbolab.tuning.optuna_storage import Job, open_study
     from elbolab.tuning.study import Study

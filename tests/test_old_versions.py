@@ -29,7 +29,7 @@ from elbolab.models import MODELS
 from elbolab.models.latent import LatentModel
 from elbolab.report.compare import compare
 from elbolab.tracking import mlflow_reader
-from elbolab.tuning.loader import load_study
+from elbolab.tuning.command import load_study
 
 FIXTURE = Path(__file__).parent / "fixtures" / "elbolab-0.1.0.tar.xz"
 VERSION = "models:/digits-vae@champion"

@@ -30,7 +30,7 @@ from elbolab.models import MODELS
 from elbolab.report.collect import Entry
 from elbolab.report.compare import compare
 from elbolab.tracking import mlflow_reader
-from elbolab.tuning.loader import load_study
+from elbolab.tuning.command import load_study
 
 TINY: dict[str, Any] = {"train_size": 40, "val_size": 20, "test_size": 20, "epochs": 1}
 SMALL: dict[str, dict[str, Any]] = {

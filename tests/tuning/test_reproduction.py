@@ -19,8 +19,7 @@ from elbolab.support.number_formats import DAGGER, MINUS, UNRELIABLE
 from elbolab.support.statistics import mean_and_half_width
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
-from elbolab.tuning.command import run_study
-from elbolab.tuning.loader import load_study
+from elbolab.tuning.command import load_study, run_study
 
 TEXT = """
 from elbolab import Chart, Line, Reproduction, Training

@@ -33,7 +33,7 @@ from elbolab.support.statistics import mean_and_half_width
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking.keys import PARENT, TRIAL
 from elbolab.training.trainer import train
-from elbolab.tuning.loader import load_study
+from elbolab.tuning.command import load_study
 from elbolab.tuning.optuna_storage import DIED, Job, open_study
 from elbolab.tuning.trial import _refuse_surplus, _SurplusError
 

@@ -225,7 +225,8 @@ def _halves(run_ids: Sequence[str], key: str) -> list[tuple[str, int, float]]:
 
 
 def _in_one_call(run_ids: Sequence[str], key: str) -> list[tuple[str, int, float]] | None:
-    """Their first ``VALUES_A_CALL`` values, which MLflow's client cannot ask for; None where the server cannot either."""
+    """Their first ``VALUES_A_CALL`` values; None from a server that does not know the call."""
+    # MLflow's client does not have it.
     store = mlflow.MlflowClient()._tracking_client.store
     if (read := getattr(store, "get_metric_history_bulk", None)) is not None:
         return [(item.run_id, item.step, item.value) for item in read(run_ids, key, VALUES_A_CALL)]

@@ -1,24 +1,70 @@
-"""Sending a journal's records to MLflow. Whatever is sent twice is there once."""
+"""Writing to MLflow: runs, and a journal's records as they are sent. Whatever is sent twice is there once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
+import mlflow
 import numpy as np
-from mlflow.entities import Dataset, DatasetInput, InputTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 from PIL import Image, ImageOps
 
 from elbolab.tracking import records
 from elbolab.tracking.journal import Journal, read_state
-from elbolab.tracking.keys import PARENT, SPOOL
-from elbolab.tracking.mlflow_runs import MlflowRuns
+from elbolab.tracking.keys import FAILURE, PARENT, RUNNING, SPOOL
+from elbolab.tracking.mlflow_reader import NOTHING, PAGE, all_pages, is_tag, prepare_store
 
 Package = Callable[[str, Path, np.ndarray], None]
 """Logs a checkpoint as a run's model: ``package(run_id, checkpoint, example)``, ``example`` uint8 (N, H, W, C)."""
 METRICS_AT_ONCE = 500
 # Of the picture that MLflow's pages show.
 PREVIEW = (256, 256)
+
+
+Value = tuple[str, float, int, int]
+"""Key, value, time in milliseconds since 1970, and step of a metric."""
+
+
+class MlflowRuns:
+    """The runs of the present server, which is first asked when they are needed.
+
+    Every method raises MlflowException where the server does not answer or refuses.
+    """
+
+    @cached_property
+    def client(self) -> mlflow.MlflowClient:
+        """MLflow's client."""
+        # To make one makes the tables of a store that has none.
+        prepare_store()
+        return mlflow.MlflowClient()
+
+    def find(self, experiment: str, tags: Mapping[str, str]) -> list[Run]:
+        """The runs of an experiment that have these tags, the oldest first."""
+        query = " and ".join(is_tag(key, value) for key, value in tags.items())
+        client = self.client
+        found = all_pages(lambda token: client.search_runs([experiment], query, max_results=PAGE, page_token=token))
+        return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+    def keep_one(self, runs: Sequence[Run]) -> Run | None:
+        """The first of runs that should be one, None of none; the others are deleted."""
+        for twin in runs[1:]:
+            self.client.delete_run(twin.info.run_id)
+        return runs[0] if runs else None
+
+    def log(
+        self,
+        run_id: str,
+        values: Iterable[Value] = (),
+        params: Mapping[str, str] = NOTHING,
+        tags: Mapping[str, str] = NOTHING,
+    ) -> None:
+        """Log all of it in one call, or none where there is nothing to log."""
+        batch = [Metric(*value) for value in values], [Param(*one) for one in params.items()]
+        marks = [RunTag(*one) for one in tags.items()]
+        if any((*batch, marks)):
+            self.client.log_batch(run_id, *batch, marks)
 
 
 class WaitingError(Exception):
@@ -143,6 +189,7 @@ class MlflowWriter:
 
     def _values(self, batch: Sequence[records.Record]) -> None:
         assert self.run_id is not None
+        client = self._runs.client
         values = [
             (key, value, record.time, record.step)
             for record in batch
@@ -155,16 +202,19 @@ class MlflowWriter:
         tags = {key: value for record in tagged for key, value in record.tags.items()}
         if params:
             # `mlflow run -P` logs its own spelling of a value (1e-3) first.
-            present = self._runs.client.get_run(self.run_id).data.params
+            present = client.get_run(self.run_id).data.params
             params = {key: value for key, value in params.items() if key not in present}
         self._runs.log(self.run_id, values, params, tags)
         last = batch[-1]
         if isinstance(last, records.Begin) and last.status is not None:
-            self._runs.reopen(self._runs.client.get_run(self.run_id))
+            client.update_run(self.run_id, RUNNING)
+            # It is resumed, and has not failed any more.
+            if FAILURE in client.get_run(self.run_id).data.tags:
+                client.delete_tag(self.run_id, FAILURE)
         if isinstance(last, records.End):
-            info = self._runs.client.get_run(self.run_id).info
+            info = client.get_run(self.run_id).info
             if records.is_newest(last, info.status, info.end_time):
-                self._runs.client.set_terminated(self.run_id, last.status, last.time)
+                client.set_terminated(self.run_id, last.status, last.time)
 
     def _file(self, batch: Sequence[records.Record]) -> None:
         assert self.run_id is not None

@@ -1,13 +1,16 @@
-"""The job of a study from the command line: begin it or go on with it, bring MLflow up to date, or finalise it."""
+"""The job of a study from the command line: read its file, begin it or go on with it, update MLflow, or finalise it."""
 
+import importlib.util
 import sys
+from pathlib import Path
 
 import optuna
 from mlflow.exceptions import MlflowException
 from optuna.exceptions import OptunaError
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from elbolab.config.schema import StudyConfig
+from elbolab.config.schema import EvaluateConfig, StudyConfig
 from elbolab.experiment.loading import choose_device, load_for
 from elbolab.registry.packaging import log_model
 from elbolab.support import sqlite
@@ -18,12 +21,40 @@ from elbolab.tracking.keys import STUDY
 from elbolab.tracking.offline import send_unfinished
 from elbolab.training.populations import BESIDE_THE_FORWARD
 from elbolab.tuning.finalise import best_trials, finalise
-from elbolab.tuning.loader import load_study
 from elbolab.tuning.mlflow_mirror import RUN_OF_STUDY, Mirror, parent_of
 from elbolab.tuning.optuna_storage import Job, open_study
-from elbolab.tuning.reproduction import Reproduction, reproduce
+from elbolab.tuning.reproduction import Reproduction, Training, reproduce
 from elbolab.tuning.study import Study
 from elbolab.tuning.workers import work_locally, work_on_ray
+
+
+def load_study(name: str) -> tuple[str, Study | Reproduction]:
+    """The name and the definition of a study: of studies/NAME.py under the working folder, or of the file NAME.
+
+    Raises UserError where there is no such file, or its code fails, or it defines no valid study.
+    """
+    path = Path(name) if name.endswith(".py") else Path("studies", f"{name}.py")
+    if not path.is_file():
+        have = ", ".join(sorted(found.stem for found in Path("studies").glob("*.py"))) or "none"
+        raise UserError(f"study={name!r} is no file {path}; studies here: {have}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ValidationError as error:
+        kinds = {kind.__name__: kind for kind in (Reproduction, Training, EvaluateConfig)}
+        explain = kinds.get(error.title, Study)._explain
+        raise UserError(f"{path}: {'; '.join(map(explain, error.errors()))}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    study = getattr(module, "STUDY", None)
+    if not isinstance(study, Study | Reproduction):
+        raise UserError(f"{path} has no STUDY = Study(...) or Reproduction(...); define one")
+    return path.stem, study
 
 
 def run_study(name: str, config: StudyConfig) -> str:

@@ -27,19 +27,27 @@ from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import PARENT, STUDY, TRIAL, VALIDATION
 from elbolab.tuning.optuna_storage import Job
-from elbolab.tuning.study import Study, with_distortion
+from elbolab.tuning.study import with_distortion
 
 
 def best_trials(job: Job, study: optuna.Study, count: int) -> list[FrozenTrial]:
-    """A trial of each of the ``count`` best configs of a study, the best first.
+    """A trial of each of the ``count`` best configs of a study, by their mean value over seeds, the best first.
 
     Raises UserError for a study with several metrics or with nothing finished.
     """
     if len(job.study.metrics) > 1:
         raise UserError(f"finalise needs a study of one metric, not of {', '.join(job.study.metrics)}")
-    if not (ranked := _ranked(job.study, study)):
+    by_config: dict[str, list[FrozenTrial]] = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        config = job.study.config_of(trial.params)
+        by_config.setdefault(config.model_dump_json(exclude={"seed"}), []).append(trial)
+    # A config of a list is judged by all of its seeds or not at all.
+    whole = [trials for trials in by_config.values() if len(trials) == len(job.study.seeds) or job.study.search]
+    if not whole:
         raise UserError(f"study {job.name!r} has no finished trial; run it first")
-    return ranked[:count]
+    highest_first = job.study.directions[0] == "maximize"
+    whole.sort(key=lambda trials: float(np.mean([trial.values for trial in trials])), reverse=highest_first)
+    return [trials[0] for trials in whole[:count]]
 
 
 def finalise(job: Job, trials: Sequence[FrozenTrial], parent: str, seeds: int) -> None:
@@ -69,19 +77,6 @@ def finalise(job: Job, trials: Sequence[FrozenTrial], parent: str, seeds: int) -
         track.log_value(pd.DataFrame(finalists), "finalists.parquet")
         track.log_value({"trial": winner, "run": chosen["run"], "model": uri, "found": summary}, "final.json")
     print(f"trial {winner}, run {chosen['run']}, registered as {uri}", *summary, sep="\n")
-
-
-def _ranked(definition: Study, study: optuna.Study) -> list[FrozenTrial]:
-    """A finished trial for each config, whatever its seed, the best mean value first."""
-    by_config: dict[str, list[FrozenTrial]] = {}
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        config = definition.config_of(trial.params)
-        by_config.setdefault(config.model_dump_json(exclude={"seed"}), []).append(trial)
-    # A config of a list is judged by all of its seeds or not at all.
-    whole = [trials for trials in by_config.values() if len(trials) == len(definition.seeds) or definition.search]
-    ranked = [(float(np.mean([trial.values for trial in trials])), trials[0]) for trials in whole]
-    ranked.sort(key=lambda pair: pair[0], reverse=definition.directions[0] == "maximize")
-    return [trial for _, trial in ranked]
 
 
 def _interval(name: str, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.keys import FAILED, FAILURE, FINISHED, KILLED, KIND, PARENT, STUDY, TRIAL
 from elbolab.tracking.mlflow_reader import address
-from elbolab.tracking.mlflow_runs import MlflowRuns
+from elbolab.tracking.mlflow_writer import MlflowRuns
 from elbolab.tracking.run import code_tags
 from elbolab.tuning.optuna_storage import DIED, SURPLUS
 from elbolab.tuning.plots import draw_study

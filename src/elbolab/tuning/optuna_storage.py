@@ -3,10 +3,11 @@
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,7 @@ class Storage(RDBStorage):
     Optuna leaves such a trial running for ever, and writes no heartbeat after one that failed.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._silent_since: dict[int, float] = {}
+    _silent_since: Mapping[int, float] = MappingProxyType({})
 
     def record_heartbeat(self, trial_id: int) -> None:
         try:

@@ -172,15 +172,11 @@ def _commit(run: RunRecord) -> str:
 def _trained(name: str, study: Reproduction, label: str, config: Config) -> str:
     """The finished run of a training, an earlier one where there is one of the same config."""
     model = study.trainings[label].model
-    wanted = _wherever({"model": model, **config.params()})
+    wanted = {"model": model, **config.params()}
     for run in mlflow_reader.find_runs("train", {"model": model}, {STUDY: name}):
-        if wanted == _wherever(run.params):
+        if {field for field, _ in wanted.items() ^ run.params.items()} <= PLACES:
             return run.id
     return train_model(model, config, {STUDY: name, TRAINING: label})
-
-
-def _wherever(params: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in params.items() if key not in PLACES}
 
 
 def _evaluated(study: Reproduction, label: str, done: dict[str, str]) -> RunRecord:

@@ -105,11 +105,6 @@ class Study(Settings):
             raise ValueError("configs and seeds must each be listed once; leave the repeated ones out")
 
     @property
-    def config_class(self) -> type[Config]:
-        """The class of the model's configs."""
-        return MODELS[self.model].Config
-
-    @property
     def space(self) -> dict[str, BaseDistribution]:
         """The range of each parameter of a trial: the searched fields, or the place in the list and the seed."""
         if self.configs:
@@ -117,7 +112,7 @@ class Study(Settings):
                 "config": CategoricalDistribution(list(range(len(self.configs)))),
                 "seed": CategoricalDistribution(list(self.seeds)),
             }
-        ranges = {name: self.config_class.search_range(name) for name in self.search}
+        ranges = {name: MODELS[self.model].Config.search_range(name) for name in self.search}
         return {name: _narrowed(name, whole, self.narrow.get(name)) for name, whole in ranges.items()}
 
     @property
@@ -157,7 +152,7 @@ class Study(Settings):
         """The config of these parameters of a trial; raises UserError where they are out of bounds."""
         if "config" in params:
             params = {**self.configs[params["config"]], "seed": params["seed"]}
-        return self.config_class.parse({**self.base, **params})
+        return MODELS[self.model].Config.parse({**self.base, **params})
 
 
 def with_distortion(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -59,14 +59,8 @@ def layers(decoder: nn.Sequential, z: Tensor, model: LatentModel) -> list[dict[s
                 layer |= {"kind": "linear"}
             case nn.ConvTranspose2d(kernel_size=(kernel, _), stride=(stride, _), padding=(padding, _)):
                 layer |= {"kind": "conv_transpose", "kernel": kernel, "stride": stride, "padding": padding}
-            case nn.ReLU():
-                layer |= {"kind": "relu"}
-            case nn.Tanh():
-                layer |= {"kind": "tanh"}
-            case nn.ELU(alpha=1.0):
-                layer |= {"kind": "elu"}
-            case nn.Sigmoid():
-                layer |= {"kind": "sigmoid"}
+            case nn.ReLU() | nn.Tanh() | nn.Sigmoid() | nn.ELU(alpha=1.0):
+                layer |= {"kind": type(module).__name__.lower()}
             case ContinuousBernoulliMean():
                 layer |= {"kind": "continuous_bernoulli"}
             case nn.Unflatten():

@@ -36,6 +36,7 @@ def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
     client = mlflow.MlflowClient()
     run = client.get_run(run_id)
     model = _model_begun(client, run)
+    own = model.model_id
     if model.status == LoggedModelStatus.READY:
         return
     # A schema of uint8 would have MLflow's server turn a pixel of 0.5 into 0 without a word; `serving` refuses it.
@@ -46,19 +47,18 @@ def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
         # What mlflow.pyfunc.log_model does, which begins a new model whenever it is called.
         mlflow.pyfunc.save_model(
             f"{folder}/model",
-            mlflow_model=MlflowModel(
-                model.artifact_location, run_id, model_id=model.model_id, model_uuid=model.model_id
-            ),
+            mlflow_model=MlflowModel(model.artifact_location, run_id, model_id=own, model_uuid=own),
             python_model=pyfunc.__file__,
             # MLflow would decode a percent sign in a plain path.
             artifacts={"checkpoint": checkpoint.absolute().as_uri()},
             code_paths=[str(Path(__file__).parent.parent)],
-            pip_requirements=_pinned(),
+            # A build's own label, as in torch 2.11.0+cpu, is on no package index.
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
             signature=ModelSignature(Schema([images]), params=ParamSchema(declared)),
             input_example=(example, params),
         )
-        client.log_model_artifacts(model.model_id, f"{folder}/model")
-    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        client.log_model_artifacts(own, f"{folder}/model")
+    client.finalize_logged_model(own, LoggedModelStatus.READY)
 
 
 def _model_begun(client: mlflow.MlflowClient, run: Run) -> LoggedModel:
@@ -77,11 +77,6 @@ def _model_begun(client: mlflow.MlflowClient, run: Run) -> LoggedModel:
     if model.model_id not in named:
         client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
     return model
-
-
-def _pinned() -> list[str]:
-    # A build's own label, as in torch 2.11.0+cpu, is on no package index.
-    return [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
 def load_model(source: str, device: str = "cpu") -> Model:

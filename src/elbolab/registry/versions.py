@@ -38,9 +38,8 @@ class Card:
         said = ["± one standard error", *([BRIEFLY] if DAGGER in figures else [])]
         if not self.counts:
             said.append(", ".join(f"{key} {tags[f'evaluation.{key}']}" for key in ("samples", "images", "seed")))
-        made = "".join(
-            f" Made {key.removeprefix(MADE)}: {reason}." for key, reason in sorted(tags.items()) if key.startswith(MADE)
-        )
+        aliases = sorted(key for key in tags if key.startswith(MADE))
+        made = "".join(f" Made {key.removeprefix(MADE)}: {tags[key]}." for key in aliases)
         return (
             f"{tags['model']} on {tags['data.name']}, {tags['observation_model']}. {figures} "
             f"({'; '.join(said)}). Run {self.run}.{made}"
@@ -150,9 +149,8 @@ def _against(card: Card, champion: ModelVersion, config: PromoteConfig) -> str:
         differences = "; ".join(f"{key} is {card.tags[key]!r} here and {other.tags[key]!r} there" for key in unlike)
         raise UserError(f"run {card.run} cannot be measured against {place}: {differences}; --force if you mean it")
     if card.figures["val"][0] < other.figures["val"][0]:
-        raise UserError(
-            f"{card.say('val')} of run {card.run} is below {other.say('val')} of {place}; --force if you mean it"
-        )
+        below = f"{card.say('val')} of run {card.run} is below {other.say('val')} of {place}"
+        raise UserError(f"{below}; --force if you mean it")
     return f"version {champion.version} before it had {other.say('val')}"
 
 

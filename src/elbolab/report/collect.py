@@ -121,11 +121,6 @@ class Variant:
     field: str
     entry: Entry
 
-    @property
-    def value(self) -> str:
-        """What the parameter is in these runs."""
-        return value_of(self.entry, self.field)
-
 
 @dataclass(frozen=True)
 class Comparison:

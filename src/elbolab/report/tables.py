@@ -248,8 +248,8 @@ def ablations_table(entries: Sequence[Entry], variants: Sequence[Variant], curve
         if mine := [variant for variant in variants if variant.base is base]:
             rows.append({"model": base.label, "field": "", "value": "", "base": "", **_outcome(base, curves)})
         for variant in mine:
-            was = value_of(base, variant.field)
-            row: Row = {"model": base.label, "field": variant.field, "value": variant.value, "base": was}
+            value, was = (value_of(one, variant.field) for one in (variant.entry, base))
+            row: Row = {"model": base.label, "field": variant.field, "value": value, "base": was}
             gap = paired(variant.entry.mean_log_px(m.TEST), base.mean_log_px(m.TEST))
             rows.append(row | _outcome(variant.entry, curves) | (asdict(gap) if gap else {}))
     return rows

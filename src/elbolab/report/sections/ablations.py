@@ -34,15 +34,14 @@ def bests(base: Entry, field: str, rows: Sequence[Row]) -> Sentence | None:
 
 def curves(comparison: Comparison, base: Entry, field: str, mine: list[Variant]) -> list[Figures]:
     """Return the validation ELBO by epoch for each value of one parameter, of the newest run of each."""
-    values = [(value_of(base, field), base)]
-    values += [(variant.value, variant.entry) for variant in mine if variant.field == field]
-    lines = [(name, entry, comparison.curves.get((entry.run.id, ELBO.at(VAL)))) for name, entry in values]
-    series = [Series(name, entry.slot, list(line), list(line.values())) for name, entry, line in lines if line]
+    entries = [base, *(variant.entry for variant in mine if variant.field == field)]
+    lines = [(entry, comparison.curves.get((entry.run.id, ELBO.at(VAL)))) for entry in entries]
+    series = [Series(value_of(one, field), one.slot, list(line), list(line.values())) for one, line in lines if line]
     if not series:
         return []
     title = f"{base.label}: validation ELBO by {field} (nats)"
     svg = plots.curves(f"{field}-{base.run.id[:8]}", title, series, plots.WIDE)
-    keys = [Ref(f"{field} {name}", entry.run.id, entry.slot) for name, entry in values]
+    keys = [Ref(f"{field} {value_of(entry, field)}", entry.run.id, entry.slot) for entry in entries]
     return [Figures("One run for each value; the first is the compared one.", keys, [svg], wide=True)]
 
 

@@ -45,16 +45,14 @@ def fidelity_blocks(comparison: Comparison) -> list[Table]:
         numbers = [shown(metric, row) for metric in FIDELITY]
         rows.append([Ref(row["model"], slot=slot), short(row["run"]), *numbers])
         if floor:
-            blocks.append(_fidelity(row["cnn_run"] or DASH, rows))
+            cnn = (row["cnn_run"] or DASH)[:8]
+            caption = (
+                "(b) Expected images at draws from the prior against as many test images, on the penultimate "
+                f"activations of cnn {cnn}. The last row, training images against the same test images, is the floor. "
+                "These numbers compare only within one cnn and one number of images, and are no FID or KID on the "
+                "Inception network. Fréchet distance and KID ± standard error are lower, the others higher, the more "
+                "alike the two sets are."
+            )
+            blocks.append(Table(f"fidelity {cnn}", caption, ["Model", "Run", *map(head, FIDELITY)], rows))
             rows = []
     return blocks
-
-
-def _fidelity(cnn: str, rows: list[list[Cell]]) -> Table:
-    caption = (
-        "(b) Expected images at draws from the prior against as many test images, on the penultimate activations of "
-        f"cnn {cnn[:8]}. The last row, training images against the same test images, is the floor. These numbers "
-        "compare only within one cnn and one number of images, and are no FID or KID on the Inception network. "
-        "Fréchet distance and KID ± standard error are lower, the others higher, the more alike the two sets are."
-    )
-    return Table(f"fidelity {cnn[:8]}", caption, ["Model", "Run", *map(head, FIDELITY)], rows)

@@ -33,18 +33,15 @@ class Reproduced:
 
 def newest_reproductions() -> list[Reproduced]:
     """The newest finished reproduction of each name, by name."""
-    newest = {
-        run.params["study"]: run for run in mlflow_reader.newest_of_each("study", {REPRODUCTION: "true"}, "study")
-    }
+    newest = mlflow_reader.newest_of_each("study", {REPRODUCTION: "true"}, "study")
     return [
-        mlflow_reader.read(
-            run.id, FOUND, lambda file, run=run: _reproduced(json.loads(file.read_bytes()), run.experiment)
-        )
-        for _, run in sorted(newest.items())
+        mlflow_reader.read(run.id, FOUND, lambda file, run=run: _reproduced(file, run.experiment))
+        for run in sorted(newest, key=lambda run: run.params["study"])
     ]
 
 
-def _reproduced(found: dict[str, Any], experiment: str) -> Reproduced:
+def _reproduced(file: Path, experiment: str) -> Reproduced:
+    found = json.loads(file.read_bytes())
     chart = Chart.parse(found["chart"]) if found.get("chart") else None
     pages = {run: mlflow_reader.page_of(experiment, run) for row in found["rows"] for run in row["runs"]}
     return Reproduced(found, chart, {run: page for run, page in pages.items() if page})
@@ -53,19 +50,13 @@ def _reproduced(found: dict[str, Any], experiment: str) -> Reproduced:
 def reproduction_blocks(reproduced: Reproduced, place: int) -> list[Block]:
     """Return the table of a reproduction beside the numbers of its source, and its figure; ``place`` is its own."""
     found = reproduced.found
-    source = f" Reported: {found['source']}." if found["source"] else ""
     shown = columns(found)
     head = ["Training", "Epochs", "Runs", *(metric if kind == "measured" else "Reported" for metric, kind in shown)]
-    rows: list[list[Cell]] = [
-        [
-            row["training"],
-            str(row["epochs"]),
-            tuple(short(run) for run in row["runs"]),
-            *(_shown(row, *column) for column in shown),
-        ]
-        for row in found["rows"]
-    ]
-    caption = f"{found['question']} {found['command']}: {facts(found)}.{source}"
+    rows: list[list[Cell]] = []
+    for row in found["rows"]:
+        cells = [_shown(row, *column) for column in shown]
+        rows.append([row["training"], str(row["epochs"]), tuple(map(short, row["runs"])), *cells])
+    caption = f"{found['question']} {found['command']}: {facts(found)}"
     blocks: list[Block] = [Table(f"reproduction {found['name']}", caption, head, rows, left=3)]
     if (chart := reproduced.chart) is not None:
         names = [Ref(name, slot=slot) for name, slot in plots.slots(chart).items()]
@@ -83,24 +74,17 @@ def summarise(table: pd.DataFrame, metrics: tuple[str, ...], references: dict[st
     """Each training's metrics: mean over seeds ± half its 95% interval, or of one seed ± its error over images."""
     rows = []
     for training, own in table.groupby("training", sort=False):
-        row: dict[str, Any] = {
-            "training": training,
-            "epochs": int(own.epochs.iloc[0]),
-            "runs": own.run.drop_duplicates().tolist(),
-            "figures": {},
-        }
-        for metric in metrics:
+        figures: dict[str, dict[str, Any]] = {}
+        for metric in [metric for metric in metrics if (own.metric == metric).any()]:
             values = own[own.metric == metric]
-            if len(values):
-                many = len(values) > 1
-                mean, error = (
-                    mean_and_half_width(values.value.tolist()) if many else (values.value.item(), values.std_err.item())
-                )
-                unreliable = bool(values.unreliable.any())
-                row["figures"][metric] = {"mean": mean, "error": error, "unreliable": unreliable, "reference": None}
+            means, (error, *_) = values.value.tolist(), values.std_err.tolist()
+            mean, error = mean_and_half_width(means) if len(means) > 1 else (means[0], error)
+            unreliable = bool(values.unreliable.any())
+            figures[metric] = {"mean": mean, "error": error, "unreliable": unreliable, "reference": None}
         for metric, value in references.get(str(training), {}).items():
-            row["figures"].setdefault(metric, {"mean": None, "error": None})["reference"] = value
-        rows.append(row)
+            figures.setdefault(metric, {"mean": None, "error": None})["reference"] = value
+        runs = own.run.drop_duplicates().tolist()
+        rows.append({"training": training, "epochs": int(own.epochs.iloc[0]), "runs": runs, "figures": figures})
     seeds = sorted(table.seed.unique().tolist())
     error = OVER_SEEDS if len(seeds) > 1 else OVER_IMAGES
     return {"metrics": list(metrics), "seeds": seeds, "error": error, "rows": rows}
@@ -133,13 +117,14 @@ def cell(row: dict[str, Any], metric: str, kind: str) -> str:
 
 
 def facts(found: dict[str, Any]) -> str:
-    """How the numbers came about, one line."""
+    """How the numbers came about, and whose are reported, one line."""
     seeds = ", ".join(map(str, found["seeds"]))
     evaluation = ", ".join(f"{key} {value}" for key, value in found["evaluation"].items())
+    source = f" Reported: {found['source']}." if found["source"] else ""
     return (
         f"seed{'s' if len(found['seeds']) > 1 else ''} {seeds}, commit {', '.join(found['commits'])}, "
         f"{found['seconds'] / 60:.0f} minutes on {', '.join(found['devices'])}"
-        f"{f'; evaluated with {evaluation}' if evaluation else ''}; ± is {found['error']}"
+        f"{f'; evaluated with {evaluation}' if evaluation else ''}; ± is {found['error']}.{source}"
     )
 
 
@@ -149,10 +134,9 @@ def markdown(found: dict[str, Any], chart: Chart | None) -> str:
     head = ["training", "epochs", *(f"`{metric}`" if kind == "measured" else "reported" for metric, kind in shown)]
     body = [[row["training"], str(row["epochs"]), *(cell(row, *column) for column in shown)] for row in found["rows"]]
     lines = [f"| {' | '.join(line)} |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
-    source = f" Reported: {found['source']}." if found["source"] else ""
     picture = ["", f"![{chart.alt}]({found['name']}.png)"] if chart else []
     note = ["", UNRELIABLE] if any(DAGGER in line for line in lines + picture) else []
-    return "\n".join([f"`{found['command']}`: {facts(found)}.{source}", "", *lines, *note, *picture])
+    return "\n".join([f"`{found['command']}`: {facts(found)}", "", *lines, *note, *picture])
 
 
 def insert(page: Path, name: str, text: str) -> bool:

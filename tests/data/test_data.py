@@ -22,7 +22,7 @@ class TestDatasets(DatasetTests):
     @pytest.fixture(params=DATASETS)
     def name(self, request: pytest.FixtureRequest) -> str:
         folder = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}.get(request.param)
-        if folder and not os.path.isdir(default_data_dir() / folder):
+        if folder and not os.path.isfile(default_data_dir() / folder / "raw" / "train-images-idx3-ubyte"):
             pytest.skip(f"the files of {request.param} are not in {default_data_dir()}")
         return request.param
 

@@ -65,17 +65,17 @@ class Storage(RDBStorage):
 def open_storage(url: str, heartbeat: int) -> RDBStorage:
     """The database at ``url``, made where there is none; raises UserError where it cannot be opened."""
     is_file = url.startswith(sqlite.PREFIX)
-    make = partial(
-        Storage,
-        url,
-        engine_kwargs={"connect_args": {"timeout": 60}} if is_file else {"pool_pre_ping": True},
-        heartbeat_interval=heartbeat,
-        grace_period=GRACE * heartbeat,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
-    )
     try:
         with sqlite.first_use(url), warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
+            make = partial(
+                Storage,
+                url,
+                engine_kwargs={"connect_args": {"timeout": 60}} if is_file else {"pool_pre_ping": True},
+                heartbeat_interval=heartbeat,
+                grace_period=GRACE * heartbeat,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
+            )
             try:
                 storage = make()
             except SQLAlchemyError:

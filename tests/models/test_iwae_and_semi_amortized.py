@@ -12,7 +12,7 @@ from elbolab.data.splits import Batch, Data
 from elbolab.models.iwae import IWAE
 from elbolab.models.latent import LatentModel
 from elbolab.models.neural import EncoderModel
-from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.models.posteriors import DiagonalGaussian, Posterior
 from elbolab.models.semi_amortized import SemiAmortized
 from elbolab.training.trainer import train
 
@@ -92,7 +92,7 @@ def test_both_gradients_have_one_expectation_and_dreg_less_variance(digits: Data
 # semi_amortized
 
 
-def bound(model: LatentModel, batch: Batch, q: DiagonalGaussian) -> Tensor:
+def bound(model: LatentModel, batch: Batch, q: Posterior) -> Tensor:
     with torch.no_grad():
         return model.bound(batch.x, q, 300, torch.Generator().manual_seed(1))
 

@@ -110,8 +110,8 @@ class Served(PythonModel):
     op                  gives
     ==================  ===============================================================================================
     reconstruct         expected images (N, H, W, C) in [0, 1]
-    encode              the parameters of q(z | x) by the model's declared inference: {"mean": (N, D), "log_var": (N, D)},
-                        or {"mean": (N, D), "scale_tril": (N, D, D)} of a full covariance
+    encode              q(z | x) by the model's declared inference: {"mean": (N, D), "log_var": (N, D)},
+                        or of a full covariance {"mean": (N, D), "scale_tril": (N, D, D)}
     sample              expected images (n, H, W, C) at ``n`` draws from the prior; the images given are not looked at
     log_px              {"log_px": (N,), "std_err": (N,), "ess": (N,)} in nats from ``samples`` importance samples;
                         no ess where log p(x) is exact

@@ -30,9 +30,9 @@ def said(line: str) -> str:
 def insert(file: Path, name: str, line: str, above: str = "") -> None:
     """Put ``line`` into the mapping ``name`` of a file, and ``above`` before the mapping."""
     text = file.read_text()
-    start = re.search(rf"^{name}\b.* = .*[{{(]\n", text, re.MULTILINE)
-    assert start is not None
-    file.write_text(f"{text[: start.start()]}{above}\n\n{start[0]}    {line},\n{text[start.end() :]}")
+    mapping = re.search(rf"^{name}\b.* = .*[{{(]\n(?:    .*\n)*", text, re.MULTILINE)
+    assert mapping is not None
+    file.write_text(f"{text[: mapping.start()]}{above}\n\n{mapping[0]}    {line},\n{text[mapping.end() :]}")
 
 
 @pytest.fixture
@@ -59,8 +59,7 @@ def python(copy: Path, module: str, *arguments: str) -> str:
 def test_what_the_page_adds_keeps_its_promises_and_is_trained_and_evaluated(copy: Path):
     (copy / "models" / "linear_vae.py").write_text(code("A model"))
     (copy / "models" / "priors" / "laplace.py").write_text(code("A prior"))
-    above = "from elbolab.models.priors.laplace import Laplace"
-    insert(copy / "models" / "priors" / "__init__.py", "PRIORS", said('"laplace": Laplace'), above)
+    insert(copy / "models" / "priors" / "__init__.py", "PRIORS", said('laplace="Laplace"'))
     insert(copy / "data" / "readers.py", "DATASETS", said('"digits8": _digits8'), code("A dataset"))
     (copy / "evaluation" / "posterior_std.py").write_text(code("An evaluator"))
     above = "from elbolab.evaluation.posterior_std import posterior_std"

@@ -48,6 +48,9 @@ def foreign_uses() -> Iterator[tuple[str, str]]:
     nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
     own = {node.name for _, node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     own |= {node.attr for _, node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    own |= {
+        node.target.id for _, node in nodes if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
     for path, node in nodes:
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             inherited = isinstance(node.value, ast.Call) and ast.unparse(node.value) == "super()"

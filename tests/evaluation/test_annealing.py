@@ -12,7 +12,8 @@ from elbolab.evaluation import Evaluation
 from elbolab.evaluation.annealing import ACCEPTANCE, PriorStart, annealed_estimate, betas, bidirectional_bounds
 from elbolab.evaluation.importance_sampling import importance_estimate
 from elbolab.evaluation.inference_gap import best_of_family, gap
-from elbolab.models.posteriors import DiagonalGaussian, FullGaussian
+from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.models.posteriors.full import FullGaussian
 from elbolab.models.ppca import PPCA, PPCAConfig
 
 

@@ -26,7 +26,7 @@ from elbolab.models.cnn import CNN
 from elbolab.models.objectives import Terms, elbo, iw_bound
 from elbolab.models.posteriors import DiagonalGaussian
 from elbolab.models.ppca import PPCA, PPCAConfig, fit_ppca
-from elbolab.models.priors import StandardNormal
+from elbolab.models.priors.normal import StandardNormal
 from elbolab.support.statistics import k_threshold
 
 

@@ -21,8 +21,10 @@ from elbolab.evaluation.representation import mutual_information, representation
 from elbolab.models import MODELS
 from elbolab.models.fitting import choose, fit_posterior
 from elbolab.models.latent import LatentModel
-from elbolab.models.posteriors import POSTERIORS, DiagonalGaussian, FullGaussian, Posterior
-from elbolab.models.priors import PRIORS, Mixture, Prior
+from elbolab.models.posteriors import POSTERIORS, DiagonalGaussian, Posterior
+from elbolab.models.posteriors.full import FullGaussian
+from elbolab.models.priors import PRIORS, Prior
+from elbolab.models.priors.mixture import Mixture
 from elbolab.registry.pyfunc import Served
 from elbolab.support.errors import UserError
 from elbolab.training.checkpoint import load_checkpoint

@@ -1,12 +1,12 @@
-"""The priors by name: a new one is a file here and a line in ``PRIORS``."""
+"""The priors by name: a new one is a file here, of that name, and a line in ``PRIORS``."""
 
 from elbolab.models.priors.base import Prior
-from elbolab.models.priors.mixture import Mixture
-from elbolab.models.priors.normal import StandardNormal
+from elbolab.support.lazy_classes import LazyClasses
 
-PRIORS: dict[str, type[Prior]] = {
-    "normal": StandardNormal,
-    "mixture": Mixture,
-}
+PRIORS: LazyClasses[Prior] = LazyClasses(
+    __name__,
+    normal="StandardNormal",
+    mixture="Mixture",
+)
 
-__all__ = ["PRIORS", "Mixture", "Prior", "StandardNormal"]
+__all__ = ["PRIORS", "Prior"]

@@ -166,21 +166,22 @@ def exact_log_px(model: Any, prior: Any, x: torch.Tensor) -> torch.Tensor:
 
 def test_annealing_and_bounds_from_both_sides_hold_under_a_mixture_prior():
     model, prior = linear_mixture()
-    z = prior.sample((40,), seeded())
+    z = prior.sample((24,), seeded())
     with torch.no_grad():
         x = model.likelihood.sample(model.decode(z), seeded(1))
     exact = exact_log_px(model, prior, x)
     start = PriorStart(prior, len(x))
-    config = EvaluateConfig(ais_chains=32, ais_distributions=200, ais_leapfrog=5)
+    config = EvaluateConfig(ais_chains=16, ais_distributions=100, ais_leapfrog=5)
     found = annealed_estimate(model, x, start, config, seeded(2))
     assert abs((found.log_px - exact).mean()) < 4 * found.std_err.square().mean().sqrt() / math.sqrt(len(x)) + 0.01
     few = EvaluateConfig(ais_chains=4, ais_distributions=20, ais_leapfrog=5)
     lower, upper = bidirectional_bounds(model, x, z, start, few, seeded(3))
     assert lower.mean() < exact.mean() < upper.mean()
     # Importance sampling from a wide Gaussian finds the same.
-    mean, variance = (value.expand(len(x), -1) for value in prior.moments())
-    plain = importance_estimate(model, x, DiagonalGaussian(mean, variance.log()), 50_000, seeded(4))
-    torch.testing.assert_close(plain.log_px.float(), exact, atol=0.3, rtol=0)
+    mean, variance = (value.expand(8, -1) for value in prior.moments())
+    plain = importance_estimate(model, x[:8], DiagonalGaussian(mean, variance.log()), 100_000, seeded(4))
+    error = plain.log_px.float() - exact[:8]
+    assert (error.abs() < 4 * plain.std_err.float() + 0.01).all()
 
 
 def test_a_fit_finds_the_posterior_under_a_mixture_of_one_component():
@@ -254,7 +255,7 @@ def test_a_learned_prior_and_a_full_covariance_do_not_lose(digits: Data, tmp_pat
     """On images that are learnt by heart the training ELBO of the wider choice is not below."""
     ends = {}
     for posterior, prior in PAIRS:
-        fields = {"posterior": posterior, "prior": prior, "epochs": 60, "hidden": 32}
+        fields = {"posterior": posterior, "prior": prior, "epochs": 25, "hidden": 32}
         (folder := tmp_path / f"{posterior}-{prior}").mkdir()
         _, events = trained("latent_opt", digits, folder, **fields)
         ends[posterior, prior] = np.mean([event.metrics["train/elbo"] for event in events[-5:]])

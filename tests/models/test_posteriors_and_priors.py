@@ -312,4 +312,6 @@ def test_ppca_has_the_only_prior_and_family_of_which_its_closed_form_is_known():
             MODELS["ppca"].Config.parse(fields)
     with pytest.raises(UserError, match="'normal' or 'mixture'"):
         MODELS["vae"].Config.parse({"prior": "vamp"})
+    with pytest.raises(UserError, match=r"posterior='full' at latent_dim=10000 takes 50,015,000 numbers an image"):
+        MODELS["vae"].Config.parse({"posterior": "full", "latent_dim": 10_000})
     assert set(MODELS["vae"].Config.search_range("posterior").choices) == set(POSTERIORS)  # pyright: ignore

@@ -1,11 +1,11 @@
 """The contract of latent-variable models: likelihood, prior, posterior family, inference, and three log-densities."""
 
 from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from elbolab.config.limits import WIDEST
@@ -17,6 +17,8 @@ from elbolab.models.objectives import Terms, elbo
 from elbolab.models.posteriors import POSTERIORS, Posterior
 from elbolab.models.priors import PRIORS, Prior
 
+# Of the posterior of one image: a network's last layer for so many is 1 GB of weights.
+MOST_NUMBERS = 1_000_000
 BINARISED = {"once": "pixels binarised once", "half": "pixels binarised at a half"}
 
 
@@ -35,6 +37,15 @@ class LatentConfig(Config):
     posterior: Annotated[Literal[tuple(POSTERIORS)], CategoricalDistribution(tuple(POSTERIORS))] = "diagonal"  # pyright: ignore
     """Family of the posteriors q(z | x): Gaussians with a diagonal covariance, or with a full one, which takes
     D (D + 3) / 2 numbers an image for D latent dimensions."""
+
+    @model_validator(mode="after")
+    def _posterior_of_a_size(self) -> Self:
+        if (width := POSTERIORS[self.posterior].width(self.latent_dim)) > MOST_NUMBERS:
+            raise ValueError(
+                f"posterior={self.posterior!r} at latent_dim={self.latent_dim} takes {width:,} numbers an image, more than "
+                f"{MOST_NUMBERS:,}; lower latent_dim"
+            )
+        return self
 
 
 class LatentModel(Model):

@@ -45,6 +45,7 @@ reproduce: .venv/installed
 # The versions that were tested.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "elbolab needs Python 3.11 or newer; set PYTHON")'
+	@echo "Installing into .venv: torch is large, this takes some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	$(BIN)/mlflow db upgrade "sqlite:///mlflow.db"

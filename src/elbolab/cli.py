@@ -159,7 +159,7 @@ def _explore(config: "schema.ExploreConfig", run: tuple[str, ...]) -> None:
 
 
 def _main(given: "schema.SuiteConfig") -> None:
-    """Train cnn, vae, latent_opt and ppca, evaluate every run, and write the report."""
+    """Train cnn, vae, latent_opt (from three starts) and ppca, evaluate every run, and write the report."""
     from elbolab.experiment.suite import run_all
 
     click.echo(f"report: {run_all(given)}")

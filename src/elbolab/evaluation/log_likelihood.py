@@ -48,7 +48,7 @@ def likelihood(evaluation: Evaluation) -> Results:
         metrics,
         {"evaluation.posterior": model.inference},
         {
-            "likelihood.parquet": table.drop(columns=list(CURVE), errors="ignore"),
+            "likelihood.parquet": table.drop(columns=_counts(evaluation), errors="ignore"),
             "curve.parquet": _curve(table),
             "examples.npz": _examples(model, evaluation),
         },
@@ -94,13 +94,19 @@ def _rows(model: LatentModel, evaluation: Evaluation, batch: Batch, name: str, e
         "log_px_constant": constant,
     }
     if estimate.log_w is not None:
-        columns |= {count: bound(estimate.log_w, count) for count in CURVE if count <= len(estimate.log_w)}
+        columns |= {count: bound(estimate.log_w, count) for count in _counts(evaluation)}
     return image_rows(batch, name, columns)
+
+
+def _counts(evaluation: Evaluation) -> list[int]:
+    """The numbers of samples of the curve, up to those that are drawn."""
+    samples = evaluation.config.samples
+    return [*(count for count in CURVE if count < samples), samples]
 
 
 def _curve(table: pd.DataFrame) -> pd.DataFrame:
     """The mean bound over the images by the number of samples in it, up to those that were drawn."""
-    columns = [count for count in CURVE if count in table]
+    columns = [column for column in table if isinstance(column, int)]
     bounds = table.melt(["split", "posterior"], columns, "samples", "bound")
     groups = bounds.groupby(["split", "posterior", "samples"], as_index=False)
     return groups.agg(log_px=("bound", "mean"), log_px_se=("bound", "sem"))

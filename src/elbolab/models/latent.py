@@ -42,8 +42,8 @@ class LatentConfig(Config):
     def _posterior_of_a_size(self) -> Self:
         if (width := POSTERIORS[self.posterior].width(self.latent_dim)) > MOST_NUMBERS:
             raise ValueError(
-                f"posterior={self.posterior!r} at latent_dim={self.latent_dim} takes {width:,} numbers an image, more than "
-                f"{MOST_NUMBERS:,}; lower latent_dim"
+                f"posterior={self.posterior!r} at latent_dim={self.latent_dim} takes {width:,} numbers an image, more "
+                f"than {MOST_NUMBERS:,}; lower latent_dim"
             )
         return self
 

@@ -26,7 +26,7 @@ class DeepLatentConfig(LatentConfig):
     activation: Annotated[Literal["relu", "tanh", "elu"], CategoricalDistribution(["relu", "tanh", "elu"])] = "relu"
     """Nonlinearity between the layers of either kind."""
     prior_components: Annotated[int, Field(gt=0, le=WIDEST), IntDistribution(2, 100, log=True)] = 10
-    """Components of a mixture prior."""
+    """Components of a mixture prior; other priors have none."""
     start: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_]+$")] | None = None
     """Run whose trained nets are the first ones: decoder, prior and, where both have one, encoder [default: drawn by
     seed]."""

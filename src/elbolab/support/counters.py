@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 # Evaluations of seconds show nothing, longer ones a line so often.
-FIRST_SECONDS, SECONDS_A_LINE = 5, 60
+FIRST_SECONDS, SECONDS_A_LINE = 5, 10
 
 
 @contextmanager

@@ -57,8 +57,8 @@ def gallery(comparison: Comparison) -> list[b.Gallery]:
         cells += [(None, number(numbers.get((one.text, index), {}).get("log_px"))) for one in floor]
         rows.append((digit, index, single(first["originals"][place], f"original {digit}"), cells))
     caption = (
-        "(a) Single test images: reconstruction and log p(x) in nats ± noise of the estimate; constant: what the image "
-        "is worth if the mean training image is what it is decoded to."
+        "(a) Single test images: reconstruction and log p(x) in nats ± noise of the estimate; constant: log p(x) if "
+        "every image is decoded to the mean training image."
     )
     return [b.Gallery(caption, [*map(b.ref, entries), *floor], rows)]
 

@@ -114,10 +114,10 @@ def pair_blocks(comparison: Comparison) -> list[Block]:
         "of them that each explains better. The interval is over images, for these trainings as they are."
         f"{averaged}"
     )
-    heads = ["Model", "Run", "Less", "Run", "Split", "Images", "Difference", "95% interval", "First better"]
+    heads = ["Model", "Run", "Minus", "Run", "Split", "Images", "Difference", "95% interval", "First better"]
     said = [
         sentences.pair(row, entries)
         for row in comparison.tables["pairs"]
         if row["other"] == comparison.latents[0].label
     ]
-    return [Table("pairs", caption, [*heads, "Less better"], rows, left=5), *b.notes(*said)] if rows else []
+    return [Table("pairs", caption, [*heads, "Second better"], rows, left=5), *b.notes(*said)] if rows else []

@@ -157,7 +157,7 @@ def test_a_run_alone_lacks_its_evaluation_and_no_other_model(store: Store, tmp_p
     run = store.train(model, sigma=0.4, likelihood="gaussian")
     html = compare(CompareConfig(out=tmp_path / "report")).read_text()
     assert re.findall(r'<p class="missing">.*?</p>', html) == [
-        f'<p class="missing"><b>Missing.</b> {model} has not been evaluated. Make it with '
+        f'<p class="missing"><b>Missing.</b> {model} has not been evaluated. Run '
         f"<code>elbolab evaluate {run}</code></p>"
     ]
     assert html.count('<div class="card"') == 1

@@ -174,11 +174,10 @@ def kept(row: Row) -> str:
 
 def unevaluated(entries: Sequence[Entry]) -> list[Missing]:
     """Return a notice for each of the entries that lacks an evaluation, or one by a classifier."""
-    lacking = "was evaluated without a classifier: on these data none was trained before (`elbolab cnn`)"
     return [
         Missing(
-            f"{entry.label} {lacking if entry.evaluated else 'has not been evaluated'}.",
-            f"elbolab evaluate {entry.run.id}",
+            f"{entry.label} {'was evaluated without a classifier' if entry.evaluated else 'has not been evaluated'}.",
+            f"elbolab evaluate {entry.run.id}{' --classifier RUN_OF_A_CNN' if entry.evaluated else ''}",
         )
         for entry in entries
         if not entry.classes

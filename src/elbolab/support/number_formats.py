@@ -6,7 +6,7 @@ DASH = "\u2013"
 MINUS = "\u2212"
 DAGGER = "\u2020"
 UNRELIABLE = (
-    f"{DAGGER} Unreliable: the Pareto k of the importance weights (for one image its own k, for a mean the k of more than "
+    f"{DAGGER} Unreliable: the Pareto k of the importance weights (for one image its own, for a mean that of more than "
     "half of its images) is above min(1 - 1/log10 S, 0.7) for S samples. In many dimensions plain sampling from q then "
     "has a large downward bias, which the standard error, taken from the same samples, does not show."
 )

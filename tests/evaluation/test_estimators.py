@@ -259,8 +259,12 @@ def test_the_curve_is_the_mean_bound_at_every_number_of_samples(digits: Data):
         for samples in (10, 100, 1000):
             groups = log_w.unflatten(0, (-1, samples)).exp().mean(1).log()
             assert own.log_px[samples] == pytest.approx(groups.mean().item())
-    fewer = likelihood(Evaluation(model, digits, EvaluateConfig(samples=150, images=3))).files["curve.parquet"]
-    assert sorted(set(fewer.samples)) == [1, 10, 100]
+    fewer = likelihood(Evaluation(model, digits, EvaluateConfig(samples=150, images=3)))
+    curve = fewer.files["curve.parquet"].set_index(["split", "posterior", "samples"])
+    for split in digits.splits:
+        own = curve.loc[(split, "encoder")]
+        assert own.index.tolist() == [1, 10, 100, 150]
+        assert own.log_px[150] == pytest.approx(fewer.metrics[f"{split}/log_px"])
 
 
 @pytest.mark.parametrize(("latent_dim", "seed"), [(4, 0), (10, 1), (20, 2)])

@@ -18,7 +18,7 @@ def keys(metric: Metric) -> list[str]:
 
 
 def ends(metric: Metric) -> list[str]:
-    """The names of a metric's error and doubt, an ellipsis in the place of its own."""
+    """The suffixes of the keys of a metric's error and doubt, such as `…_se`."""
     return [f"`{name.format('…')}`" for name in (*metric.errors, metric.doubt) if name]
 
 

@@ -430,7 +430,7 @@ def test_ctrl_c_before_the_server_answers_ends_the_run(
     with pytest.raises(KeyboardInterrupt):
         train_model("vae", CONFIG)
     (folder,) = UNFINISHED.glob("*")
-    assert f"`elbolab resume {folder.name}` goes on with it" in capsys.readouterr().err
+    assert f"`elbolab resume {folder.name}` resumes it" in capsys.readouterr().err
     wire.mode = "pass"
     send_unfinished(log_model)
     assert mlflow_reader.get_run(read_state(folder)["run_id"]).status == "KILLED"

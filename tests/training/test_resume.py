@@ -55,7 +55,7 @@ def killed_trainings(store: Path, model: str, times: int, when: str, epochs: int
 def test_killed_trainings_end_like_one_that_was_not(store: Path, model: str, times: int, when: str, epochs: int):
     done = killed_trainings(store, model, times, when, epochs)
     assert done["kills"] == times
-    # Those that were gone on with, and those in which a state had been written before.
+    # Those that were resumed, and those in which a state had been written before.
     assert done["resumed"] >= times // 2
     assert done["with_state"] >= times // 2
     assert done["expected"]["status"] == "FINISHED"
@@ -197,7 +197,7 @@ def stopped(store: Path, number: signal.Signals) -> str:
 
 def test_an_interrupted_run_goes_on_with_its_own_parameters_or_not_at_all(command: Command, store: Path):
     said = stopped(store, signal.SIGTERM)
-    found = re.search(r"`elbolab resume (\w+)` goes on with it", said)
+    found = re.search(r"`elbolab resume (\w+)` resumes it", said)
     assert found, said
     run_id = found[1]
     assert mlflow_reader.get_run(run_id).status == "KILLED"
@@ -205,7 +205,7 @@ def test_an_interrupted_run_goes_on_with_its_own_parameters_or_not_at_all(comman
         resume(run_id, "vae", {"lr": 0.5})
     with pytest.raises(UserError, match="model=cnn was vae"):
         resume(run_id, "cnn")
-    with pytest.raises(UserError, match="run 'nothing' has nothing to go on with"):
+    with pytest.raises(UserError, match="run 'nothing' has nothing to resume"):
         resume("nothing")
     # While one process is at it no other may be.
     folder = find_unfinished(run_id)
@@ -270,7 +270,7 @@ def test_a_training_of_several_processes_is_not_gone_on_with(
         patch.setattr(tracking.RunWriter, "report", break_down)
         with pytest.raises(RuntimeError, match="the roof"):
             train_model("vae", MODELS["vae"].Config.parse({**TINY, "epochs": 1}))
-    assert "goes on with it" not in capsys.readouterr().err
+    assert "resumes it" not in capsys.readouterr().err
     (run,) = mlflow.MlflowClient().search_runs(["0"])
     with pytest.raises(UserError, match=f"run {run.info.run_id} was trained by 2 processes, .* --new-run`$"):
         resume(run.info.run_id)

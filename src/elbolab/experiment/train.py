@@ -1,4 +1,4 @@
-"""Train a model and track it as a run, or go on with a run whose training was interrupted."""
+"""Train a model and track it as a run, or resume a run whose training was interrupted."""
 
 import os
 from pathlib import Path
@@ -51,7 +51,7 @@ def prepare(name: str, config: Config, backend: Backend | None = None) -> tuple[
 def train_model(name: str, config: Config, tags: dict[str, str] | None = None, folder: Path | None = None) -> str:
     """Train the model ``name`` and track it as a run, with ``tags`` beside its own, whose id is returned.
 
-    With the ``folder`` of an unfinished run of this config it goes on with that run. Of several processes that
+    With the ``folder`` of an unfinished run of this config it resumes that run. Of several processes that
     torchrun started the first tracks, and the others return "". Raises UserError where one would be without images in
     every step, or where the data are not those that the unfinished run began with.
     """
@@ -105,10 +105,10 @@ def resume(run_id: str, model: str | None = None, fields: dict[str, Any] | None 
     working folder has no such run, another process is at it, or it was trained by several.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        raise UserError("to go on with a run is the work of one process; start it without torchrun")
+        raise UserError("a run is resumed by one process; start it without torchrun")
     if (folder := find_unfinished(run_id)) is None:
         raise UserError(
-            f"run {run_id!r} has nothing to go on with in {UNFINISHED.absolute()}: it is finished, or was "
+            f"run {run_id!r} has nothing to resume in {UNFINISHED.absolute()}: it is finished, or was "
             "begun in another folder; go there"
         )
     params, tags = begun(folder)

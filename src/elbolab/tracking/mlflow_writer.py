@@ -1,4 +1,4 @@
-"""Writing to MLflow: runs, and a journal's records as they are sent. Whatever is sent twice is there once."""
+"""Writing to MLflow: runs, and a journal's records as they are sent. What is sent twice is stored once."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property

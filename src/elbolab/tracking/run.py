@@ -228,7 +228,7 @@ def _say_what_is_left(run: RunWriter, problem: Exception | None) -> None:
         line = f"{left} records of run {run.id} are not on {address()}{why}; `elbolab sync` sends them"
         print(f"elbolab: {line} from {run.folder}", file=sys.stderr, flush=True)
     if can_be_resumed(run.journal) and PROCESSES not in begun(run.folder)[1]:
-        print(f"elbolab: `elbolab resume {run.id}` goes on with it", file=sys.stderr, flush=True)
+        print(f"elbolab: `elbolab resume {run.id}` resumes it", file=sys.stderr, flush=True)
 
 
 def code_tags() -> dict[str, str]:

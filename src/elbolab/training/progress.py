@@ -30,5 +30,5 @@ class Progress:
             position = f"epoch {event.epoch}/{event.epochs}"
             print(f"{self.name}: {position}, {loss}, {event.seconds_left:.0f} s left", file=sys.stderr, flush=True)
         self.bar.set_postfix_str(loss, refresh=False)
-        # A training that is gone on with has epochs behind it.
+        # A resumed training has some epochs behind it.
         self.bar.update(event.epoch - self.bar.n)

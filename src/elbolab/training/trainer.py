@@ -93,7 +93,7 @@ def train(
                 at.means.add(own, step.loss, model.metrics(step.terms), model.score(step.terms))
                 at.step += 1
                 at.seconds = time.perf_counter() - began
-                # A training of several processes is not gone on with.
+                # A training of several processes cannot be resumed.
                 if interruption or (backend.processes == 1 and states.due()):
                     states.save(at)
                 interruption.heed()

@@ -22,7 +22,7 @@ import torch
 from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
 from elbolab.registry.packaging import log_model
-from elbolab.tracking import mlflow_reader
+from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.journal import journals
 from elbolab.tracking.offline import UNFINISHED, begun, send_unfinished
 from elbolab.training import checkpoint, resume_state
@@ -95,7 +95,7 @@ def outcome(run_id: str) -> dict[str, Any]:
     return {
         "status": run.status,
         "weights": [
-            digest(mlflow_reader.read(run_id, f"checkpoints/{name}.safetensors", checkpoint.read)[0])
+            digest(artifacts.read(run_id, f"checkpoints/{name}.safetensors", checkpoint.read)[0])
             for name in ("last", "best")
         ],
         "history": {
@@ -103,7 +103,7 @@ def outcome(run_id: str) -> dict[str, Any]:
             for key in sorted(run.metrics)
             if key != "train/images_per_s"
         },
-        "images": sorted(mlflow_reader.step_images(run_id, "samples")) if "cnn" not in run.params["model"] else [],
+        "images": sorted(artifacts.step_images(run_id, "samples")) if "cnn" not in run.params["model"] else [],
     }
 
 

@@ -20,7 +20,7 @@ from elbolab.data.splits import load_data
 from elbolab.experiment.suite import run_all
 from elbolab.models.latent import LatentModel
 from elbolab.support.errors import UserError
-from elbolab.tracking import mlflow_reader
+from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.keys import PARENT
 
 TINY = ["--train-size", "40", "--val-size", "10", "--test-size", "10", "--epochs", "1"]
@@ -41,7 +41,7 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
     assert run.params["lr"] == "0.001"
     for tag in ("data.digest", "data.name", "observation_model", "device"):
         assert run.tags[tag]
-    config = json.loads(mlflow_reader.read(run_id, "config.json", Path.read_text))
+    config = json.loads(artifacts.read(run_id, "config.json", Path.read_text))
     assert config["latent_dim"] == 4
 
     history = mlflow_reader.history([run_id])
@@ -53,8 +53,8 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
     assert last["val/loss"] == pytest.approx(-last["val/elbo"], rel=1e-5)
 
     for key in ("reconstructions_train", "reconstructions_val", "samples"):
-        assert list(mlflow_reader.step_images(run_id, key)) == [1, 5]
-    assert set(mlflow_reader.list_artifacts(run_id, "checkpoints")) == {
+        assert list(artifacts.step_images(run_id, key)) == [1, 5]
+    assert set(artifacts.list_artifacts(run_id, "checkpoints")) == {
         "checkpoints/best.safetensors",
         "checkpoints/last.safetensors",
     }
@@ -195,14 +195,14 @@ def test_every_entry_point_by_mlflow_run(store: Path):
     # The parent logs 1e-3 as it was typed; the value that was used is in config.json.
     vae = by_model["vae"].id
     assert by_model["vae"].params["lr"] == "1e-3"
-    assert json.loads(mlflow_reader.read(vae, "config.json", Path.read_text))["lr"] == 0.001
+    assert json.loads(artifacts.read(vae, "config.json", Path.read_text))["lr"] == 0.001
 
     done = mlflow_run(store, "evaluate", f"run={vae}", "samples=10", "images=10")
     assert done.returncode == 0, done.stderr
     evaluated = mlflow_reader.get_run(vae)
     assert evaluated.metrics["test/log_px"] < 0
     assert evaluated.tags["evaluation.cnn_run"] == by_model["cnn"].id
-    table = mlflow_reader.read(vae, "evaluation/likelihood.parquet", pd.read_parquet)
+    table = artifacts.read(vae, "evaluation/likelihood.parquet", pd.read_parquet)
     assert len(table) == 30
 
     done = mlflow_run(store, "compare", f"out={store / 'out'}")

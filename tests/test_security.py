@@ -42,7 +42,7 @@ from elbolab.registry.versions import register
 from elbolab.report.compare import compare
 from elbolab.report.sections.reproductions import FOUND
 from elbolab.support.errors import UserError, redacted
-from elbolab.tracking import mlflow_reader
+from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.keys import REPRODUCTION
 from elbolab.training.checkpoint import load_checkpoint
 
@@ -110,7 +110,7 @@ def elbolab(folder: Path, *arguments: str, **environment: str) -> subprocess.Com
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
-def artifacts(run: str) -> Path:
+def artifact_folder(run: str) -> Path:
     """Where the artifacts of a run lie on this machine."""
     return Path(str(mlflow.get_run(run).info.artifact_uri).removeprefix("file://"))
 
@@ -183,7 +183,7 @@ def test_a_dataset_of_objects_is_refused(tmp_path: Path):
 def test_a_pickle_among_what_a_report_is_made_of_is_refused(
     trained: tuple[Path, str], planted: Callable[[Path], Path], tmp_path: Path, name: str
 ):
-    marker = planted(artifacts(trained[1]) / name)
+    marker = planted(artifact_folder(trained[1]) / name)
     # No cnn judged the run, and a file that its evaluation does not claim is not read.
     claim = partial(mlflow.MlflowClient().log_metric, trained[1], "test/class_preservation")
     claim(1.0)
@@ -197,7 +197,7 @@ def test_a_pickle_among_what_a_report_is_made_of_is_refused(
 def test_a_pickle_in_place_of_a_picture_is_refused(
     trained: tuple[Path, str], planted: Callable[[Path], Path], tmp_path: Path
 ):
-    picture = next(artifacts(trained[1]).glob("images/samples*.png"))
+    picture = next(artifact_folder(trained[1]).glob("images/samples*.png"))
     marker = planted(picture)
     with pytest.raises(UserError, match="is no picture"):
         compare(CompareConfig(out=tmp_path / "report"))
@@ -207,7 +207,7 @@ def test_a_pickle_in_place_of_a_picture_is_refused(
 def test_objects_within_tables_and_arrays_stay_bytes(
     trained: tuple[Path, str], planted: Callable[[Path], Path], tmp_path: Path
 ):
-    evaluation = artifacts(trained[1]) / "evaluation"
+    evaluation = artifact_folder(trained[1]) / "evaluation"
     marker = planted(evaluation / "examples.npz")
     np.savez(evaluation / "examples.npz", index=np.array([Trap(marker)], dtype=object))
     with pytest.raises(UserError, match=r"examples\.npz' of run .* Object arrays cannot be loaded"):
@@ -337,16 +337,16 @@ def malicious(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Mal
 @pytest.mark.parametrize("root", ["mlflow-artifacts:/0/run/artifacts", "file://{store}/one/two/artifacts"])
 def test_artifacts_stay_in_their_folder(store: Path, malicious: type[Malicious], path: str, root: str):
     malicious.listed, malicious.root = path, root.format(store=store)
-    mlflow_reader._ARTIFACT_URIS.clear()
+    mlflow_reader.ARTIFACT_URIS.clear()
     (store / "one" / "two" / "artifacts").mkdir()
     (store / "one" / "escaped").write_text("of another folder")
     with pytest.raises(UserError, match="has no artifact"):
-        mlflow_reader.read(RUN, path, Path.read_bytes)
+        artifacts.read(RUN, path, Path.read_bytes)
     with pytest.raises(UserError, match=r"has no trained model|is not a checkpoint"):
         load_model(RUN)
     if root.startswith("mlflow-artifacts"):
         with pytest.raises(UserError, match=r"cannot be listed .* Invalid path"):
-            mlflow_reader.step_images(RUN, "samples")
+            artifacts.step_images(RUN, "samples")
     assert [file.read_text() for file in store.rglob("*escaped*") if file.is_file()] == ["of another folder"]
     assert not list(Path("/tmp").glob("escaped"))
 

@@ -29,7 +29,7 @@ from elbolab.experiment.train import train_model
 from elbolab.models import MODELS
 from elbolab.report.collect import Entry
 from elbolab.report.compare import compare
-from elbolab.tracking import mlflow_reader
+from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tuning.command import load_study
 
 TINY: dict[str, Any] = {"train_size": 40, "val_size": 20, "test_size": 20, "epochs": 1}
@@ -158,7 +158,7 @@ def test_an_evaluation_takes_the_place_of_the_one_before_it(trained: dict[str, s
     assert all(metrics[key] == value for key, value in found.items())
     assert not {"test/inference_gap", "test/log_px_se", "train/pareto_k_table", "test/kid"} & metrics.keys()
     # The file is still there.
-    assert "evaluation/gap.parquet" in mlflow_reader.list_artifacts(run, "evaluation")
+    assert "evaluation/gap.parquet" in artifacts.list_artifacts(run, "evaluation")
     page = compare(CompareConfig(run=(run,))).read_text()
     assert "Inference gap" not in page
     assert not re.search(r">\s*(nan|None|± nan)", re.sub(r'"data:[^"]*"', "", page))

@@ -29,7 +29,7 @@ from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
 from elbolab.registry.packaging import log_model
 from elbolab.support.errors import UserError
-from elbolab.tracking import mlflow_reader
+from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.journal import Journal, read_state
 from elbolab.tracking.keys import SPOOL
@@ -162,9 +162,9 @@ def complete(run_id: str) -> None:
     client = mlflow.MlflowClient()
     for key in ("train/loss", "val/elbo", "val/kl", "train/images_per_s"):
         assert [metric.step for metric in client.get_metric_history(run_id, key)] == list(range(1, EPOCHS + 1))
-    assert list(mlflow_reader.step_images(run_id, "samples")) == [1, 5]
-    assert len(mlflow_reader.list_artifacts(run_id, "images")) == 3 * 2 * 2
-    assert set(mlflow_reader.list_artifacts(run_id)) >= {"checkpoints", "config.json", "figures", "images"}
+    assert list(artifacts.step_images(run_id, "samples")) == [1, 5]
+    assert len(artifacts.list_artifacts(run_id, "images")) == 3 * 2 * 2
+    assert set(artifacts.list_artifacts(run_id)) >= {"checkpoints", "config.json", "figures", "images"}
     outputs = client.get_run(run_id).outputs
     assert outputs is not None
     assert len(outputs.model_outputs) == 1
@@ -274,7 +274,7 @@ def test_an_evaluation_that_was_left_is_not_sent_over_a_later_one(wire: Wire):
     evaluate_run(run_id, EvaluateConfig(samples=7, images=5))
     assert send_unfinished(log_model) == []
     assert mlflow_reader.get_run(run_id).tags["evaluation.samples"] == "7"
-    assert len(mlflow_reader.read(run_id, "evaluation/likelihood.parquet", pd.read_parquet)) == 15
+    assert len(artifacts.read(run_id, "evaluation/likelihood.parquet", pd.read_parquet)) == 15
 
 
 def test_what_is_read_from_a_server_leaves_no_copy(wire: Wire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -283,7 +283,7 @@ def test_what_is_read_from_a_server_leaves_no_copy(wire: Wire, monkeypatch: pyte
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     assert load_model(run_id).config.epochs == EPOCHS
-    assert list(mlflow_reader.step_images(run_id, "samples")) == [1, 5]
+    assert list(artifacts.step_images(run_id, "samples")) == [1, 5]
     assert not list(folder.iterdir())
 
 

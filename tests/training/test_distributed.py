@@ -23,7 +23,7 @@ from elbolab.experiment import train
 from elbolab.models import MODELS
 from elbolab.models.base import Model
 from elbolab.support.errors import UserError
-from elbolab.tracking import mlflow_reader
+from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.training import distributed
 from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import load_checkpoint
@@ -135,7 +135,7 @@ def test_torchrun_leaves_one_complete_run(folder: Path, tmp_path: Path):
     history = mlflow_reader.history([run.info.run_id])
     for key in ("train/loss", "val/elbo"):
         assert list(history[history.key == key].value) == pytest.approx([each[key] for each in expected], rel=1e-5)
-    assert list(mlflow_reader.step_images(run.info.run_id, "reconstructions_train")) == [1]
+    assert list(artifacts.step_images(run.info.run_id, "reconstructions_train")) == [1]
     assert_equal_weights(load_model(run.info.run_id), load_checkpoint(tmp_path / "best.safetensors"))
 
 

@@ -17,7 +17,7 @@ from elbolab.report.compare import compare
 from elbolab.support.errors import UserError
 from elbolab.support.number_formats import DAGGER, MINUS, UNRELIABLE
 from elbolab.support.statistics import mean_and_half_width
-from elbolab.tracking import mlflow_reader
+from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tuning.command import load_study, run_study
 
@@ -64,8 +64,8 @@ def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store
     trained = mlflow_reader.find_runs("train")
     # The second call finds what the first finished.
     assert len(trained) == 4
-    found = json.loads(mlflow_reader.read(second, "reproduction.json", Path.read_text))
-    assert found == json.loads(mlflow_reader.read(first, "reproduction.json", Path.read_text))
+    found = json.loads(artifacts.read(second, "reproduction.json", Path.read_text))
+    assert found == json.loads(artifacts.read(first, "reproduction.json", Path.read_text))
     rows = {row["training"]: row for row in found["rows"]}
     values = [run.metrics["test/log_px"] for run in trained if run.params["model"] == "vae"]
     mean, half = mean_and_half_width(values)
@@ -75,7 +75,7 @@ def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store
     assert rows["exact"]["figures"]["test/batches_2"]["mean"] == 2
     # A closed form owes nothing to its seed.
     assert rows["exact"]["figures"]["test/log_px"]["error"] == pytest.approx(0, abs=1e-6)
-    assert mlflow_reader.list_artifacts(second, "figures") == ["figures/question.png"]
+    assert artifacts.list_artifacts(second, "figures") == ["figures/question.png"]
     page = (store / "docs" / "results.md").read_text()
     assert page.startswith("# Results\n\n<!-- study question -->\n`elbolab study question`: seeds 0, 1, commit ")
     seeds = sorted(trained, key=lambda run: run.params["seed"])
@@ -111,7 +111,7 @@ def test_fewer_passes_are_another_training(study: str, store: Path):
     page = (store / "docs" / "results.md").read_text()
     assert "`elbolab study question --passes 1 --only 's*'`: seeds 0, 1" in page
     assert "; evaluated with samples 20, images 10; ± is" in page
-    rows = json.loads(mlflow_reader.read(parent, "reproduction.json", Path.read_text))["rows"]
+    rows = json.loads(artifacts.read(parent, "reproduction.json", Path.read_text))["rows"]
     assert [(row["training"], row["epochs"]) for row in rows] == [("short", 1)]
     with pytest.raises(UserError, match=r"only=gan names no training; there are: exact, short"):
         run_study(study, StudyConfig(only=("gan",)))
@@ -173,7 +173,7 @@ def test_trainings_that_fewer_passes_make_equal_are_one(study: str, store: Path)
     file.write_text(TEXT.replace('"exact": Training(model="ppca")', '"long": Training(model="vae")'))
     parent = run_study(study, StudyConfig(passes=1))
     assert len(mlflow_reader.find_runs("train")) == 2
-    rows = json.loads(mlflow_reader.read(parent, "reproduction.json", Path.read_text))["rows"]
+    rows = json.loads(artifacts.read(parent, "reproduction.json", Path.read_text))["rows"]
     assert [row["training"] for row in rows] == ["long"]
 
 
@@ -209,12 +209,12 @@ def test_a_training_may_start_from_an_earlier_one_of_its_seed(study: str):
 
 def test_a_run_that_was_evaluated_otherwise_is_evaluated_again(study: str):
     parent = run_study(study, StudyConfig(only=("exact",)))
-    before = json.loads(mlflow_reader.read(parent, "reproduction.json", Path.read_text))
+    before = json.loads(artifacts.read(parent, "reproduction.json", Path.read_text))
     (run, *_) = before["rows"][0]["runs"]
     evaluate_run(run, EvaluateConfig(images=5))
     assert "test/batches_2" not in mlflow_reader.get_run(run).metrics
     again = run_study(study, StudyConfig(only=("exact",)))
-    after = json.loads(mlflow_reader.read(again, "reproduction.json", Path.read_text))
+    after = json.loads(artifacts.read(again, "reproduction.json", Path.read_text))
     assert after["rows"] == before["rows"]
     assert mlflow_reader.get_run(run).tags["evaluation.images"] == "10"
 

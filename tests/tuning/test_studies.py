@@ -30,7 +30,7 @@ from elbolab.models.base import Model
 from elbolab.models.latent import LatentModel
 from elbolab.support.errors import UserError
 from elbolab.support.statistics import mean_and_half_width
-from elbolab.tracking import mlflow_reader
+from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.keys import PARENT, TRIAL
 from elbolab.training.trainer import train
 from elbolab.tuning.command import load_study
@@ -136,9 +136,9 @@ def test_a_study_has_as_many_trials_as_asked_for_in_all_and_mlflow_says_so(searc
             history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val/elbo")
             assert run.data.metrics["objective/elbo"] == trial.value == max(metric.value for metric in history)
     assert mlflow_reader.get_run(parent).status == "FINISHED"
-    figures = {Path(path).name for path in mlflow_reader.list_artifacts(parent, "figures")}
+    figures = {Path(path).name for path in artifacts.list_artifacts(parent, "figures")}
     assert figures == {"history.png", "slice.png", "parallel_coordinates.png", "importances.png"}
-    assert len(mlflow_reader.read(parent, "trials.csv", Path.read_text).splitlines()) == 8
+    assert len(artifacts.read(parent, "trials.csv", Path.read_text).splitlines()) == 8
 
 
 def test_a_pruned_trial_counts_and_is_killed_in_mlflow(store: Path):
@@ -334,7 +334,7 @@ def test_the_winner_is_told_with_what_is_not_to_be_trusted(store: Path, capsys: 
     mean, half = mean_and_half_width([metrics["test/log_px"] for metrics in tested])
     said = f"test/log_px {mean:.4g} ± {half:.2g}\u2020 (95% interval of the mean over 2 seeds; \u2020 unreliable by"
     assert said in capsys.readouterr().out
-    assert said in mlflow_reader.read(parent, "final.json", Path.read_text).encode().decode("unicode_escape")
+    assert said in artifacts.read(parent, "final.json", Path.read_text).encode().decode("unicode_escape")
 
 
 @pytest.mark.scale
@@ -362,7 +362,7 @@ STUDY = Study(model="vae", base={{{TINY}}}, search=["beta", "lr"], metrics=["val
         kl, distortion = trials_of("front")[number].values
         assert run.data.metrics["objective/kl"] == kl == run.data.metrics["val/kl"]
         assert kl + distortion == pytest.approx(-run.data.metrics["val/elbo"])
-    figures = {Path(path).name for path in mlflow_reader.list_artifacts(parent, "figures")}
+    figures = {Path(path).name for path in artifacts.list_artifacts(parent, "figures")}
     assert figures == {"pareto_front.png", "importances_kl.png", "importances_distortion.png"}
     with pytest.raises(UserError, match="finalise needs a study of one metric"):
         carry_out("front", finalise=1)
@@ -402,7 +402,7 @@ STUDY = Study(
 """
     parent = carry_out(define(store, "judged", text))
     assert carry_out("judged", finalise=2, seeds=2) == parent
-    rows = mlflow_reader.read(parent, "finalists.parquet", pd.read_parquet).to_dict("records")
+    rows = artifacts.read(parent, "finalists.parquet", pd.read_parquet).to_dict("records")
     assert Counter(row["trial"] for row in rows) == {0: 2, 1: 2}
     val = load_data("mnist5k", Path(), train_size=40, val_size=10, test_size=10).val.batch(torch.arange(10))
     for row in rows:
@@ -413,7 +413,7 @@ STUDY = Study(
         assert row["val/log_px"] == pytest.approx(exact.mean().item(), rel=1e-5)
     # A closed form is the same under every seed.
     best = max(rows, key=lambda row: row["val/log_px"])["trial"]
-    final = json.loads(mlflow_reader.read(parent, "final.json", Path.read_text))
+    final = json.loads(artifacts.read(parent, "final.json", Path.read_text))
     assert final["trial"] == best
     tested = {row["run"] for row in rows if "test/log_px" in mlflow_reader.get_run(row["run"]).metrics}
     assert tested == {row["run"] for row in rows if row["trial"] == best}

@@ -19,7 +19,8 @@ from mlflow.utils.uri import is_local_uri
 from elbolab.models.base import Model
 from elbolab.registry import pyfunc
 from elbolab.support.errors import UserError, reason
-from elbolab.tracking.mlflow_reader import address, model_of, prepare_store
+from elbolab.tracking.artifacts import model_of
+from elbolab.tracking.mlflow_reader import address, prepare_store
 from elbolab.training.checkpoint import load_checkpoint
 
 NAME = "model"

@@ -14,7 +14,7 @@ from elbolab.evaluation.metrics import ACCURACY, LOG_PX, UNRELIABLE, is_doubtful
 from elbolab.support.errors import UserError
 from elbolab.support.number_formats import BRIEFLY, DAGGER, dagger
 from elbolab.support.statistics import accuracy
-from elbolab.tracking import mlflow_reader
+from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
 
 # Of a run; two figures compare only if these are equal.
@@ -116,7 +116,7 @@ def _card(run: RunRecord) -> Card:
             )
         figures = {split: (run.metrics[mean], run.metrics[error]) for split, (mean, error) in columns.items()}
     else:
-        file = mlflow_reader.read(run.id, "evaluation/classes.json", lambda file: json.loads(file.read_bytes()))
+        file = artifacts.read(run.id, "evaluation/classes.json", lambda file: json.loads(file.read_bytes()))
         figures = {split: accuracy(file["splits"][split]["confusion"])[:2] for split in SPLITS}
     tags = {key: run.tags[key] for key in (*COMPARED_TAGS, "data.name")}
     tags |= {"metric": metric.name, "model": run.params["model"]}

@@ -13,7 +13,7 @@ import pandas as pd
 from elbolab.evaluation.metrics import ACCURACY, BDMC_GAP, CLASS_PRESERVATION, LOG_PX, TEST, Metric, is_doubtful
 from elbolab.report.select import inference_of
 from elbolab.support.statistics import accuracy
-from elbolab.tracking import mlflow_reader
+from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -167,14 +167,14 @@ def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
     Raises UserError where the server does not have an artifact that it lists, or one cannot be read.
     """
     run = runs[0]
-    have = set(mlflow_reader.list_artifacts(run.id, "evaluation"))
+    have = set(artifacts.list_artifacts(run.id, "evaluation"))
     # An evaluation takes back no file of an earlier one, but every figure that it did not measure itself.
     figure = {"gap.parquet": BDMC_GAP.at("simulated")}
     figure |= {"classes.json": (CLASS_PRESERVATION if is_latent(run) else ACCURACY).at(TEST)}
 
     def read(name: str, reader: Callable[[Path], T], nothing: T) -> T:
         there = f"evaluation/{name}" in have and (name not in figure or figure[name] in run.metrics)
-        return mlflow_reader.read(run.id, f"evaluation/{name}", reader) if there else nothing
+        return artifacts.read(run.id, f"evaluation/{name}", reader) if there else nothing
 
     return Entry(
         label,
@@ -183,7 +183,7 @@ def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
         likelihoods(runs),
         read("classes.json", lambda file: dict(json.loads(file.read_bytes())), {}),
         read("examples.npz", lambda file: dict(np.load(file, allow_pickle=False)), {}),
-        {key: mlflow_reader.step_images(run.id, key) for key in PICTURES} if is_latent(run) else {},
+        {key: artifacts.step_images(run.id, key) for key in PICTURES} if is_latent(run) else {},
         *(read(name, pd.read_parquet, pd.DataFrame()) for name in ("curve.parquet", "gap.parquet")),
     )
 
@@ -191,7 +191,7 @@ def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
 def likelihoods(runs: Iterable[RunRecord]) -> tuple[pd.DataFrame, ...]:
     """Fetch each run's log p(x) image by image, an empty table where it was not evaluated."""
     return tuple(
-        mlflow_reader.read(run.id, "evaluation/likelihood.parquet", pd.read_parquet)
+        artifacts.read(run.id, "evaluation/likelihood.parquet", pd.read_parquet)
         if is_latent(run) and is_evaluated(run)
         else pd.DataFrame()
         for run in runs

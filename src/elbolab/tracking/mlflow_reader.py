@@ -1,27 +1,22 @@
-"""Reading runs: those that a server has, their histories and their artifacts."""
+"""Reading runs: those that a server has, and their histories."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeVar
 from urllib.parse import urlsplit
-from zipfile import BadZipFile
 
 import mlflow
-import mlflow.artifacts
 import pandas as pd
-from mlflow.entities import LoggedModelStatus, Run
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 from mlflow.utils.rest_utils import http_request_safe
-from mlflow.utils.uri import is_local_uri, validate_path_is_safe
 
 from elbolab.config.schema import ResumeConfig
 from elbolab.evaluation.metrics import ACCURACY, LOG_PX
-from elbolab.support.errors import UserError, reason, redacted
+from elbolab.support.errors import UserError, redacted
 from elbolab.support.sqlite import PREFIX, first_use
 from elbolab.tracking.keys import KIND
 
@@ -75,12 +70,12 @@ def prepare_store() -> None:
 
 
 # Where the artifacts of a run are never changes, and MLflow would ask for it at each file.
-_ARTIFACT_URIS: dict[str, str | None] = {}
+ARTIFACT_URIS: dict[str, str | None] = {}
 
 
 def _record(found: Run) -> RunRecord:
     info, data = found.info, found.data
-    _ARTIFACT_URIS[info.run_id] = info.artifact_uri
+    ARTIFACT_URIS[info.run_id] = info.artifact_uri
     # `mlflow run -P` logs what was typed: `latent-dim` beside our `latent_dim`, and the flags that take up a run.
     typed = {key for key in data.params if "-" in key} | ResumeConfig.model_fields.keys()
     params = {key: value for key, value in data.params.items() if key not in typed}
@@ -239,55 +234,3 @@ def _in_one_call(run_ids: Sequence[str], key: str) -> list[tuple[str, int, float
             return None
         raise
     return [(row["run_id"], row["step"], row["value"]) for row in answer.json()["metrics"]]
-
-
-def model_of(run_id: str) -> str | None:
-    """Id of the model that a run has logged; None where it has none that is whole."""
-    # As `runs:/ID/model` it would be looked for among the run's own artifacts first, which a server of MLflow 3.1
-    # answers with an error that is tried again for four minutes.
-    client = mlflow.MlflowClient()
-    outputs = client.get_run(run_id).outputs
-    ids = [output.model_id for output in (outputs.model_outputs if outputs else [])]
-    return next((one for one in ids if client.get_logged_model(one).status == LoggedModelStatus.READY), None)
-
-
-def list_artifacts(run_id: str, path: str = "") -> list[str]:
-    """Paths of the artifacts directly under ``path``; raises UserError where one would lead out of the run's folder."""
-    try:
-        return [item.path for item in mlflow.MlflowClient().list_artifacts(run_id, path or None)]
-    except MlflowException as error:
-        raise UserError(f"the artifacts of run {run_id} cannot be listed on {address()}: {error.message}") from error
-
-
-def read(run_id: str, path: str, reader: Callable[[Path], T]) -> T:
-    """What ``reader`` makes of an artifact; raises UserError where the run has none of that path in its folder, or one
-    that it cannot read.
-    """
-    # MLflow never removes the folder that it downloads into by itself.
-    with TemporaryDirectory(prefix="elbolab-") as folder:
-        try:
-            # What is put behind an address is not looked at by MLflow.
-            validate_path_is_safe(path)
-            if run_id not in _ARTIFACT_URIS:
-                get_run(run_id)
-            uri = f"{_ARTIFACT_URIS[run_id]}/{path}"
-            # By its address, since MLflow would ask for the run twice more and copy a file that is on this machine.
-            file = Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if is_local_uri(uri) else folder))
-        except (MlflowException, OSError) as error:
-            raise UserError(f"run {run_id} has no artifact {path!r} on {address()} ({reason(error)})") from error
-        try:
-            return reader(file)
-        except (BadZipFile, EOFError, LookupError, OSError, TypeError, ValueError) as error:
-            why = " ".join(str(error).split())
-            raise UserError(f"artifact {path!r} of run {run_id} cannot be read: {why:.200}; make it anew") from error
-
-
-def step_images(run_id: str, key: str) -> dict[int, bytes]:
-    """The PNGs that were logged under ``key``, by step."""
-    found = {}
-    for path in list_artifacts(run_id, "images"):
-        # MLflow's names read key%step%5%timestamp%1700000000000%uuid.png.
-        parts = Path(path).name.replace("+", "%").split("%")
-        if parts[:2] == [key, "step"] and path.endswith(".png"):
-            found[int(parts[2])] = read(run_id, path, Path.read_bytes)
-    return dict(sorted(found.items()))

@@ -13,7 +13,7 @@ from elbolab.report.blocks import Block, Cell, Figures, Ref, Table, short
 from elbolab.report.chart import Chart
 from elbolab.support.number_formats import DAGGER, DASH, MINUS, UNRELIABLE, dagger
 from elbolab.support.statistics import mean_and_half_width
-from elbolab.tracking import mlflow_reader
+from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.keys import REPRODUCTION
 
 FOUND = "reproduction.json"
@@ -35,7 +35,7 @@ def newest_reproductions() -> list[Reproduced]:
     """The newest finished reproduction of each name, by name."""
     newest = mlflow_reader.newest_of_each("study", {REPRODUCTION: "true"}, "study")
     return [
-        mlflow_reader.read(run.id, FOUND, lambda file, run=run: _reproduced(file, run.experiment))
+        artifacts.read(run.id, FOUND, lambda file, run=run: _reproduced(file, run.experiment))
         for run in sorted(newest, key=lambda run: run.params["study"])
     ]
 

@@ -240,7 +240,11 @@ def test_every_model_takes_every_family_and_prior(name: str, posterior: str, pri
         assert all(not torch.equal(value, torch.zeros_like(value)) for value in model.prior.state_dict().values())
     config = EvaluateConfig(images=10, samples=20, gap_images=2, ais_chains=2, ais_distributions=3, local_steps=3)
     evaluation = Evaluation(model, digits, config)
-    found = (representation(evaluation) | gap(evaluation)).metrics
+    results = representation(evaluation) | gap(evaluation)
+    found = results.metrics
+    # The estimate says whether it is one, and has its error.
+    assert results.tags["evaluation.rate"] == ("closed form" if prior == "normal" else "10 samples an image")
+    assert found["test/rate_se"] > 0
     assert all(math.isfinite(value) for value in found.values())
     assert found["test/amortization_gap"] > -1e-6
     assert -(found["test/rate"] + found["test/distortion"]) == pytest.approx(_elbo(model, evaluation), abs=3)

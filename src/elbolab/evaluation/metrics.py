@@ -138,7 +138,11 @@ ACTIVE_UNITS = Metric(
     "latent dimensions d with Var_x(E_q[z_d \\| x]) > 0.01 over the evaluated images",
     "Burda et al. 2016, section 5.2", digits=0,
 )  # fmt: skip
-RATE = Metric("rate", "Rate", "nats", None, "E_x KL(q(z\\|x) ‖ p(z)) under inferred posteriors", "Alemi et al. 2018")
+RATE = Metric(
+    "rate", "Rate", "nats", None,
+    "E_x KL(q(z\\|x) ‖ p(z)) under inferred posteriors: in closed form, or over ten samples an image where there is "
+    "none, as the run's tag `evaluation.rate` says", "Alemi et al. 2018", errors=SE,
+)  # fmt: skip
 DISTORTION = Metric(
     "distortion", "Distortion", "nats", "minimize",
     "-E_x E_q[log p(x\\|z)], ten samples an image: -(rate + distortion) is the ELBO; in a study's trials -ELBO - KL",

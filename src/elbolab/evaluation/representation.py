@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from elbolab.evaluation.base import IMAGES_AT_ONCE, Evaluation, Results
+from elbolab.evaluation.base import IMAGES_AT_ONCE, Evaluation, Results, mean_metrics
 from elbolab.evaluation.metrics import ACTIVE_UNITS, AGGREGATE_KL, DISTORTION, RATE
 from elbolab.models.latent import LatentModel
 from elbolab.models.posteriors import Posterior
@@ -30,15 +30,15 @@ def representation(evaluation: Evaluation) -> Results:
         q = type(inferred[0]).cat(inferred)
         generator = evaluation.generator(f"{split} rate")
         # In closed form, or over these draws.
-        rates = [part.kl(evaluation.model.prior, part.sample(SAMPLES, generator)) for part in inferred]
-        rate = torch.cat(rates).double().mean().item()
-        metrics |= {
+        kl = torch.cat([part.kl(evaluation.model.prior, part.sample(SAMPLES, generator)) for part in inferred])
+        information = mutual_information(q, SAMPLES, evaluation.generator(f"{split} aggregate"))
+        metrics |= mean_metrics(RATE.at(split), kl.tolist()) | {
             ACTIVE_UNITS.at(split): float(active_units(q)),
-            RATE.at(split): rate,
             DISTORTION.at(split): _distortion(evaluation.model, evaluation, split),
-            AGGREGATE_KL.at(split): rate - mutual_information(q, SAMPLES, evaluation.generator(f"{split} aggregate")),
+            AGGREGATE_KL.at(split): kl.double().mean().item() - information,
         }
-    return Results(metrics)
+    exact = evaluation.model.prior.kl(evaluation.inferred("test")[0]) is not None
+    return Results(metrics, {"evaluation.rate": "closed form" if exact else f"{SAMPLES} samples an image"})
 
 
 def active_units(q: Posterior) -> int:

@@ -184,8 +184,10 @@ def representation_table(entries: Sequence[Entry]) -> list[Row]:
     for entry in entries:
         for split in [split for split in SPLITS if entry.has(m.RATE, split)]:
             images, dim = len(entry.images(split)) or None, entry.run.params.get("latent_dim")
-            figures = {metric.name: entry.metric(metric, split) for metric in m.REPRESENTATION}
-            rows.append(_row(entry, split=split, images=images, latent_dim=dim) | figures)
+            row = _row(entry, split=split, images=images, latent_dim=dim)
+            for metric in m.REPRESENTATION:
+                row |= entry.measures(metric, split)
+            rows.append(row)
     return rows
 
 

@@ -27,10 +27,11 @@ def representation_blocks(comparison: Comparison) -> list[Table]:
     heads = ["Model", "Run", "D", *map(head, REPRESENTATION), "Mutual information"]
     caption = (
         "(a) Test images under inferred posteriors, nats. D: latent dimensions. Active: the posterior mean's variance "
-        "over images is above 0.01 (Burda et al. 2016). Rate: mean KL of q(z|x) to the prior; with the distortion it "
-        "sums to the negative ELBO (Alemi et al. 2018). Aggregate KL: how far the average of all q(z|x) "
-        "is from the prior, where samples are drawn; the rest of the rate is mutual information of image and z, beside "
-        "the most that so many images allow (Hoffman & Johnson 2016)."
+        "over images is above 0.01 (Burda et al. 2016). Rate: mean KL of q(z|x) to the prior ± standard error, in "
+        "closed form or, where there is none, over ten samples an image; with the distortion it sums to the negative "
+        "ELBO (Alemi et al. 2018). Aggregate KL: how far the average of all q(z|x) is from the prior, where "
+        "samples are drawn; the rest of the rate is mutual information of image and z, beside the most that so many "
+        "images allow (Hoffman & Johnson 2016)."
     )
     return [Table("representation", caption, heads, rows)] if rows else []
 

@@ -68,7 +68,7 @@ def test_what_the_page_adds_keeps_its_promises_and_is_trained_and_evaluated(copy
     metrics.write_text(metrics.read_text().replace("\nSE = ", f"\n{code('An evaluator', 1)}SE = ", 1))
 
     # A model of another package than this has no line in MODELS.
-    (copy.parent.parent / "test_own.py").write_text(code("Does it keep its promises?"))
+    (copy.parent.parent / "test_own.py").write_text(code("Test it"))
     tests = python(copy, "pytest", "-q", "-p", "no:cacheprovider", "test_own.py")
     assert "failed" not in tests
     assert " passed" in tests

@@ -10,7 +10,7 @@ report: .venv/installed
 	@echo "The report is $(CURDIR)/report/index.html; all runs: $(BIN)/mlflow ui"
 
 test: .venv/tested
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # PostgreSQL, Ray, torchrun, notebooks, every entry point: minutes more.
 test-scale: .venv/tested

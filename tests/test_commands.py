@@ -152,6 +152,7 @@ def test_an_interrupted_training_is_killed(store: Path, number: signal.Signals, 
     assert list(store.glob("unfinished/*/state-*.safetensors"))
 
 
+@pytest.mark.scale
 def test_four_first_uses_of_a_store_at_the_same_time(unused_store: Path):
     processes = [
         subprocess.Popen(
@@ -241,6 +242,7 @@ def test_the_whole_experiment_by_mlflow_run(store: Path):
         assert (store / "report" / name).stat().st_size > 1000
 
 
+@pytest.mark.scale
 def test_the_same_command_logs_to_a_server(store: Path, command: Command):
     with mlflow_server(store, f"sqlite:///{store}/server.db", free_port()) as address:
         there = {"MLFLOW_TRACKING_URI": address, "MLFLOW_EXPERIMENT_NAME": "digits"}

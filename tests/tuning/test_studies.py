@@ -493,6 +493,7 @@ def test_the_interval_is_students():
     assert half == pytest.approx(12.7062, rel=1e-4)
 
 
+@pytest.mark.scale
 def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trials(store: Path):
     slow = SEARCH.replace('"epochs": 2', '"epochs": 40').replace('"train_size": 40', '"train_size": 400')
     define(store, "slow", slow)
@@ -533,6 +534,7 @@ def test_a_new_trial_makes_way_for_the_retry_that_was_queued_just_after_it(store
     _refuse_surplus(job, again)
 
 
+@pytest.mark.scale
 def test_a_killed_worker_costs_its_trial_a_retry_and_nothing_else(store: Path):
     define(
         store, "killed", SEARCH.replace('"epochs": 2', '"epochs": 60').replace("trials=4", "trials=4, pruner='none'")

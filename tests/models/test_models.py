@@ -22,7 +22,8 @@ from elbolab.support.errors import UserError
 from elbolab.testing.models import LatentModelTests, ModelTests, make_model, run
 from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import load_checkpoint
-from elbolab.training.trainer import _snapshot, rate_factor
+from elbolab.training.pictures import take_pictures
+from elbolab.training.trainer import rate_factor
 
 # Each sample of the bound and each step of the refinement costs about as much as a step of a vae.
 QUICK: dict[str, dict[str, Any]] = {
@@ -110,14 +111,22 @@ def test_precision_is_the_wanted_one_or_what_the_cpu_is_fast_at(
     assert make("vae", digits, precision=wanted).precision == expected
 
 
-def test_pictures_show_what_a_bernoulli_model_sees_and_draw_nothing_of_the_training(digits: Data):
+@pytest.mark.parametrize("name", MODELS)
+def test_pictures_draw_no_random_number_of_the_training(name: str, digits: Data):
+    before = torch.get_rng_state()
+    model = make(name, digits)
+    model.prepare(digits)
+    torch.set_rng_state(before)
+    shown, again = (take_pictures(model, digits, Backend()) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert shown.keys() == again.keys()
+    assert all(torch.equal(shown[key], again[key]) for key in shown)
+
+
+def test_pictures_show_what_a_bernoulli_model_sees(digits: Data):
     model = make("vae", digits, likelihood="bernoulli")
     assert isinstance(model, LatentModel)
-    before = torch.get_rng_state()
-    shown, again = (_snapshot(model, digits, Backend())["reconstructions_val"] for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(shown, again)
-    originals, reconstructions = shown
+    originals, reconstructions = take_pictures(model, digits, Backend())["reconstructions_val"]
     assert set(originals.unique().tolist()) == {0, 1}
     q = model.posterior(digits.val.one_per_class().with_x(originals))
     torch.testing.assert_close(reconstructions, model.reconstruct(q))

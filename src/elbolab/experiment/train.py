@@ -18,7 +18,9 @@ from elbolab.tracking import run as tracking
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
 from elbolab.training import distributed
 from elbolab.training.backend import Backend
+from elbolab.training.checkpoint import epoch_of, load_checkpoint
 from elbolab.training.compiled_steps import CompiledSteps
+from elbolab.training.pictures import take_pictures
 from elbolab.training.progress import Progress
 from elbolab.training.trainer import Event, train
 
@@ -91,7 +93,12 @@ def _tracked(name: str, model: Model, data: Data, tags: dict[str, str], folder: 
         track.set_tags({"observation_model": model.observation_model})
         track.log_curves()
         for file in ("last", "best"):
-            track.log_artifact(track.folder / f"{file}.safetensors", "checkpoints")
+            path = track.folder / f"{file}.safetensors"
+            track.log_artifact(path, "checkpoints")
+            # Which epochs these are is known only now.
+            epoch = epoch_of(path)
+            track.set_tags({f"{file}_epoch": str(epoch)})
+            track.log_pictures(take_pictures(load_checkpoint(path, model.device), data, Backend()), epoch)
         example = data.val.images[:2].permute(0, 2, 3, 1).cpu().numpy()
         track.log_model(track.folder / "best.safetensors", example)
     return track.id

@@ -102,13 +102,18 @@ class RunWriter:
         said = self.journal.records
         if any(isinstance(one, records.Metrics) and one.step == event.epoch for one in said):
             return
-        there = {one.image for one in said if isinstance(one, records.Picture) and one.step == event.epoch}
         # The metrics are last, so that an epoch that has them is complete.
-        for key, grid in event.images.items():
-            if key not in there:
-                with self.journal.append_file(f"{key}.png", records.Picture, image=key, step=event.epoch) as file:
-                    Image.fromarray(_tile(grid)).save(file)
+        self.log_pictures(event.images, event.epoch)
         self.log_metrics(event.metrics, event.epoch)
+
+    def log_pictures(self, images: "dict[str, Tensor]", epoch: int) -> None:
+        """Log the pictures of an epoch, grids (rows, columns, C, H, W) by name; one that was logged is not again."""
+        said = self.journal.records
+        there = {one.image for one in said if isinstance(one, records.Picture) and one.step == epoch}
+        for key, grid in images.items():
+            if key not in there:
+                with self.journal.append_file(f"{key}.png", records.Picture, image=key, step=epoch) as file:
+                    Image.fromarray(_tile(grid)).save(file)
 
     def log_curves(self) -> None:
         """Log the figure of the metrics reported so far, training against validation."""

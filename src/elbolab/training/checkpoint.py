@@ -50,6 +50,11 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Model:
     return model.to(device).eval()
 
 
+def epoch_of(path: Path) -> int:
+    """The epoch after which a checkpoint was written; raises UserError where the file is none."""
+    return read(path)[1]["epoch"]
+
+
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write tensors of any shapes and JSON with their checksum; whenever the machine dies, ``path`` is old or new.
 

@@ -13,17 +13,14 @@ from torch import Tensor
 from elbolab.config.schema import Config
 from elbolab.data.splits import Data, Split
 from elbolab.models.base import Model
-from elbolab.models.latent import LatentModel
 from elbolab.support.errors import UserError
 from elbolab.support.signals import postponed
 from elbolab.training.backend import Backend, Step
 from elbolab.training.checkpoint import save_checkpoint
+from elbolab.training.pictures import PICTURE_EPOCHS, take_pictures
 from elbolab.training.resume_state import Means, ResumeState
 
-SNAPSHOT_EPOCHS = (1, 5, 10, 20, 30)
 VALIDATION_BATCH = 500
-SAMPLES = (4, 10)
-SAMPLE_SEED = 0
 CHECK_STEPS = 100
 
 
@@ -110,7 +107,7 @@ def train(
             rates = {"train/lr": next(_groups(optimizers))["lr"]} if optimizers else {}
             speed = {"train/images_per_s": len(data.train) / at.seconds}
             metrics = {**train_metrics, **rates, **speed, **val_metrics}
-            images = _snapshot(model, data, backend) if epoch in SNAPSHOT_EPOCHS else {}
+            images = take_pictures(model, data, backend) if epoch in PICTURE_EPOCHS else {}
             left = (time.perf_counter() - started) / (epoch - first + 1) * (config.epochs - epoch)
             report(Event(epoch, config.epochs, improved, metrics, images, left))
             at.step, at.seconds, at.means = 0, 0.0, Means()
@@ -150,19 +147,3 @@ def _validate(model: Model, split: Split, epochs: int, backend: Backend) -> tupl
                 terms = model.terms(own, model.train_samples)
                 means.add(own, model.loss(terms, kl_weight), model.metrics(terms), model.score(terms))
     return means.metrics(split.name, backend.sum)
-
-
-def _snapshot(model: Model, data: Data, backend: Backend) -> dict[str, Tensor]:
-    if not isinstance(model, LatentModel):
-        return {}
-    images = {}
-    # The same binarised digits at each epoch, by no draw of the training's.
-    generator = torch.Generator(model.device).manual_seed(SAMPLE_SEED)
-    for split in (data.train, data.val):
-        batch = model.observe(split.one_per_class(), generator)
-        with backend.share(model, batch) as own, torch.no_grad():
-            reconstructions = model.reconstruct(model.posterior(own))
-        reconstructions = backend.gather(reconstructions, model, batch).to(batch.x)
-        images[f"reconstructions_{split.name}"] = torch.stack([batch.x, reconstructions])
-    images["samples"] = model.sample(math.prod(SAMPLES), SAMPLE_SEED).unflatten(0, SAMPLES)
-    return images

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -248,9 +249,15 @@ def served(folder: Path) -> Iterator[pytest.MonkeyPatch]:
         mlflow.set_tracking_uri(before)
 
 
-def signed(value: float) -> str:
-    """A number as the page writes it."""
-    return f"{value:.2f}".replace("-", "\u2212")
+def signed(value: float, error: float = 0.1) -> str:
+    """A number as the page writes it beside its error, which is not nothing."""
+    places = max(0, min(2, 1 - math.floor(math.log10(float(f"{error:.1e}")))))
+    return f"{value:.{places}f}".replace("-", "\u2212")
+
+
+def spread(value: float, error: float) -> str:
+    """A number with its error as the page writes them."""
+    return f"{signed(value, error)} ± {signed(error, error)}"
 
 
 def reproduce(store: Store, ids: dict[str, str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import complaints
-from invented_runs import GAUSSIAN, MEANS, POSTERIORS, Store, fill, reproduce, rows_of, served, signed
+from invented_runs import GAUSSIAN, MEANS, POSTERIORS, Store, fill, reproduce, rows_of, served, signed, spread
 
 from elbolab.report.blocks import Table, start
 from elbolab.report.collect import Comparison
@@ -51,16 +51,18 @@ def test_numbers_are_the_logged_ones(report: tuple[Path, dict[str, str], Store])
     folder, ids, store = report
     html, markdown = (folder / "index.html").read_text(), (folder / "report.md").read_text()
     summary = pd.read_csv(folder / "summary.csv").set_index(["run", "split", "posterior"])
+    digits = pd.read_csv(folder / "digits.csv")
     for model in MEANS:
         metrics = store.client.get_run(ids[model]).data.metrics
         for split in ("train", "test"):
             row = summary.loc[(ids[model], split, POSTERIORS[model].split(":")[0])]
             assert row["log_px"] == pytest.approx(metrics[f"{split}/log_px"], abs=1e-12)
             assert row["log_px_se"] == pytest.approx(metrics[f"{split}/log_px_se"], abs=1e-12)
-            shown = f"{signed(metrics[f'{split}/log_px'])} ± {metrics[f'{split}/log_px_se']:.2f}"
+            shown = spread(metrics[f"{split}/log_px"], metrics[f"{split}/log_px_se"])
             assert shown in html
             assert shown in markdown
-        assert signed(metrics["test/log_px_digit_3"]) in html
+        error = digits.query("run == @ids[@model] and model == @model and split == 'test' and digit == 3")["log_px_se"]
+        assert spread(metrics["test/log_px_digit_3"], error.item()) in html
         assert ids[model] in html
         assert ids[model] in markdown
     metrics = store.client.get_run(ids["latent_opt"]).data.metrics
@@ -99,10 +101,10 @@ def test_pairs_are_compared_image_by_image(report: tuple[Path, dict[str, str], S
     row = pairs.loc[("latent_opt", "vae", "test")]
     assert row["mean"] == pytest.approx(gap.mean())
     assert (row["images"], row["above"], row["below"]) == (20, (gap > 0).mean(), (gap < 0).mean())
-    said = f"On the same 20 test images latent_opt is {abs(gap.mean()):.2f}\u2020 nats below vae (95% interval "
-    said += (
-        f"{signed(row['low'])} to {signed(row['high'])}) and explains {100 * (gap > 0).mean():.1f} % of them better."
-    )
+    half = (row["high"] - row["low"]) / 2
+    interval = f"(95% interval {signed(row['low'], half)} to {signed(row['high'], half)})"
+    said = f"On the same 20 test images latent_opt is {signed(abs(gap.mean()), half)}\u2020 nats below vae {interval}"
+    said += f" and explains {100 * (gap > 0).mean():.1f} % of them better."
     assert said in (folder / "index.html").read_text()
     assert said in (folder / "report.md").read_text()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import complaints
-from invented_runs import Store, fill, reproduce, rows_of, served, signed
+from invented_runs import Store, fill, reproduce, rows_of, served, spread
 from scipy.stats import t as student_t
 
 from elbolab.report.compare import CompareConfig, compare
@@ -130,7 +130,7 @@ def test_seeds_give_mean_and_interval(wide: Wide) -> None:
         assert row["mean"] == pytest.approx(np.mean(values))
         assert row["half_width"] == pytest.approx(student_t.ppf(0.975, 2) * np.std(values, ddof=1) / np.sqrt(3))
     mean, half = table.loc[("toy", "vae", "test/log_px"), ["mean", "half_width"]]
-    assert f"{signed(mean)} ± {half:.2f}" in page
+    assert spread(mean, half) in page
     shown = pd.read_csv(wide.folder / "summary.csv").query("dataset == 'toy' and model == 'vae'")
     assert set(shown["run"]) == {wide.ids["vae"]}
 
@@ -168,7 +168,7 @@ def test_overview_has_every_model_on_every_dataset(wide: Wide) -> None:
         for run in (wide.ids[name], wide.odd[name]):
             found = metrics(wide, run)
             dagger = "\u2020" if found.get("test/pareto_k", 0) > 2 / 3 else ""
-            cells.append(f"{signed(found['test/log_px'])} ± {found['test/log_px_se']:.2f}{dagger}")
+            cells.append(f"{spread(found['test/log_px'], found['test/log_px_se'])}{dagger}")
         assert [name, *cells] in overview
     assert any(row[0] == "latent_opt" and row[2] == "\u2013" for row in overview)
 

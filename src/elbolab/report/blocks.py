@@ -10,7 +10,7 @@ from elbolab.report import plots
 from elbolab.report.collect import SPLITS, Comparison, Entry, Row
 from elbolab.report.plots import Series
 from elbolab.report.sentences import Sentence
-from elbolab.support.number_formats import DAGGER, UNRELIABLE, dagger, measured, rate_between
+from elbolab.support.number_formats import DAGGER, UNRELIABLE, between, dagger, measured, number, rate_between
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,12 @@ def shown(metric: Metric, row: Row) -> str:
 def kept(row: Row) -> str:
     """Write a row's class preservation with its 95% interval."""
     return rate_between(*(row.get(name, nan) for name in CLASS_PRESERVATION.names))
+
+
+def difference(row: Row, doubtful: bool) -> list[Cell]:
+    """Write a row's mean difference, marked where it is doubtful, and its 95% interval."""
+    mean = number(row["mean"], error=(row["high"] - row["low"]) / 2)
+    return [dagger(mean, doubtful), between(row["low"], row["high"])]
 
 
 def unevaluated(entries: Sequence[Entry]) -> list[Missing]:

@@ -97,12 +97,12 @@ def card(comparison: Comparison, entry: Entry) -> dict[str, Any]:
     """Return a run's headline number."""
     row = comparison.summary(entry, TEST)
     if entry.latent:
-        metric, value = LOG_PX, dagger(number(row.get(LOG_PX.name)), row.get("unreliable"))
-        error = row.get(LOG_PX.error_names[0], nan)
+        metric, error = LOG_PX, row.get(LOG_PX.error_names[0], nan)
+        value = dagger(number(row.get(LOG_PX.name), error=error), row.get("unreliable"))
         unit = f", {LOG_PX.unit}" + (", unreliable" if DAGGER in value else "")
     else:
         metric, value, error, unit = ACCURACY, percent(row.get(ACCURACY.name)), 100 * row.get(ACCURACY_SE, nan), ""
-    spread = "" if isnan(error) else f"± {error:.{2 if entry.latent else 1}f}"
+    spread = "" if isnan(error) else f"± {number(error, 2 if entry.latent else 1, error)}"
     title = f"test {metric.label[:1].lower()}{metric.label[1:]}"
     return {"who": ref(entry), "value": value, "error": spread, "unit": title + unit}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from elbolab.evaluation.metrics import CLASS_PRESERVATION, LOG_PX, STORED, TEST, TRAIN
 from elbolab.report.collect import SPLITS, Entry, Row
-from elbolab.support.number_formats import between, dagger, number, percent, rate_between
+from elbolab.support.number_formats import between, dagger, measured, number, percent, rate_between
 from elbolab.support.statistics import Paired, paired
 
 
@@ -22,7 +22,8 @@ class Sentence:
 
 def apart_on_same(subject: str, gap: Paired, other: str, doubtful: bool) -> str:
     """Write that a subject is some nats above or below another on the same images, with the 95% interval."""
-    interval, nats = f"(95% interval {between(gap.low, gap.high)})", dagger(f"{abs(gap.mean):.2f}", doubtful)
+    interval = f"(95% interval {between(gap.low, gap.high)})"
+    nats = dagger(number(abs(gap.mean), error=(gap.high - gap.low) / 2), doubtful)
     return f"{subject} {nats} nats {'above' if gap.mean > 0 else 'below'} {other} {interval}"
 
 
@@ -51,7 +52,7 @@ def train_test(entry: Entry) -> Sentence | None:
     (train, train_se), (test, test_se) = (entry.measures(LOG_PX, split).values() for split in (TRAIN, TEST))
     gap, error = train - test, hypot(train_se, test_se)
     doubtful = entry.unreliable(TRAIN) or entry.unreliable(TEST)
-    nats, side = dagger(f"{abs(gap):.2f} ± {error:.2f}", doubtful), "above" if gap > 0 else "below"
+    nats, side = dagger(measured(abs(gap), error), doubtful), "above" if gap > 0 else "below"
     unclear = "" if abs(gap) > 2 * error else ", within two standard errors"
     text = f"{entry.label}: training images lie on average {nats} nats {side} test images{unclear}."
     return None if isnan(gap + error) else Sentence(text, (entry.run.id,))

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from elbolab.evaluation.metrics import ELBO, TEST, VAL
 from elbolab.report import plots
-from elbolab.report.blocks import Block, Cell, Figures, Ref, Table, notes, shorts
+from elbolab.report.blocks import Block, Cell, Figures, Ref, Table, difference, notes, shorts
 from elbolab.report.collect import Comparison, Entry, Row, Variant, value_of
 from elbolab.report.plots import Series
 from elbolab.report.sentences import Sentence
-from elbolab.support.number_formats import DASH, between, dagger, measured, number
+from elbolab.support.number_formats import DASH, dagger, measured, number
 
 
 def ablation_blocks(comparison: Comparison) -> list[Block]:
@@ -55,7 +55,7 @@ def table(base: Entry, mine: list[Variant], found: Sequence[Row]) -> Table:
         doubtful = entry.unreliable(TEST)
         test = dagger(measured(row["test_log_px"], row["test_log_px_se"]), doubtful)
         doubtful = doubtful or base.unreliable(TEST)
-        gap = [dagger(number(row["mean"]), doubtful), between(row["low"], row["high"])] if "mean" in row else [DASH] * 2
+        gap = difference(row, doubtful) if "mean" in row else [DASH] * 2
         rows.append([*change, shorts(entry), str(row["seeds"]), *elbos, test, *gap])
     head = ["Parameter", "Value", "Compared", "Runs", "Seeds", "Best ELBO", "Last ELBO"]
     head += ["Test log p(x)", "Difference", "95% interval"]

@@ -11,12 +11,14 @@ import pandas as pd
 from elbolab.report import plots
 from elbolab.report.blocks import Block, Cell, Figures, Ref, Table, short
 from elbolab.report.chart import Chart
-from elbolab.support.number_formats import DAGGER, DASH, MINUS, UNRELIABLE, dagger
+from elbolab.support.number_formats import DAGGER, DASH, MINUS, UNRELIABLE, dagger, decimals
 from elbolab.support.statistics import mean_and_half_width
 from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.keys import REPRODUCTION
 
 FOUND = "reproduction.json"
+# Of a study's own metrics nothing says how many are of use.
+MOST_DECIMALS = 4
 OVER_SEEDS, OVER_IMAGES = "95% interval over seeds", "one standard error over images"
 # A training in a row of the table as Markdown, and its epochs.
 ROW = re.compile(r"^\| ([^|]+) \| (\d+) \|", re.MULTILINE)
@@ -110,9 +112,10 @@ def cell(row: dict[str, Any], metric: str, kind: str) -> str:
         return DASH
     error = figure["error"]
     # An error that was not estimated is NaN, or null once it has been JSON.
-    spread = "" if error is None or error != error else f" ± {error:.2g}" if error < 0.1 else f" ± {error:.2f}"
+    places = decimals(error, MOST_DECIMALS if error else 2)
+    spread = "" if error is None or error != error else f" ± {error:.{places}f}" if error else " ± 0"
     # A count is written as one.
-    mean = f"{figure['mean']:.0f}" if not spread and figure["mean"].is_integer() else f"{figure['mean']:.2f}"
+    mean = f"{figure['mean']:.{0 if not spread and figure['mean'].is_integer() else places}f}"
     return dagger(f"{mean}{spread}", figure.get("unreliable"))
 
 

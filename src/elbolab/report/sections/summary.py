@@ -7,7 +7,7 @@ from elbolab.report.blocks import Block, Cell, Ref, Table
 from elbolab.report.collect import SPLITS, Comparison, Row
 from elbolab.report.plots import FLOOR_SLOT, Series
 from elbolab.report.tables import ACCURACY_SE, CONSTANT, OVER_SEEDS
-from elbolab.support.number_formats import DASH, between, dagger, measured, number, percent
+from elbolab.support.number_formats import DASH, dagger, measured, percent
 
 SHOWN = sorted(OVER_SEEDS, key=lambda one: (one[0] is not LOG_PX, -list(SPLITS).index(one[1])))
 
@@ -102,9 +102,8 @@ def pair_blocks(comparison: Comparison) -> list[Block]:
     for row in comparison.tables["pairs"]:
         one, other = entries[row["model"]], entries[row["other"]]
         doubtful = one.unreliable(row["split"]) or other.unreliable(row["split"])
-        difference = [dagger(number(row["mean"]), doubtful), between(row["low"], row["high"])]
         shares = [percent(row["above"]), percent(row["below"])]
-        numbers = [SPLITS[row["split"]], str(row["images"]), *difference, *shares]
+        numbers = [SPLITS[row["split"]], str(row["images"]), *b.difference(row, doubtful), *shares]
         rows.append([*b.start(one), *b.start(other), *numbers])
     several = [f"{entry.label} over {len(entry.runs)}" for entry in comparison.latents if len(entry.runs) > 1]
     averaged = f" Log p(x) of an image is first averaged over seeds: {', '.join(several)}." if several else ""

@@ -89,7 +89,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def outcome(run_id: str) -> dict[str, Any]:
-    """What the server has of a run: its weights, as digests, and the values of each metric but the speed, by step."""
+    """What the server has of a run: its weights, as digests, and each metric but those of time, by step."""
     run = mlflow_reader.get_run(run_id)
     client = mlflow.MlflowClient()
     return {
@@ -101,7 +101,7 @@ def outcome(run_id: str) -> dict[str, Any]:
         "history": {
             key: [(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)]
             for key in sorted(run.metrics)
-            if key != "train/images_per_s"
+            if key not in ("train/seconds", "train/images_per_s")
         },
         "images": sorted(artifacts.step_images(run_id, "samples")) if "cnn" not in run.params["model"] else [],
     }

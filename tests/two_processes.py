@@ -42,14 +42,15 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def fit(case: str, folder: Path, backend: Backend | None = None) -> list[dict[str, float]]:
-    """Train a case and return the metrics of its epochs, but for the speed."""
+    """Train a case and return the metrics of its epochs, but for those of time."""
     kind = MODELS[case.split()[0]]
     config = kind.Config.parse({**SHARED, **CASES[case]})
     data = load_data(config.dataset, config.data_dir, config.train_size, config.val_size, config.test_size)
     torch.manual_seed(config.seed)
     events: list[Event] = []
     train(kind(config, data.spec), data, events.append, folder, backend)
-    return [{key: value for key, value in event.metrics.items() if key != "train/images_per_s"} for event in events]
+    times = {"train/seconds", "train/images_per_s"}
+    return [{key: value for key, value in event.metrics.items() if key not in times} for event in events]
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from elbolab.testing.models import LatentModelTests, ModelTests, make_model, run
 from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import load_checkpoint
 from elbolab.training.pictures import take_pictures
-from elbolab.training.trainer import rate_factor
+from elbolab.training.schedule import rate_factor
 
 # Each sample of the bound and each step of the refinement costs about as much as a step of a vae.
 QUICK: dict[str, dict[str, Any]] = {

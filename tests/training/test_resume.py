@@ -105,7 +105,7 @@ def test_every_model_goes_on_from_any_step(
         monkeypatch.setattr(resume_state.ResumeState, "save", count)
         with suppress(StoppedError):
             train(fitted, digits, events.append, folder)
-        metrics = {event.epoch: {**event.metrics, "train/images_per_s": 0} for event in events}
+        metrics = {event.epoch: {**event.metrics, "train/images_per_s": 0, "train/seconds": 0} for event in events}
         return digest(fitted.state_dict()), metrics
 
     weights, history = fit(tmp_path / "whole", None)

@@ -86,6 +86,14 @@ MSE = Metric(
 KL = Metric("kl", "KL divergence", "nats", "minimize", "KL(q(z\\|x) ‖ p(z))", "", EPOCHS)
 ACCURACY = Metric("accuracy", "Accuracy", "share", "maximize", "`cnn`: share of right classes")
 LR = Metric("lr", "Rate", "", None, "Adam's rate on the networks at the epoch's last step", "", (TRAIN,))
+STEPS = Metric(
+    "steps", "Steps", "", None, "optimiser steps since the training began; 0 for a closed form", "", (TRAIN,), digits=0
+)
+SECONDS = Metric(
+    "seconds", "Seconds", "s", None,
+    "time that training has taken since it began, validation, pictures and what an interruption undid left out", "",
+    (TRAIN,), digits=0,
+)  # fmt: skip
 IMAGES_PER_S = Metric("images_per_s", "Images a second", "1/s", "maximize", "training images a second", "", (TRAIN,))
 OBJECTIVE_NAME = Metric(
     "{NAME}", "Objective", "", None, "in a study's trials: the validation metric NAME by which the trial is judged", "",

@@ -15,6 +15,7 @@ from elbolab.models.base import Model
 from elbolab.registry.packaging import load_model, log_model
 from elbolab.support.errors import UserError
 from elbolab.tracking import run as tracking
+from elbolab.tracking.keys import CONVERGED
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
 from elbolab.training import distributed
 from elbolab.training.backend import Backend
@@ -88,6 +89,8 @@ def _tracked(name: str, model: Model, data: Data, tags: dict[str, str], folder: 
             def report(event: Event) -> None:
                 track.report(event)
                 progress(event)
+                if event.converged is not None:
+                    track.set_tags({CONVERGED: str(event.converged).lower()})
 
             backend.run(lambda: train(model, data, report, track.folder, backend))
         track.set_tags({"observation_model": model.observation_model})

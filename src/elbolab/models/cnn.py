@@ -18,7 +18,9 @@ class CNNConfig(Config):
     """A classifier needs fewer passes than a generative model."""
 
     epochs: Annotated[int, Field(gt=0)] = 10
-    """Passes over the training images."""
+    """Passes over the training images; by the schedule plateau the most."""
+    min_improvement: Annotated[float, Field(ge=0)] = 0.002
+    """By how much the mean of the cross-entropy must fall, in nats an image, for it to be improving."""
 
 
 class CNN(Model):

@@ -12,6 +12,7 @@ from elbolab.models.base import Model
 from elbolab.models.objectives import Terms
 from elbolab.support.errors import reason
 from elbolab.training.backend import Backend
+from elbolab.training.schedule import fewest_epochs
 
 # On either machine that docs/results.md tells of, for dense nets at batch 20; convolutions are no faster compiled.
 REPAID_AFTER = 50_000
@@ -28,7 +29,7 @@ class CompiledSteps(Backend):
         config = model.config
         if config.compile == "no" or not model.compiles or model.device.type != "cpu":
             return False
-        steps = config.epochs * (len(data.train) // config.batch_size) * model.steps_per_visit
+        steps = fewest_epochs(config) * (len(data.train) // config.batch_size) * model.steps_per_visit
         return steps > REPAID_AFTER and shutil.which(os.environ.get("CXX", "g++")) is not None
 
 

@@ -25,10 +25,21 @@ class Progress:
         self.bar.close()
 
     def __call__(self, event: Event) -> None:
-        loss = f"loss {event.metrics['train/loss']:.4g}, validation {event.metrics['val/loss']:.4g}"
+        loss = _loss(event.metrics)
         if self.plain:
-            position = f"epoch {event.epoch}/{event.epochs}"
-            print(f"{self.name}: {position}, {loss}, {event.seconds_left:.0f} s left", file=sys.stderr, flush=True)
+            most = "at most " if event.is_open else ""
+            position = f"epoch {event.epoch} of {most}{event.epochs}" if most else f"epoch {event.epoch}/{event.epochs}"
+            left = f"{most}{event.seconds_left:.0f} s left"
+            print(f"{self.name}: {position}, {loss}, {left}", file=sys.stderr, flush=True)
+        # The end of a training that has stopped improving comes nearer.
+        self.bar.total = event.epochs
+        self.bar.set_description_str(f"{self.name}, at most" if event.is_open else self.name, refresh=False)
         self.bar.set_postfix_str(loss, refresh=False)
         # A resumed training has some epochs behind it.
         self.bar.update(event.epoch - self.bar.n)
+
+
+def _loss(metrics: dict[str, float]) -> str:
+    """The loss of an epoch in words; of a latent-variable model at beta = 1, whatever weight the KL term has by now."""
+    name, key, sign = ("-ELBO", "elbo", -1) if "val/elbo" in metrics else ("loss", "loss", 1)
+    return f"{name} {sign * metrics[f'train/{key}']:.4g}, validation {sign * metrics[f'val/{key}']:.4g}"

@@ -20,6 +20,8 @@ PATTERN = "state-*.safetensors"
 # Writing takes at most a hundredth of the time.
 LEAST_SECONDS, TIMES_ITS_COST = 1.0, 100
 KEPT = 2
+# The fields of a position that stand in the header as they are.
+NUMBERS = ("epoch", "step", "seconds", "seconds_before", "best", "scores")
 
 
 class Means:
@@ -48,12 +50,18 @@ class Means:
 
 @dataclass
 class Position:
-    """The epoch, from 1, how many of its steps are done and the seconds that they took, and what they found."""
+    """The epoch, from 1, how many of its steps are done and the seconds that they took, and what they found.
+
+    Of the epochs before it ``scores`` has the validation scores, of which ``best`` is the highest, and
+    ``seconds_before`` is what their steps took.
+    """
 
     epoch: int = 1
     step: int = 0
     seconds: float = 0.0
+    seconds_before: float = 0.0
     best: float = -math.inf
+    scores: list[float] = field(default_factory=list)
     means: Means = field(default_factory=Means)
     order: Tensor = field(default_factory=lambda: torch.empty(0))
     """State of the generator that shuffles, before it drew the order of this epoch."""
@@ -83,7 +91,7 @@ class ResumeState:
         tensors |= {"random/cpu": torch.get_rng_state(), "random/order": at.order}
         if self._model.device.type == "cuda":
             tensors["random/cuda"] = torch.cuda.get_rng_state()
-        header = {"epoch": at.epoch, "step": at.step, "seconds": at.seconds, "best": at.best, "count": at.means.count}
+        header = {name: getattr(at, name) for name in NUMBERS} | {"count": at.means.count}
         header["config"] = self._model.config.model_dump(mode="json")
         header["rates"] = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
         finite = all(bool(value.isfinite().all()) for key, value in tensors.items() if key.startswith("model/"))
@@ -136,7 +144,10 @@ class ResumeState:
             torch.cuda.set_rng_state(random["cuda"])
         sums = {key: value.to(self._model.device) for key, value in parts.get("means", {}).items()}
         means = Means(header["count"], sums)
-        return Position(header["epoch"], header["step"], header["seconds"], header["best"], means, random["order"])
+        # States of 0.1.0 have no scores of the epochs before: those count as endlessly low, so that nothing follows.
+        before = {"scores": [-math.inf] * (header["epoch"] - 1), "seconds_before": 0.0}
+        numbers = {name: (before | header)[name] for name in NUMBERS}
+        return Position(**numbers, means=means, order=random["order"])
 
     def _moments(self) -> dict[str, Tensor]:
         return {

@@ -1,4 +1,4 @@
-"""The training loop: epochs, validation, falling rates, checkpoints. What becomes of the figures is ``report``'s."""
+"""The training loop: epochs, validation, checkpoints. What becomes of the figures is ``report``'s."""
 
 import math
 import time
@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from elbolab.config.schema import Config
 from elbolab.data.splits import Data, Split
 from elbolab.models.base import Model
 from elbolab.support.errors import UserError
@@ -19,6 +18,7 @@ from elbolab.training.backend import Backend, Step
 from elbolab.training.checkpoint import save_checkpoint
 from elbolab.training.pictures import PICTURE_EPOCHS, take_pictures
 from elbolab.training.resume_state import Means, ResumeState
+from elbolab.training.schedule import Schedule
 
 VALIDATION_BATCH = 500
 CHECK_STEPS = 100
@@ -29,10 +29,14 @@ class Event:
     """An epoch that ended: metrics by key, and at some epochs grids of images (rows, columns, C, H, W) in [0, 1].
 
     ``best`` says that no earlier epoch had a better validation score: the model is that of the last best epoch.
+    ``epochs`` is how many there will be; where ``is_open`` that is not known, and it is the most. ``converged`` is that
+    of ``Schedule``, given with the last epoch alone.
     """
 
     epoch: int
     epochs: int
+    is_open: bool
+    converged: bool | None
     best: bool
     metrics: dict[str, float]
     images: dict[str, Tensor]
@@ -50,7 +54,8 @@ def train(
     step as it comes.
 
     The best epoch is the one of highest ``Model.score`` on the validation images: the ELBO at beta = 1, or iwae's own
-    bound (for a classifier: lowest cross-entropy). On a CPU equal config and seed give equal weights, bit for bit.
+    bound (for a classifier: lowest cross-entropy). When the training ends is ``Schedule``'s to say, by that score. On a
+    CPU equal config and seed give equal weights, bit for bit.
     Raises UserError where the loss, before the weights have changed on a CPU, or a figure of an epoch is not finite,
     where ``folder`` holds the state of a training of another config, and where a file cannot be written there.
     """
@@ -68,16 +73,18 @@ def train(
         at = states.restore()
         if len(at.order):
             shuffle.set_state(at.order)
-        steps_an_epoch = math.ceil(len(data.train) / config.batch_size)
+        schedule = Schedule(config, model.kl_weight, not optimizers, at.scores)
+        at.scores = schedule.scores
+        visits = math.ceil(len(data.train) / config.batch_size)
+        steps_an_epoch = visits * model.steps_per_visit if optimizers else 0
         first, started = at.epoch, time.perf_counter()
 
-        for epoch in range(at.epoch, config.epochs + 1):
-            at.epoch = epoch
+        while (epoch := at.epoch) <= schedule.last:
             model.train()
             began, at.order = time.perf_counter() - at.seconds, shuffle.get_state()
             for batch in islice(data.train.batches(config.batch_size, shuffle), at.step, None):
-                epochs = epoch - 1 + at.step / steps_an_epoch
-                factor = rate_factor(config, epochs)
+                epochs = epoch - 1 + at.step / visits
+                factor = schedule.factor(epochs)
                 for group, rate in zip(_groups(optimizers), first_rates, strict=True):
                     group["lr"] = factor * rate
                 # To read a number makes a GPU wait.
@@ -104,26 +111,18 @@ def train(
             if improved := score > at.best:
                 at.best = score
                 _save(folder / "best.safetensors", model, epoch, backend)
+            schedule.add(score)
+            at.seconds_before += at.seconds
             rates = {"train/lr": next(_groups(optimizers))["lr"]} if optimizers else {}
+            cost = {"train/steps": epoch * steps_an_epoch, "train/seconds": at.seconds_before}
             speed = {"train/images_per_s": len(data.train) / at.seconds}
-            metrics = {**train_metrics, **rates, **speed, **val_metrics}
+            metrics = {**train_metrics, **rates, **cost, **speed, **val_metrics}
             images = take_pictures(model, data, backend) if epoch in PICTURE_EPOCHS else {}
-            left = (time.perf_counter() - started) / (epoch - first + 1) * (config.epochs - epoch)
-            report(Event(epoch, config.epochs, improved, metrics, images, left))
-            at.step, at.seconds, at.means = 0, 0.0, Means()
-        _save(folder / "last.safetensors", model, config.epochs, backend)
-
-
-def rate_factor(config: Config, epochs: float) -> float:
-    """By what the first rates are multiplied, ``epochs`` into the training."""
-    match config.schedule:
-        case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * epochs / config.epochs))
-        case "staged":
-            # Stage i begins after 1 + 3 + ... + 3^(i - 1) passes.
-            return 10 ** (-sum(epochs >= (3**i - 1) / 2 for i in range(1, 8)) / 7)
-        case "constant":
-            return 1.0
+            left = (time.perf_counter() - started) / (epoch - first + 1) * (schedule.last - epoch)
+            converged = schedule.converged if epoch == schedule.last else None
+            report(Event(epoch, schedule.last, schedule.is_open, converged, improved, metrics, images, left))
+            at.epoch, at.step, at.seconds, at.means = epoch + 1, 0, 0.0, Means()
+        _save(folder / "last.safetensors", model, schedule.last, backend)
 
 
 def _groups(optimizers: list[torch.optim.Optimizer]) -> Iterator[dict]:

@@ -67,11 +67,11 @@ class Mirror:
         with self._tolerant(f"trial {number}"):
             self._open[number] = self._create(number, started, params, self._code | tags)
 
-    def report(self, number: int, metrics: dict[str, float], epoch: int) -> None:
+    def report(self, number: int, metrics: dict[str, float], epoch: int, tags: dict[str, str] | None = None) -> None:
         """Log an epoch of a trial."""
         if number in self._open:
             with self._tolerant(f"trial {number}"):
-                self._log(self._open[number], metrics, epoch)
+                self._log(self._open[number], metrics, epoch, tags)
 
     def close(self, trial: FrozenTrial) -> None:
         """Give the run of an ended trial Optuna's values and state; a run that is not there is made."""

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from elbolab.support import sqlite
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.keys import FAILURE
+from elbolab.training.schedule import fewest_epochs
 from elbolab.tuning.study import Study
 
 # System attributes of a queued trial that name the trials that it replaces; the first is Optuna's.
@@ -159,10 +160,10 @@ def open_study(job: Job, begin: bool = True) -> tuple[optuna.Study, bool]:
 
 def _pruner(study: Study) -> BasePruner:
     kind = study.stops_by
-    epochs = study.config_of({} if study.search else {"config": 0, "seed": study.seeds[0]}).epochs
+    config = study.config_of({} if study.search else {"config": 0, "seed": study.seeds[0]})
     if kind == "median":
-        return MedianPruner(n_warmup_steps=epochs // 3)
-    return HyperbandPruner(min_resource=1, max_resource=epochs) if kind == "hyperband" else NopPruner()
+        return MedianPruner(n_warmup_steps=fewest_epochs(config) // 3)
+    return HyperbandPruner(min_resource=1, max_resource=config.epochs) if kind == "hyperband" else NopPruner()
 
 
 def standing(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

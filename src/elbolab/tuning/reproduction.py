@@ -25,7 +25,7 @@ from elbolab.report.sections.reproductions import FOUND, insert, markdown, summa
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
-from elbolab.tracking.keys import EVALUATION_PROTOCOL, REPRODUCTION, STUDY, TRAINING
+from elbolab.tracking.keys import EVALUATION_PROTOCOL, LAST_EPOCH, REPRODUCTION, STUDY, TRAINING
 from elbolab.tracking.mlflow_reader import RunRecord
 
 RESULTS = Path("docs", "results.md")
@@ -198,7 +198,7 @@ def _table(study: Reproduction, runs: list[tuple[str, int, RunRecord]]) -> pd.Da
             "training": label,
             "seed": seed,
             "run": run.id,
-            "epochs": int(run.params["epochs"]),
+            "epochs": int(run.tags.get(LAST_EPOCH, run.params["epochs"])),
             "metric": metric,
             "value": value,
             "std_err": run.metrics.get(f"{metric}_se"),

@@ -27,7 +27,7 @@ from elbolab.evaluation.metrics import LOG_PX, PARETO_K, is_doubtful
 from elbolab.experiment.train import prepare
 from elbolab.support.errors import UserError, redacted
 from elbolab.support.number_formats import dagger
-from elbolab.tracking.keys import FAILURE
+from elbolab.tracking.keys import CONVERGED, FAILURE, LAST_EPOCH
 from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import load_checkpoint
 from elbolab.training.populations import take_turns
@@ -57,10 +57,13 @@ def _train_and_judge(job: Job, mirror: Mirror, trial: optuna.Trial, backend: Bac
         params = {"model": study.model, **config.params()}
         mirror.open(trial.number, trial.datetime_start, params, tags)
         judged: dict[str, float] = {}
+        last = 0
 
         def report(event: Event) -> None:
-            metrics = with_distortion(event.metrics)
-            mirror.report(trial.number, metrics, event.epoch)
+            nonlocal last
+            last, metrics = event.epoch, with_distortion(event.metrics)
+            over = {} if event.converged is None else {CONVERGED: str(event.converged).lower(), LAST_EPOCH: str(last)}
+            mirror.report(trial.number, metrics, last, over)
             # A front is that of trainings, and one metric that of the model which a training leaves, its best epoch.
             if event.best or len(study.metrics) > 1:
                 judged.update(metrics)
@@ -77,7 +80,7 @@ def _train_and_judge(job: Job, mirror: Mirror, trial: optuna.Trial, backend: Bac
                 judged |= (found := mean_log_px(evaluation, "val"))
                 # A tracking server keeps no figure that is not finite, such as the k of too few samples.
                 trust = {key: found[key] for key in TRUST if math.isfinite(found.get(key, math.nan))}
-                mirror.report(trial.number, trust, config.epochs)
+                mirror.report(trial.number, trust, last)
                 if is_doubtful(found, LOG_PX.at("val")):
                     trial.set_user_attr(UNRELIABLE, True)
         values = [judged[metric] for metric in study.metrics]

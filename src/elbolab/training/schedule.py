@@ -1,0 +1,105 @@
+"""How rates fall, and when a training ends: after fixed epochs, or when its validation score has stopped improving."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from elbolab.config.schema import Config
+
+
+class Schedule:
+    """The rates of one training and its end, from the validation scores of the epochs that are done.
+
+    ``scores`` has one for each epoch; nothing else is to be kept to resume a training. Scores of epochs in which
+    ``kl_weight`` changed are not judged: they are those of other losses. A closed form, which has no rates, is
+    converged.
+    """
+
+    def __init__(
+        self, config: Config, kl_weight: Callable[[float], float], is_closed: bool = False, scores: Iterable[float] = ()
+    ) -> None:
+        self._config = config
+        self._kl_weight = kl_weight
+        self._is_closed = is_closed
+        self._first_judged = 0
+        self._stopped_improving = False
+        # The epochs after which the rates fall to 0, by the schedule `plateau`.
+        self._falls_after = max(config.epochs - config.cooldown, 0)
+        self.scores: list[float] = []
+        for score in scores:
+            self.add(score)
+
+    def add(self, score: float) -> None:
+        """Take the validation score of the next epoch."""
+        self.scores.append(score)
+        config, epoch = self._config, len(self.scores)
+        if self._kl_weight(epoch) != self._kl_weight(epoch - 1):
+            self._first_judged = epoch
+        if config.schedule == "plateau" and not self._stopped_improving and epoch <= self._falls_after:
+            judged = self.scores[self._first_judged :]
+            if has_stopped_improving(judged, config.patience, config.min_improvement):
+                self._stopped_improving, self._falls_after = True, epoch
+
+    @property
+    def last(self) -> int:
+        """The last epoch; while that is not known the most."""
+        end = self._falls_after + self._config.cooldown if self._config.schedule == "plateau" else self._config.epochs
+        return min(end, self._config.epochs)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the training may end before ``last``."""
+        return self._config.schedule == "plateau" and len(self.scores) < self._falls_after
+
+    def factor(self, epochs: float) -> float:
+        """By what the first rates are multiplied, ``epochs`` into the training."""
+        if self._config.schedule != "plateau":
+            return rate_factor(self._config, epochs)
+        if epochs <= self._falls_after:
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (epochs - self._falls_after) / (self.last - self._falls_after)))
+
+    @property
+    def converged(self) -> bool:
+        """Whether the score had stopped improving, as ``has_stopped_improving`` says; of a training that is over.
+
+        By the schedule `plateau`, before the rates fell. By any other, at the last epoch whose rate was at least half
+        the mean of all epochs: as a rate goes to 0 every score levels off, whether converged or not.
+        """
+        config = self._config
+        if self._is_closed or config.schedule == "plateau":
+            return self._is_closed or self._stopped_improving
+        rates = [rate_factor(config, epoch + 0.5) for epoch in range(config.epochs)]
+        least = sum(rates) / len(rates) / 2
+        judged = [score for score, rate in zip(self.scores, rates, strict=True) if rate >= least]
+        return has_stopped_improving(judged[self._first_judged :], config.patience, config.min_improvement)
+
+
+def has_stopped_improving(scores: Sequence[float], patience: int, least: float) -> bool:
+    """Whether the mean of the last ``patience`` scores is at most ``least`` above that of as many before them.
+
+    False for fewer than 2 ``patience`` scores. A score is a noisy estimate, of one latent sample an image: the best of
+    n of them goes on rising with n where nothing improves, and one lucky score hides an improvement. Means do neither;
+    their difference has a standard error of sqrt(2 / patience) standard deviations of a score.
+    """
+    if len(scores) < 2 * patience:
+        return False
+    last, before = scores[-patience:], scores[-2 * patience : -patience]
+    return (sum(last) - sum(before)) / patience <= least
+
+
+def fewest_epochs(config: Config) -> int:
+    """The number of epochs that a training has at least."""
+    surely = 2 * config.patience + config.cooldown if config.schedule == "plateau" else config.epochs
+    return min(surely, config.epochs)
+
+
+def rate_factor(config: Config, epochs: float) -> float:
+    """By what the first rates are multiplied, ``epochs`` into a training of fixed epochs."""
+    match config.schedule:
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * epochs / config.epochs))
+        case "staged":
+            # Stage i begins after 1 + 3 + ... + 3^(i - 1) passes.
+            return 10 ** (-sum(epochs >= (3**i - 1) / 2 for i in range(1, 8)) / 7)
+        case _:
+            return 1.0

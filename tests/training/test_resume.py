@@ -34,6 +34,8 @@ from elbolab.training.backend import Backend
 from elbolab.training.trainer import Event, train
 
 TINY = {"train_size": 40, "val_size": 10, "test_size": 10, "batch_size": 8, "latent_dim": 4}
+# Two epochs at a constant rate and two in which it falls, by scores that must not be lost.
+PLATEAU = {"schedule": "plateau", "patience": 1, "min_improvement": 1e9, "cooldown": 2, "epochs": 9, "beta_warmup": 0}
 AS_OPTIONS = [part for key, value in TINY.items() for part in (f"--{key}", str(value))]
 
 
@@ -78,6 +80,8 @@ class StoppedError(Exception):
         ("semi_amortized", {"refine_steps": 2}),
         ("latent_opt", {"latent_init": "normal"}),
         ("ppca", {"epochs": 1}),
+        ("vae", PLATEAU),
+        ("latent_opt", PLATEAU),
     ],
 )
 def test_every_model_goes_on_from_any_step(
@@ -110,7 +114,9 @@ def test_every_model_goes_on_from_any_step(
 
     weights, history = fit(tmp_path / "whole", None)
     steps = -(-len(digits.train) // TINY["batch_size"])
-    for stop in (1, steps, steps + 1):
+    assert list(history) == list(range(1, 5 if "schedule" in fields else known["epochs"] + 1))
+    in_the_fall = (2 * steps, 2 * steps + 1, 3 * steps + 1, 4 * steps) if "schedule" in fields else ()
+    for stop in (1, steps, steps + 1, *in_the_fall):
         folder = tmp_path / f"stopped at {stop}"
         _, before = fit(folder, stop)
         after_weights, after = fit(folder, None)

@@ -1,5 +1,6 @@
 """The comparison report, made from a real tracking store with a few small runs and opened in a browser."""
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from elbolab.report.collect import Comparison
 from elbolab.report.compare import CompareConfig, build, compare
 from elbolab.report.page import render
 from elbolab.report.sections import SECTIONS
+from elbolab.report.sections.cost import cost_blocks, seconds_by_epoch, steps_by_epoch
 from elbolab.report.select import differences
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
@@ -185,22 +187,102 @@ def test_every_model_has_its_curves_and_pictures(store: Store, tmp_path: Path) -
     assert [*sections] == ["summary", "latent-variable-models", "runs"]
     section = sections["latent-variable-models"]
     labels = re.findall(r'aria-label="([^"]*) by epoch: ([^"]*)"', section)
-    assert [title for title, _ in labels] == ["Loss (nats)", "Mean squared error (per pixel)", "KL divergence (nats)"]
+    # The ELBO at beta = 1, not the loss while its KL term is warmed up.
+    assert [title for title, _ in labels] == [
+        "\u2212ELBO (nats)",
+        "Mean squared error (per pixel)",
+        "KL divergence (nats)",
+    ]
     pictures = re.findall(r'alt="([^"]*)"', section)
     for model in models:
         assert all(f"{model} validation from" in lines for _, lines in labels)
-        for epoch in (1, 5):
+        for epoch in ("1", "5, best and last"):
             # Of training and of validation digits.
-            assert pictures.count(f"epoch {epoch}, {model}: ten originals above their reconstructions") == 2
-            assert pictures.count(f"epoch {epoch}, {model}: digits decoded from the prior") == 1
+            assert pictures.count(f"{model}, epoch {epoch}: ten originals above their reconstructions") == 2
+            assert pictures.count(f"{model}, epoch {epoch}: digits decoded from the prior") == 1
         assert f"{model}: validation ELBO is highest at epoch 5" in section
         assert runs[model][:8] in section
-    # A closed form has pictures, beside the others' last, and no curve.
+    assert all("vae validation from 101.5 to 69.5;" in lines for title, lines in labels if "ELBO" in title)
+    # A closed form has pictures, beside the others' best, and neither a curve nor an epoch.
     assert not any("ppca" in lines for _, lines in labels)
-    rows = re.findall(r'<div class="grids">(.*?)</div>', section, re.DOTALL)
+    assert "ppca, epoch" not in html
+    assert not re.search(r"ppca: validation ELBO|at epoch 1\b", section)
+    rows = re.findall(r'<div class="grids[^>]*>(.*?)</div>', section, re.DOTALL)
     assert [row.count("<img") for row in rows] == [5, 6] * 3
-    assert all(f"epoch 5, {model}:" in row for row in rows[1::2] for model in models)
-    assert all("epoch 1, ppca:" in row for row in rows[1::2])
+    assert all(f"{model}, epoch 5, best and last:" in row for row in rows[1::2] for model in models)
+    assert all('alt="ppca: ' in row for row in rows[1::2])
+    curves = pd.read_csv(tmp_path / "report" / "curves.csv")
+    assert {*curves[curves["epoch"].isna()]["model"]} == {"ppca"}
+    assert {*curves[curves["epoch"].notna()]["model"]} == {*models}
+
+
+def test_best_and_last_epoch_are_marked(store: Store, tmp_path: Path) -> None:
+    run = store.train("vae", sigma=0.4, epochs=30)
+    store.client.set_tag(run, "best_epoch", "20")
+    html = compare(CompareConfig(run=(run,), out=tmp_path / "report")).read_text()
+    (row, *_) = re.findall(r'<div class="grids">(.*?)</div>', html, re.DOTALL)
+    assert re.findall(r'alt="vae, epoch ([^:]*):', row) == ["1", "5", "10", "20, best", "30, last"]
+    assert "vae, epoch 20, <b>best</b>" in row
+    # With others a run's best stands in the row of theirs.
+    other = store.train("iwae", sigma=0.4, epochs=5)
+    html = compare(CompareConfig(run=(run, other), out=tmp_path / "report")).read_text()
+    rows = re.findall(r'<div class="grids aligned"[^>]*>(.*?)</div>', html, re.DOTALL)[:5]
+    assert [re.findall(r'alt="(\w+, epoch [^:]*):', row) for row in rows] == [
+        ["iwae, epoch 1", "vae, epoch 1"],
+        ["vae, epoch 5"],
+        ["vae, epoch 10"],
+        ["iwae, epoch 5, best and last", "vae, epoch 20, best"],
+        ["vae, epoch 30, last"],
+    ]
+
+
+def test_the_score_is_drawn_against_what_it_cost(store: Store, tmp_path: Path) -> None:
+    runs = {model: store.train(model, sigma=0.4) for model in ("vae", "ppca")}
+    html = compare(CompareConfig(run=tuple(runs.values()), out=tmp_path / "report")).read_text()
+    found = dict(re.findall(r'aria-label="Validation \u2212ELBO \(nats\) by ([\w ]+): ([^"]*)"', html))
+    level = "ppca at 101.5, dotted"
+    assert found == {
+        "gradient steps": f"vae from 101.5 at 50 to 69.5 at 250; {level}",
+        "seconds": f"vae from 101.5 at 2.5 to 69.5 at 12.5; {level}",
+    }
+
+
+def test_the_cost_of_an_old_run_is_that_of_its_parameters_and_speed(store: Store) -> None:
+    run = mlflow_reader.get_run(store.train("latent_opt", batch_size=8, latent_steps=2, pictures=False))
+    comparisons = []
+    for train_images in (None, 20):
+        (one,) = build([[(replace(run, train_images=train_images),)]], more_seeds=False)
+        logged = {key: values for key, values in one.curves.items() if key[1] not in ("train/steps", "train/seconds")}
+        speed = {(run.id, "train/images_per_s"): {1: 10.0, 2: 20.0}}
+        comparisons.append(replace(one, curves=logged | speed))
+    unknown, known = comparisons
+    assert cost_blocks(unknown) == []
+    (entry,) = known.latents
+    assert steps_by_epoch(known, entry) == {epoch: 6 * epoch for epoch in range(1, 6)}
+    assert seconds_by_epoch(known, entry) == {1: 2.0, 2: 3.0}
+    assert len(cost_blocks(known)[0].svgs) == 2
+
+
+def test_class_changes_have_the_truth_and_what_the_classifier_sees(store: Store, tmp_path: Path) -> None:
+    ids = fill(store)
+    path = store.folder / "files" / ids["vae"] / "classes.json"
+    classes = json.loads(path.read_text())
+    for digit in (5, 4):
+        # It takes a 5 for a 3, of which the reconstruction is one too, and a 4 for a 1.
+        classes["ten"]["val"][digit] |= {"original": {5: 3, 4: 1}[digit]}
+    classes["ten"]["val"][5]["reconstruction"] = 3
+    path.write_text(json.dumps(classes))
+    store.client.log_artifact(ids["vae"], str(path), "evaluation")
+    html = compare(CompareConfig(run=(ids["vae"], ids["cnn"]), out=tmp_path / "report")).read_text()
+    (table,) = [table for table in rows_of(html) if "Changed" in table[0]]
+    head, _, validation = table
+    row = dict(zip(head, validation, strict=True))
+    assert (row["Split"], row["3"], row["4"], row["5"]) == ("validation", "3 \u2192 3", "1* \u2192 9", "3* \u2192 3")
+    assert (row["Changed"], row["Misread"]) == ("1", "2")
+    assert re.findall(r"<b>(?:<a[^>]*>)?(\S+ \u2192 \d)", html) == ["4 \u2192 9", "1* \u2192 9"]
+    # Confusion tables of validation and of test images.
+    (section,) = re.findall(r'<section id="classifiers">(.*?)</section>', html, re.DOTALL)
+    assert re.findall(r"<span>(20 \w+ images)</span>", section) == ["20 validation images", "20 test images"]
 
 
 def test_models_stand_by_their_inference(store: Store, tmp_path: Path) -> None:

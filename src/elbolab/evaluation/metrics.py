@@ -214,7 +214,7 @@ KID = Metric(
     "kid", "KID", "", "minimize",
     "squared maximum mean discrepancy under (x·y / F + 1)³, unbiased; mean over 100 subsets of half the images, at "
     "most 500; its error is the delete-(N - m) jackknife (Shao & Wu 1989), sqrt(m / (N - m)) standard deviations over "
-    "the subsets of m of N, too large where both sets are alike, as in the floor", "Binkowski et al. 2018", (TEST,),
+    "the subsets of m of N, too large where both sets are alike, as real images are", "Binkowski et al. 2018", (TEST,),
     SE, digits=4,
 )  # fmt: skip
 PRECISION = Metric(
@@ -264,21 +264,22 @@ STORED = {
     for one in (LOG_PX, PARETO_K, UNRELIABLE, *GAP_COLUMNS.values())
 }
 """Of a metric under inferred posteriors, that under those which training left for these very images."""
-FLOOR = {
+REAL_IMAGES = {
     one: _with_suffix(
         one,
         "_floor",
-        "the same of training images in the samples' place: what real images give",
+        "the same of training images in the samples' place: what real images reach, which is the least of a distance, "
+        "and of the others the most, that is expected of samples",
         TEST,
         tuple(f"{name}_floor" for name in one.names[1:]),
     )
     for one in FIDELITY
 }
-"""Of a distance of samples from test images, that of training images from them."""
+"""Of a metric of samples beside test images, that of training images beside them."""
 METRICS = (
     *(one for one in list(globals().values()) if isinstance(one, Metric)),
     *STORED.values(),
-    *FLOOR.values(),
+    *REAL_IMAGES.values(),
 )
 """All of them, in the order of the page."""
 

@@ -28,7 +28,7 @@ def fidelity(evaluation: Evaluation) -> Results:
     """Distances of as many expected images at draws from the prior as test images are evaluated, from these images.
 
     Features are the classifier's penultimate activations: without one, or with so few images that they have not five
-    neighbours, nothing is found. The floor, ``_floor``, is of as many training images against the same test images.
+    neighbours, nothing is found. ``_floor`` is of as many training images against the same test images.
     """
     model, data = evaluation.model, evaluation.data
     if not isinstance(model, LatentModel) or evaluation.classifier is None:
@@ -44,11 +44,11 @@ def fidelity(evaluation: Evaluation) -> Results:
         _features(cnn, (split.batch(rows).x for rows in split.stratified(count, seed).split(IMAGES_AT_ONCE)))
         for split in (data.train, data.test)
     )
-    found, floor = (compare_features(test, other, seed) for other in (samples, train))
+    found, real = (compare_features(test, other, seed) for other in (samples, train))
     metrics: dict[str, float] = {}
     for metric in m.FIDELITY:
-        for name, again in zip(metric.names, m.FLOOR[metric].names, strict=True):
-            metrics |= {f"{m.TEST}/{name}": found[name], f"{m.TEST}/{again}": floor[name]}
+        for name, again in zip(metric.names, m.REAL_IMAGES[metric].names, strict=True):
+            metrics |= {f"{m.TEST}/{name}": found[name], f"{m.TEST}/{again}": real[name]}
     return Results(metrics)
 
 

@@ -10,7 +10,10 @@ from elbolab.report import plots
 from elbolab.report.collect import SPLITS, Comparison, Entry, Row
 from elbolab.report.plots import Series
 from elbolab.report.sentences import Sentence
-from elbolab.support.number_formats import DAGGER, UNRELIABLE, between, dagger, measured, number, rate_between
+from elbolab.support.number_formats import DAGGER, MINUS, UNRELIABLE, between, dagger, measured, number, rate_between
+
+MOST_COLUMNS = 5
+"""In so many columns the digits of a grid can still be seen."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,10 @@ class Table(Block):
 
 @dataclass(frozen=True)
 class Heat(Block):
-    """Confusion tables, one a run with its images: rows of counts, each with its share of the row, from 0 to 1."""
+    """Confusion tables, each with its run and what was counted: rows of counts with their shares of the row."""
 
     caption: str
-    tables: Sequence[tuple[Ref, int, list[list[tuple[int, float]]]]]
+    tables: Sequence[tuple[Ref, str, list[list[tuple[int, float]]]]]
     down: str
     across: str
 
@@ -79,7 +82,7 @@ class Figures(Block):
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG data address with its words, its run and its size in image pixels."""
+    """A PNG data address with its words, its run and its size in image pixels; a ``mark`` stands out."""
 
     src: str
     alt: str
@@ -87,14 +90,16 @@ class Picture:
     height: int
     caption: str = ""
     run: str = ""
+    mark: str = ""
 
 
 @dataclass(frozen=True)
 class Pictures(Block):
-    """Pictures in rows."""
+    """Pictures in rows; of each of ``columns``, run ids, one below the other where there is the room."""
 
     caption: str
     rows: Sequence[Sequence[Picture]]
+    columns: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -191,18 +196,24 @@ def unevaluated(entries: Sequence[Entry]) -> list[Missing]:
 
 
 def heat(entries: Sequence[Entry], caption: str, down: str, across: str) -> list[Heat]:
-    """Return the test confusions of some runs, nothing where none was counted."""
+    """Return the confusions of some runs on validation and test images, nothing where none was counted."""
     tables = []
-    for entry in entries:
-        if found := entry.classes.get("splits", {}).get(TEST):
+    for entry, split in product(entries, (VAL, TEST)):
+        if found := entry.classes.get("splits", {}).get(split):
             lines = [[(count, count / max(sum(line), 1)) for count in line] for line in found["confusion"]]
-            tables.append((ref(entry), found["n"], lines))
+            tables.append((ref(entry), f"{found['n']} {SPLITS[split]} images", lines))
     return [Heat(caption, tables, down, across)] if tables else []
 
 
-def curve_blocks(comparison: Comparison, entries: Sequence[Entry], metrics: Iterable[Metric]) -> list[Figures]:
-    """Return training and validation values by epoch, one figure a metric; one epoch, as of a closed form, is none."""
+def curve_blocks(
+    comparison: Comparison, entries: Sequence[Entry], metrics: Iterable[Metric], negative: Metric | None = None
+) -> list[Figures]:
+    """Return training and validation values by epoch, one figure a metric, the ``negative`` one with its sign changed.
+
+    A closed form has no curve.
+    """
     svgs, drawn = [], set()
+    entries = [entry for entry in entries if not entry.closed_form]
     for metric in metrics:
         series = []
         for entry, split in product(entries, (VAL, TRAIN)):
@@ -210,32 +221,53 @@ def curve_blocks(comparison: Comparison, entries: Sequence[Entry], metrics: Iter
             if len(values) > 1:
                 drawn.add(entry.run.id)
                 name, dashed = f"{entry.label} {SPLITS[split]}", split == TRAIN
-                series.append(Series(name, entry.slot, list(values), list(values.values()), dashed=dashed))
+                sign = -1 if metric is negative else 1
+                y = [sign * value for value in values.values()]
+                series.append(Series(name, entry.slot, list(values), y, dashed=dashed))
         if series:
             name = "-".join([metric.name, *(entry.run.id[:8] for entry in entries)])
-            svgs.append(plots.curves(name, f"{metric.label} ({metric.unit})", series))
+            title = f"{MINUS if metric is negative else ''}{metric.label} ({metric.unit})"
+            svgs.append(plots.curves(name, title, series))
     names = [ref(entry) for entry in entries if entry.run.id in drawn]
-    return [Figures("Solid: validation; dashed: training.", names, svgs)] if svgs else []
+    return [Figures(f"Solid: validation; dashed: training. {plots.CUT}", names, svgs)] if svgs else []
 
 
-def picture_rows(entries: Sequence[Entry], key: str, caption: str) -> list[Pictures]:
-    """Return the grids that the runs logged under a key: a row an epoch, the runs side by side, at last all at the end.
+def picture_rows(comparison: Comparison, entries: Sequence[Entry], key: str, caption: str) -> list[Pictures]:
+    """Return the grids that the runs logged under a key: those of one run in a row, of several a row an epoch.
 
-    A run whose last is of an earlier epoch, as that of a closed form, is shown in the last row.
+    The last rows are the best epoch of each run, or the latest that there is a picture of, and where that is another
+    its last epoch.
     """
+    entries = [entry for entry in entries if entry.pictures.get(key)]
     early: dict[int, list[Picture]] = {}
-    ends = []
+    best, last = [], []
     for entry in entries:
         epochs = sorted(entry.pictures[key])
-        for epoch in epochs[:-1]:
-            early.setdefault(epoch, []).append(picture(entry, key, epoch))
-        ends += [picture(entry, key, epoch) for epoch in epochs[-1:]]
-    return [Pictures(caption, [*(early[epoch] for epoch in sorted(early)), ends])] if ends else []
+        judged = comparison.best_epoch(entry)
+        chief = judged if judged in epochs else epochs[-1]
+        for epoch in epochs:
+            shown = picture(comparison, entry, key, epoch)
+            if epoch == chief:
+                best.append(shown)
+            elif epoch == comparison.last_epoch(entry):
+                last.append(shown)
+            else:
+                early.setdefault(epoch, []).append(shown)
+    if len(entries) == 1:
+        rows = [[picture(comparison, entries[0], key, epoch) for epoch in sorted(entries[0].pictures[key])]]
+    else:
+        rows = [row for row in (*(early[epoch] for epoch in sorted(early)), best, last) if row]
+    columns = [entry.run.id for entry in entries] if 1 < len(entries) <= MOST_COLUMNS else []
+    return [Pictures(caption, rows, columns)] if rows else []
 
 
-def picture(entry: Entry, key: str, epoch: int) -> Picture:
-    """Return a logged grid of digits; raises UserError where it is no PNG."""
+def picture(comparison: Comparison, entry: Entry, key: str, epoch: int) -> Picture:
+    """Return a logged grid of digits, marked as of the best or last epoch; raises UserError where it is no PNG."""
     what = "digits decoded from the prior" if key == "samples" else "ten originals above their reconstructions"
     src, width, height = plots.picture(entry.pictures[key][epoch], f"{key} of run {entry.run.id} at epoch {epoch}")
-    caption = f"epoch {epoch}, {entry.label}"
-    return Picture(src, f"{caption}: {what}", width, height, caption, entry.run.id)
+    if entry.closed_form:
+        return Picture(src, f"{entry.label}: {what}", width, height, entry.label, entry.run.id)
+    caption = f"{entry.label}, epoch {epoch}"
+    named = {"best": comparison.best_epoch(entry), "last": comparison.last_epoch(entry)}
+    mark = " and ".join(name for name, marked in named.items() if marked == epoch)
+    return Picture(src, f"{caption}{mark and ', '}{mark}: {what}", width, height, caption, entry.run.id, mark)

@@ -10,7 +10,20 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from elbolab.evaluation.metrics import ACCURACY, BDMC_GAP, CLASS_PRESERVATION, LOG_PX, TEST, Metric, is_doubtful
+from elbolab.evaluation.metrics import (
+    ACCURACY,
+    BDMC_GAP,
+    CLASS_PRESERVATION,
+    ELBO,
+    IW_BOUND,
+    LOG_PX,
+    LR,
+    TEST,
+    TRAIN,
+    VAL,
+    Metric,
+    is_doubtful,
+)
 from elbolab.report.select import inference_of
 from elbolab.support.statistics import accuracy
 from elbolab.tracking import artifacts, mlflow_reader
@@ -57,6 +70,11 @@ class Entry:
     def latent(self) -> bool:
         """Whether the run has a density of images."""
         return is_latent(self.run)
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether the run took no steps, which have a rate: of its one pass over the data no epoch is to be told."""
+        return LR.at(TRAIN) not in self.run.metrics
 
     @property
     def evaluated(self) -> bool:
@@ -146,6 +164,21 @@ class Comparison:
     def classifiers(self) -> list[Entry]:
         """The entries that are not."""
         return [entry for entry in self.entries if not entry.latent]
+
+    def score(self, entry: Entry) -> dict[int, float]:
+        """What an entry's epochs are judged by, by epoch: the validation ELBO, or of a bound's own model its bound."""
+        found = (self.curves.get((entry.run.id, metric.at(VAL))) for metric in (IW_BOUND, ELBO))
+        return next((values for values in found if values), {})
+
+    def best_epoch(self, entry: Entry) -> int:
+        """The epoch whose weights are evaluated; 0 where nothing says it."""
+        score = self.score(entry)
+        # Runs of 0.1.0 do not say it; of equal ones the first is kept.
+        return int(entry.run.tags.get("best_epoch", max(score, key=lambda epoch: score[epoch], default=0)))
+
+    def last_epoch(self, entry: Entry) -> int:
+        """The epoch with which the training ended; 0 where nothing says it."""
+        return max(self.score(entry), default=0)
 
     def summary(self, entry: Entry, split: str) -> Row:
         """A run's row of the summary for its declared posterior, empty where there is none."""

@@ -14,7 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 from elbolab.report.chart import Chart
@@ -25,6 +25,7 @@ NARROW, WIDE = (3.7, 2.6), (4.9, 2.5)
 FLOOR_SLOT = 4
 SLOTS = (*range(4), *range(5, 12))
 CHART_SLOTS = (1, 2, 3, 0, *SLOTS[4:])
+CUT = "The first epochs may lie beyond the axis."
 MARKERS = "osD^vPX*<>ph"
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "elbolab",
@@ -77,6 +78,19 @@ def _look(slot: int, tint: Callable[[int], str] = colour) -> dict[str, Any]:
     return {"color": tint(slot), "marker": MARKERS[slot]}
 
 
+def _fit(axes: Axes, series: Sequence[Series]) -> None:
+    """Cut the vertical axis to what lines show after the first fifth of their values, where these need more."""
+    later = np.concatenate([np.asarray(line.y)[len(line.y) // 5 :] for line in series])
+    levels = [line.level for line in series if line.level is not None]
+    low, high = min([later.min(), *levels]), max([later.max(), *levels])
+    margin = 0.05 * (high - low)
+    every = [value for line in series for value in line.y]
+    axes.set_ylim(
+        bottom=low - margin if min(every) < low - 2 * margin else None,
+        top=high + margin if max(every) > high + 2 * margin else None,
+    )
+
+
 def curves(name: str, title: str, series: Sequence[Series], size: tuple[float, float] = NARROW) -> str:
     """Draw values by epoch as inline SVG, one line a series, dashed where the series says so."""
 
@@ -84,6 +98,7 @@ def curves(name: str, title: str, series: Sequence[Series], size: tuple[float, f
         for line in series:
             style, every = (0, (4, 2)) if line.dashed else "-", max(1, len(line.x) // 6)
             axes.plot(line.x, line.y, ls=style, ms=3, markevery=every, **_look(line.slot))
+        _fit(axes, series)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -91,6 +106,30 @@ def curves(name: str, title: str, series: Sequence[Series], size: tuple[float, f
     spans = [f"{s.name} from {s.y[0]:.4g} to {s.y[-1]:.4g}" for s in series if len(s.y)]
     alt = f"{title} by epoch: " + "; ".join(spans)
     return _svg(name, title, alt, size, paint)
+
+
+def by_cost(name: str, title: str, label: str, series: Sequence[Series]) -> str:
+    """Draw values by what they cost on a logarithmic axis as inline SVG; a level is a dotted line."""
+
+    def paint(axes: Axes) -> None:
+        for line in series:
+            look = _look(line.slot)
+            if line.level is not None:
+                axes.axhline(line.level, color=look["color"], ls=":", lw=1.5)
+            axes.plot(line.x, line.y, ms=3, markevery=max(1, len(line.x) // 6), **look)
+        _fit(axes, series)
+        axes.set_xscale("log")
+        axes.set_xlabel(label)
+        costs = [x for line in series for x in line.x]
+        few = max(costs) < 500 * min(costs)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+
+    spans = [f"{s.name} from {s.y[0]:.4g} at {s.x[0]:.4g} to {s.y[-1]:.4g} at {s.x[-1]:.4g}" for s in series if s.y]
+    spans += [f"{s.name} at {s.level:.4g}, dotted" for s in series if s.level is not None]
+    return _svg(name, title, f"{title} by {label}: " + "; ".join(spans), NARROW, paint)
 
 
 def by_samples(name: str, title: str, series: Sequence[Series]) -> str:

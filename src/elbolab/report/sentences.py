@@ -6,8 +6,8 @@ from math import hypot, isnan
 
 import numpy as np
 
-from elbolab.evaluation.metrics import CLASS_PRESERVATION, LOG_PX, STORED, TEST, TRAIN
-from elbolab.report.collect import SPLITS, Entry, Row
+from elbolab.evaluation.metrics import CLASS_PRESERVATION, IW_BOUND, LOG_PX, STORED, TEST, TRAIN, VAL
+from elbolab.report.collect import SPLITS, Comparison, Entry, Row
 from elbolab.support.number_formats import between, dagger, measured, number, percent, rate_between
 from elbolab.support.statistics import Paired, paired
 
@@ -75,7 +75,10 @@ def extremes(entry: Entry, digits: Sequence[Row]) -> Sentence | None:
     if len(means) < 2:
         return None
     high, low = means[max(means)], means[min(means)]
-    highest, lowest = (dagger(number(row[LOG_PX.name]), row.get("unreliable")) for row in (high, low))
+    highest, lowest = (
+        dagger(number(mean, error=row[LOG_PX.error_names[0]]), row.get("unreliable"))
+        for mean, row in ((max(means), high), (min(means), low))
+    )
     text = f"highest mean for class {high['digit']} ({highest} nats), lowest for class {low['digit']} ({lowest})"
     return Sentence(f"{entry.label}: {text}.", (entry.run.id,))
 
@@ -109,11 +112,12 @@ def confusion(entry: Entry) -> Sentence | None:
     return Sentence(f"{entry.label} misreads {counts.sum()} of {found['n']} test images{often}.", (entry.run.id,))
 
 
-def best(entry: Entry, elbo: dict[int, float]) -> Sentence | None:
-    """Say at which epoch the validation ELBO was best and where it ended."""
-    if len(elbo) < 2:
+def best(comparison: Comparison, entry: Entry) -> Sentence | None:
+    """Say at which epoch the validation score was best and where it ended."""
+    score, best, last = comparison.score(entry), comparison.best_epoch(entry), comparison.last_epoch(entry)
+    if entry.closed_form or len(score) < 2 or best not in score:
         return None
-    last, best = max(elbo), max(elbo, key=lambda epoch: elbo[epoch])
-    end = "" if best == last else f"; {number(elbo[last])} at the last"
-    text = f"{entry.label}: validation ELBO is highest at epoch {best} of {last} ({number(elbo[best])} nats{end})."
+    what = "bound" if (entry.run.id, IW_BOUND.at(VAL)) in comparison.curves else "ELBO"
+    end = "" if best == last else f"; {number(score[last])} at the last"
+    text = f"{entry.label}: validation {what} is highest at epoch {best} of {last} ({number(score[best])} nats{end})."
     return Sentence(text, (entry.run.id,))

@@ -88,7 +88,7 @@ def csv(name: str, comparisons: Iterable[Comparison]) -> str:
     """Write a table of all datasets as CSV, counts as whole numbers."""
     rows = [{"dataset": one.tag("data.name")} | row for one in comparisons for row in one.tables[name]]
     frame = pd.DataFrame(rows, columns=COLUMNS[name].split())
-    counts = [column for column in ("images", "seeds") if column in frame]
+    counts = [column for column in ("images", "seeds", "epoch") if column in frame]
     return frame.astype(dict.fromkeys(counts, "Int64")).to_csv(index=False)
 
 
@@ -202,16 +202,16 @@ def fidelity_table(entries: Sequence[Entry]) -> list[Row]:
         for entry, name in [*((entry, entry.label) for entry in group), (group[0], REAL)]:
             row = _row(entry, name, cnn_run=cnn)
             for metric in m.FIDELITY:
-                found = entry.measures(m.FLOOR[metric] if name == REAL else metric, m.TEST)
+                found = entry.measures(m.REAL_IMAGES[metric] if name == REAL else metric, m.TEST)
                 row |= dict(zip(metric.names, found.values(), strict=True))
             rows.append(row)
     return rows
 
 
 def curves_table(curves: Curves, runs: Mapping[str, tuple[RunRecord, Entry]]) -> list[Row]:
-    """Every training and validation value, a row a run, key and epoch."""
+    """Every training and validation value, a row a run, key and epoch, of which a closed form has none."""
     return [
-        _row(entry) | {"run": run, "key": key, "epoch": epoch, "value": value}
+        _row(entry) | {"run": run, "key": key, "epoch": None if entry.closed_form else epoch, "value": value}
         for run, (_, entry) in runs.items()
         for (owner, key), values in curves.items()
         if owner == run
@@ -258,7 +258,7 @@ def ablations_table(entries: Sequence[Entry], variants: Sequence[Variant], curve
 
 
 def _outcome(entry: Entry, curves: Curves) -> Row:
-    """Return how the trainings of an entry went, means over its seeds in nats."""
+    """Return how the trainings of an entry went, means over its seeds in nats; a closed form has no epochs."""
     elbos = [elbo for run in entry.runs if (elbo := curves.get((run.id, m.ELBO.at(m.VAL))))]
     best = [max(elbo, key=lambda epoch: elbo[epoch]) for elbo in elbos]
     test, error = mean_se(entry.mean_log_px(m.TEST).values())
@@ -266,8 +266,8 @@ def _outcome(entry: Entry, curves: Curves) -> Row:
         "runs": " ".join(run.id for run in entry.runs),
         "seeds": len(entry.runs),
         "best_val_elbo": mean_se(elbo[epoch] for elbo, epoch in zip(elbos, best, strict=True))[0],
-        "best_epochs": " ".join(map(str, best)),
-        "last_val_elbo": mean_se(elbo[max(elbo)] for elbo in elbos)[0],
+        "best_epochs": "" if entry.closed_form else " ".join(map(str, best)),
+        "last_val_elbo": nan if entry.closed_form else mean_se(elbo[max(elbo)] for elbo in elbos)[0],
         "test_log_px": test,
         "test_log_px_se": error,
     }

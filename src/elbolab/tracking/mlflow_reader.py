@@ -1,5 +1,6 @@
 """Reading runs: those that a server has, and their histories."""
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ ADDED = {
 class RunRecord:
     """A run as the server has it: last value of each metric that is a number, ``url`` of its page if any.
 
-    ``start`` is in milliseconds since 1970, ``seconds`` what it took, none where the clock went back meanwhile.
+    ``start`` is in milliseconds since 1970, ``seconds`` what it took, none where the clock went back meanwhile;
+    ``train_images`` is None where it logged no data.
     """
 
     id: str
@@ -49,6 +51,7 @@ class RunRecord:
     tags: dict[str, str]
     metrics: dict[str, float]
     url: str | None
+    train_images: int | None = None
 
 
 def is_latent(run: RunRecord) -> bool:
@@ -85,8 +88,15 @@ def _record(found: Run) -> RunRecord:
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
         max(0, (info.end_time or info.start_time) - info.start_time) / 1000,
         params, dict(data.tags), {key: value for key, value in data.metrics.items() if value == value},
-        page_of(info.experiment_id, info.run_id),
+        page_of(info.experiment_id, info.run_id), _train_images(found),
     )  # fmt: skip
+
+
+def _train_images(found: Run) -> int | None:
+    for one in found.inputs.dataset_inputs if found.inputs else ():
+        if shape := json.loads(one.dataset.profile or "{}").get("features_shape"):
+            return shape[0]
+    return None
 
 
 def page_of(experiment: str, run_id: str) -> str | None:

@@ -1,6 +1,7 @@
 """The section of ablations: what changing one parameter of a compared model does."""
 
 from collections.abc import Sequence
+from math import isnan
 
 from elbolab.evaluation.metrics import ELBO, TEST, VAL
 from elbolab.report import plots
@@ -25,18 +26,25 @@ def ablation_blocks(comparison: Comparison) -> list[Block]:
 
 def bests(base: Entry, field: str, rows: Sequence[Row]) -> Sentence | None:
     """Say how good each value of a parameter is by the best validation ELBO."""
-    own = [row for row in rows if row["field"] in ("", field) and row["best_epochs"]]
+    own = [row for row in rows if row["field"] in ("", field) and not isnan(row["best_val_elbo"])]
     was = value_of(base, field)
     ends = [f"{number(row['best_val_elbo'])} nats with {row['value'] or was}" for row in own]
-    text = f"{base.label}: best validation ELBO by {field}: {', '.join(ends)}."
+    text = f"{base.label}: {'' if base.closed_form else 'best '}validation ELBO by {field}: {', '.join(ends)}."
     return Sentence(text, tuple(run for row in own for run in row["runs"].split())) if len(own) > 1 else None
 
 
 def curves(comparison: Comparison, base: Entry, field: str, mine: list[Variant]) -> list[Figures]:
-    """Return the validation ELBO by epoch for each value of one parameter, of the newest run of each."""
+    """Return the validation ELBO by epoch for each value of one parameter, of the newest run of each.
+
+    A closed form has none.
+    """
     entries = [base, *(variant.entry for variant in mine if variant.field == field)]
     lines = [(entry, comparison.curves.get((entry.run.id, ELBO.at(VAL)))) for entry in entries]
-    series = [Series(value_of(one, field), one.slot, list(line), list(line.values())) for one, line in lines if line]
+    series = [
+        Series(value_of(one, field), one.slot, list(line), list(line.values()))
+        for one, line in lines
+        if line and not one.closed_form
+    ]
     if not series:
         return []
     title = f"{base.label}: validation ELBO by {field} (nats)"
@@ -51,7 +59,7 @@ def table(base: Entry, mine: list[Variant], found: Sequence[Row]) -> Table:
     for row, entry in zip(found, [base, *(variant.entry for variant in mine)], strict=True):
         change = [row["field"], row["value"], row["base"]] if entry is not base else ["as compared", DASH, DASH]
         best, at = number(row["best_val_elbo"]), row["best_epochs"].replace(" ", ", ")
-        elbos = [f"{best} at {at}" if at else DASH, number(row["last_val_elbo"])]
+        elbos = [f"{best} at {at}" if at else best, number(row["last_val_elbo"])]
         doubtful = entry.unreliable(TEST)
         test = dagger(measured(row["test_log_px"], row["test_log_px_se"]), doubtful)
         doubtful = doubtful or base.unreliable(TEST)

@@ -22,6 +22,6 @@ def classifier_blocks(comparison: Comparison) -> list[Block]:
     return [
         *curve_blocks(comparison, entries, (LOSS, ACCURACY)),
         *([Table("accuracy", "Accuracy ± binomial standard error.", heads, rows, left=3)] if rows else []),
-        *heat(entries, "Confusion on test images.", "true", "predicted"),
+        *heat(entries, "Confusion on validation and on test images.", "true", "predicted"),
         *notes(*map(sentences.confusion, entries)),
     ]

@@ -2,30 +2,36 @@
 
 from collections.abc import Sequence
 
-from elbolab.evaluation.metrics import ELBO, KL, LOSS, MSE, VAL
+from elbolab.evaluation.metrics import ELBO, KL, MSE
 from elbolab.report import sentences
 from elbolab.report.blocks import Block, Cell, Ref, Table, curve_blocks, notes, picture_rows, start
-from elbolab.report.collect import Comparison, Entry
+from elbolab.report.collect import SPLITS, Comparison, Entry
+from elbolab.report.sections.cost import cost_blocks
 from elbolab.support.number_formats import DASH
+
+MISREAD = "*"
+ENDS = "best is the epoch of the highest validation score, whose weights are evaluated."
 
 
 def latent_blocks(comparison: Comparison) -> list[Block]:
     """Return the models, and what their trainings left: curves, reconstructions, class changes and samples."""
     entries = comparison.latents
-    best = [sentences.best(entry, comparison.curves.get((entry.run.id, ELBO.at(VAL)), {})) for entry in entries]
+    best = [sentences.best(comparison, entry) for entry in entries]
     classes = [one for entry in entries for one in (sentences.class_kept(entry), *sentences.ten(entry))]
     alike = len(entries) > 1 and len({entry.run.params.get("latent_dim") for entry in entries}) == 1
-    noise = ": the same noise at each epoch" + (" and for every run." if alike else ".")
-    digits = "digits at each epoch, originals above, reconstructions below."
+    noise = ": the same noise at each epoch" + (" and for every run" if alike else "")
+    digits = "digits at each epoch, originals above, reconstructions below"
+    end = f"; {ENDS}" if any(not entry.closed_form for entry in entries) else "."
     return [
         *axes_table(entries),
-        *curve_blocks(comparison, entries, (LOSS, MSE, KL)),
+        *curve_blocks(comparison, entries, (ELBO, MSE, KL), negative=ELBO),
         *notes(*best),
-        *picture_rows(entries, "reconstructions_val", f"The same ten validation {digits}"),
-        *picture_rows(entries, "reconstructions_train", f"The same ten training {digits}"),
+        *cost_blocks(comparison),
+        *picture_rows(comparison, entries, "reconstructions_val", f"The same ten validation {digits}{end}"),
+        *picture_rows(comparison, entries, "reconstructions_train", f"The same ten training {digits}{end}"),
         *ten_table(entries),
         *notes(*classes),
-        *picture_rows(entries, "samples", f"Samples decoded from the prior{noise}"),
+        *picture_rows(comparison, entries, "samples", f"Samples decoded from the prior{noise}{end}"),
     ]
 
 
@@ -47,20 +53,25 @@ def axes_table(entries: Sequence[Entry]) -> list[Table]:
 
 
 def ten_table(entries: Sequence[Entry]) -> list[Table]:
-    """Return the classes that the classifier gives the fixed digits and their reconstructions."""
+    """Return the true classes of the fixed digits, and those that the classifier gives them and reconstructions."""
     tens = [(entry, split, ten) for entry in entries for split, ten in entry.classes.get("ten", {}).items()]
     labels = sorted({one["label"] for _, _, ten in tens for one in ten})
     rows: list[list[Cell]] = []
     for entry, split, ten in tens:
-        pairs = {one["label"]: (one["original"], one["reconstruction"]) for one in ten}
-        changed = sum(a != b for a, b in pairs.values())
+        digits = {one["label"]: _classes(**one) for one in ten}
         # A split may have no image of a class.
-        cells = [_change(*pairs[label]) if label in pairs else "" for label in labels]
-        rows.append([*start(entry), split, *cells, f"{changed} of {len(ten)}"])
-    caption = "The class given to each fixed digit and, where it differs (→), to its reconstruction."
-    heads = ["Model", "Run", "Split", *map(str, labels), "Changed"]
+        cells = [digits.get(label, "") for label in labels]
+        counts = [sum(one["original"] != one[other] for one in ten) for other in ("reconstruction", "label")]
+        rows.append([*start(entry), SPLITS[split], *cells, *map(str, counts)])
+    caption = (
+        "The fixed digits above, each in the column of its true class: the class that the classifier gives the "
+        "original → the class that it gives the reconstruction. Bold: the two differ, counted as changed. "
+        f"{MISREAD}: it misreads the original."
+    )
+    heads = ["Model", "Run", "Split", *map(str, labels), "Changed", "Misread"]
     return [Table("fixed digits", caption, heads, rows, left=3)] if rows else []
 
 
-def _change(a: int, b: int) -> Cell:
-    return str(a) if a == b else Ref(f"{a} → {b}", strong=True)
+def _classes(label: int, original: int, reconstruction: int, **_: int) -> Cell:
+    text = f"{original}{MISREAD * (original != label)} → {reconstruction}"
+    return text if original == reconstruction else Ref(text, strong=True)

@@ -41,18 +41,18 @@ def fidelity_blocks(comparison: Comparison) -> list[Table]:
     blocks: list[Table] = []
     rows: list[list[Cell]] = []
     for row in comparison.tables["fidelity"]:
-        floor = row["model"] == REAL
-        slot = FLOOR_SLOT if floor else comparison.runs[row["run"]][1].slot
+        real = row["model"] == REAL
+        slot = FLOOR_SLOT if real else comparison.runs[row["run"]][1].slot
         numbers = [shown(metric, row) for metric in FIDELITY]
         rows.append([Ref(row["model"], slot=slot), short(row["run"]), *numbers])
-        if floor:
+        if real:
             cnn = (row["cnn_run"] or DASH)[:8]
             caption = (
                 "(b) Expected images at draws from the prior against as many test images, on the penultimate "
-                f"activations of cnn {cnn}. The last row, training images against the same test images, is the floor. "
-                "These numbers compare only within one cnn and one number of images, and are no FID or KID on the "
-                "Inception network. Fréchet distance and KID ± standard error are lower, the others higher, the more "
-                "alike the two sets are."
+                f"activations of cnn {cnn}. Fréchet distance and KID ± standard error are lower, the others higher, "
+                "the more alike the two sets are. The last row has training images in the samples' place: what real "
+                "images reach in each column, so that no model is expected to do better. These numbers compare only "
+                "within one cnn and one number of images, and are no FID or KID on the Inception network."
             )
             blocks.append(Table(f"fidelity {cnn}", caption, ["Model", "Run", *map(head, FIDELITY)], rows))
             rows = []

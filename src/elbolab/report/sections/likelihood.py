@@ -29,7 +29,7 @@ def likelihood_blocks(comparison: Comparison) -> list[Block]:
     caption = (
         "What the classifier makes of the reconstructions; class kept with its 95% bootstrap interval over images."
     )
-    confusion = "The classifier's class of each test original against that of its reconstruction."
+    confusion = "The classifier's class of each original against that of its reconstruction."
     return [
         *gallery(comparison),
         *digit_blocks(comparison),
@@ -97,7 +97,7 @@ def _floor(rows: Sequence[Row]) -> list[Ref]:
 
 
 def mean_blocks(comparison: Comparison) -> list[Block]:
-    """Return means by split of every run and posterior, with the exact baseline and the floor."""
+    """Return means by split of every run and posterior, with the exact baseline and the constant image."""
     rows: list[list[Cell]] = []
     for (model, run, posterior), by in comparison.by_split(LOG_PX).items():
         slot = FLOOR_SLOT if posterior == "none" else comparison.runs[run][1].slot
@@ -105,6 +105,9 @@ def mean_blocks(comparison: Comparison) -> list[Block]:
         counts = ", ".join(dict.fromkeys(str(row["images"] or DASH) for row in by.values()))
         rows.append([Ref(model, slot=slot), b.short(run), posterior, *means, counts])
     heads = ["Model", "Run", "Posterior", *(split.capitalize() for split in SPLITS.values()), "Images"]
-    caption = "(c) Mean log p(x) ± standard error, nats; exact where the posterior is. The constant image is the floor."
+    caption = (
+        "(c) Mean log p(x) ± standard error, nats; exact where the posterior is. Constant image: every image decoded "
+        "to the mean training image."
+    )
     found = [one for entry in comparison.latents for one in (sentences.train_test(entry), sentences.table(entry))]
     return [Table("means", caption, heads, rows, left=3), *b.notes(*found)] if rows else []

@@ -1,0 +1,67 @@
+"""What a validation score cost: the curves of all models against the steps and the seconds of their trainings."""
+
+from collections.abc import Callable
+from itertools import accumulate
+from math import ceil
+
+from elbolab.evaluation.metrics import IMAGES_PER_S, SECONDS, STEPS, TRAIN
+from elbolab.report import plots
+from elbolab.report.blocks import Figures, ref
+from elbolab.report.collect import Comparison, Entry
+from elbolab.report.plots import Series
+from elbolab.support.number_formats import MINUS
+
+
+def cost_blocks(comparison: Comparison) -> list[Figures]:
+    """Return two figures, the validation score by gradient steps and by seconds; a closed form is a level in them."""
+    panels: dict[str, Callable[[Comparison, Entry], dict[int, float]]] = {
+        "gradient steps": steps_by_epoch,
+        "seconds": seconds_by_epoch,
+    }
+    svgs, drawn = [], {}
+    for label, cost_of in panels.items():
+        series, levels = [], []
+        for entry in comparison.latents:
+            loss = {epoch: -value for epoch, value in comparison.score(entry).items()}
+            if entry.closed_form and loss:
+                levels.append(Series(entry.label, entry.slot, [], [], level=loss[max(loss)]))
+                continue
+            cost = cost_of(comparison, entry)
+            if epochs := sorted(cost.keys() & loss.keys()):
+                x, y = [cost[epoch] for epoch in epochs], [loss[epoch] for epoch in epochs]
+                series.append(Series(entry.label, entry.slot, x, y))
+        if series:
+            drawn |= {one.name: one for one in (*series, *levels)}
+            name = f"cost-{label.replace(' ', '-')}-{comparison.latents[0].run.id[:8]}"
+            svgs.append(plots.by_cost(name, f"Validation {MINUS}ELBO (nats)", label, [*series, *levels]))
+    if not svgs:
+        return []
+    caption = (
+        "What the validation score cost, a logarithmic axis: minus the ELBO at beta = 1, or minus the bound of a model "
+        f"that is trained and judged by its own. {plots.CUT} Seconds compare on one device alone."
+    )
+    closed = " Dotted: a closed form." if any(line.level is not None for line in drawn.values()) else ""
+    return [Figures(caption + closed, [ref(entry) for entry in comparison.latents if entry.label in drawn], svgs)]
+
+
+def steps_by_epoch(comparison: Comparison, entry: Entry) -> dict[int, float]:
+    """The gradient steps of an entry's shown run by epoch; if it logged none, from its parameters."""
+    run = entry.run
+    if logged := comparison.curves.get((run.id, STEPS.at(TRAIN))):
+        return logged
+    if run.train_images is None or "batch_size" not in run.params:
+        return {}
+    # Of runs before steps were logged one field made several of a visit.
+    visits = ceil(run.train_images / int(run.params["batch_size"])) * int(run.params.get("latent_steps", 1))
+    return {epoch: float(epoch * visits) for epoch in comparison.score(entry)}
+
+
+def seconds_by_epoch(comparison: Comparison, entry: Entry) -> dict[int, float]:
+    """The seconds of training of an entry's shown run by epoch; if it logged none, from its speed."""
+    run = entry.run
+    if logged := comparison.curves.get((run.id, SECONDS.at(TRAIN))):
+        return logged
+    speed = comparison.curves.get((run.id, IMAGES_PER_S.at(TRAIN)), {})
+    if run.train_images is None:
+        return {}
+    return dict(zip(speed, accumulate(run.train_images / each for each in speed.values()), strict=True))

@@ -22,6 +22,7 @@ import torch
 from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
 from elbolab.registry.packaging import log_model
+from elbolab.report.collect import PICTURES
 from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.journal import journals
 from elbolab.tracking.offline import UNFINISHED, begun, send_unfinished
@@ -89,7 +90,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def outcome(run_id: str) -> dict[str, Any]:
-    """What the server has of a run: its weights, as digests, and each metric but those of time, by step."""
+    """What the server has of a run: its weights and pictures, as digests, and each metric but those of time, by step."""
     run = mlflow_reader.get_run(run_id)
     client = mlflow.MlflowClient()
     return {
@@ -103,7 +104,6 @@ def outcome(run_id: str) -> dict[str, Any]:
             for key in sorted(run.metrics)
             if key not in ("train/seconds", "train/images_per_s")
         },
-        # Of a digest and no number, since a step as a key of JSON is none.
         "images": [
             (key, step, hashlib.sha256(content).hexdigest())
             for key in PICTURES

@@ -1,12 +1,9 @@
 """The pictures of a run: of some epochs, of the best and of the last, the same whether it was interrupted or not."""
 
 from pathlib import Path
-from typing import Any
 
 import mlflow
-import numpy as np
 import pytest
-from PIL import Image
 
 from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS

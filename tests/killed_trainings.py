@@ -90,7 +90,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def outcome(run_id: str) -> dict[str, Any]:
-    """What the server has of a run: its weights and pictures, as digests, and each metric but those of time, by step."""
+    """What the server has of a run: weights and pictures as digests, and each metric but those of time by step."""
     run = mlflow_reader.get_run(run_id)
     client = mlflow.MlflowClient()
     return {

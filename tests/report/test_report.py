@@ -16,6 +16,7 @@ from elbolab.report.blocks import Table, start
 from elbolab.report.collect import Comparison
 from elbolab.report.compare import CompareConfig, build, compare
 from elbolab.report.page import render
+from elbolab.report.plots import Series, limits
 from elbolab.report.sections import SECTIONS
 from elbolab.report.sections.cost import cost_blocks, seconds_by_epoch, steps_by_epoch
 from elbolab.report.select import differences
@@ -437,3 +438,14 @@ def test_page_opens_in_a_browser(report: tuple[Path, dict[str, str], Store], bro
             view.set_viewport_size({"width": width, "height": 844})
             assert view.evaluate("document.documentElement.scrollWidth") <= width
     assert problems == []
+
+
+def test_an_axis_is_cut_where_the_first_epochs_would_hide_the_others() -> None:
+    steep = Series("steep", 0, range(1, 11), [400, 100, *[80 - step for step in range(8)]])
+    flat = Series("flat", 1, range(1, 11), [80 - step for step in range(10)])
+    low, high = limits([steep, flat]) or (0, 0)
+    assert 70 < low < 71
+    assert 80 < high < 81
+    assert limits([flat]) is None
+    # A level is never cut off.
+    assert limits([flat, Series("level", 2, [], [], level=200.0)]) is None

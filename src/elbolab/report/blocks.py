@@ -212,7 +212,7 @@ def curve_blocks(
 
     A closed form has no curve.
     """
-    svgs, drawn = [], set()
+    svgs, drawn, figures = [], set(), []
     entries = [entry for entry in entries if not entry.closed_form]
     for metric in metrics:
         series = []
@@ -228,8 +228,10 @@ def curve_blocks(
             name = "-".join([metric.name, *(entry.run.id[:8] for entry in entries)])
             title = f"{MINUS if metric is negative else ''}{metric.label} ({metric.unit})"
             svgs.append(plots.curves(name, title, series))
+            figures.append(series)
     names = [ref(entry) for entry in entries if entry.run.id in drawn]
-    return [Figures(f"Solid: validation; dashed: training. {plots.CUT}", names, svgs)] if svgs else []
+    caption = f"Solid: validation; dashed: training.{plots.cut_note(figures)}"
+    return [Figures(caption, names, svgs)] if svgs else []
 
 
 def picture_rows(comparison: Comparison, entries: Sequence[Entry], key: str, caption: str) -> list[Pictures]:

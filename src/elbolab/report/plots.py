@@ -25,7 +25,6 @@ NARROW, WIDE = (3.7, 2.6), (4.9, 2.5)
 FLOOR_SLOT = 4
 SLOTS = (*range(4), *range(5, 12))
 CHART_SLOTS = (1, 2, 3, 0, *SLOTS[4:])
-CUT = "The first epochs may lie beyond the axis."
 MARKERS = "osD^vPX*<>ph"
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "elbolab",
@@ -78,17 +77,19 @@ def _look(slot: int, tint: Callable[[int], str] = colour) -> dict[str, Any]:
     return {"color": tint(slot), "marker": MARKERS[slot]}
 
 
-def _fit(axes: Axes, series: Sequence[Series]) -> None:
-    """Cut the vertical axis to what lines show after the first fifth of their values, where these need more."""
-    later = np.concatenate([np.asarray(line.y)[len(line.y) // 5 :] for line in series])
+def limits(series: Sequence[Series]) -> tuple[float, float] | None:
+    """Where the vertical axis ends if the first fifth of the values of the lines would take more than half of it."""
     levels = [line.level for line in series if line.level is not None]
-    low, high = min([later.min(), *levels]), max([later.max(), *levels])
+    every = [*levels, *(value for line in series for value in line.y)]
+    later = [*levels, *(value for line in series for value in line.y[len(line.y) // 5 :])]
+    low, high = min(later), max(later)
     margin = 0.05 * (high - low)
-    every = [value for line in series for value in line.y]
-    axes.set_ylim(
-        bottom=low - margin if min(every) < low - 2 * margin else None,
-        top=high + margin if max(every) > high + 2 * margin else None,
-    )
+    return (low - margin, high + margin) if max(every) - min(every) > 2 * (high - low) else None
+
+
+def cut_note(figures: Iterable[Sequence[Series]]) -> str:
+    """Say that some of the figures do not show everything, if so."""
+    return " The first epochs lie beyond the axis." if any(map(limits, figures)) else ""
 
 
 def curves(name: str, title: str, series: Sequence[Series], size: tuple[float, float] = NARROW) -> str:
@@ -98,7 +99,7 @@ def curves(name: str, title: str, series: Sequence[Series], size: tuple[float, f
         for line in series:
             style, every = (0, (4, 2)) if line.dashed else "-", max(1, len(line.x) // 6)
             axes.plot(line.x, line.y, ls=style, ms=3, markevery=every, **_look(line.slot))
-        _fit(axes, series)
+        axes.set_ylim(limits(series))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -117,7 +118,7 @@ def by_cost(name: str, title: str, label: str, series: Sequence[Series]) -> str:
             if line.level is not None:
                 axes.axhline(line.level, color=look["color"], ls=":", lw=1.5)
             axes.plot(line.x, line.y, ms=3, markevery=max(1, len(line.x) // 6), **look)
-        _fit(axes, series)
+        axes.set_ylim(limits(series))
         axes.set_xscale("log")
         axes.set_xlabel(label)
         costs = [x for line in series for x in line.x]

@@ -18,7 +18,7 @@ def cost_blocks(comparison: Comparison) -> list[Figures]:
         "gradient steps": steps_by_epoch,
         "seconds": seconds_by_epoch,
     }
-    svgs, drawn = [], {}
+    svgs, drawn, figures = [], {}, []
     for label, cost_of in panels.items():
         series, levels = [], []
         for entry in comparison.latents:
@@ -34,11 +34,12 @@ def cost_blocks(comparison: Comparison) -> list[Figures]:
             drawn |= {one.name: one for one in (*series, *levels)}
             name = f"cost-{label.replace(' ', '-')}-{comparison.latents[0].run.id[:8]}"
             svgs.append(plots.by_cost(name, f"Validation {MINUS}ELBO (nats)", label, [*series, *levels]))
+            figures.append([*series, *levels])
     if not svgs:
         return []
     caption = (
         "What the validation score cost, a logarithmic axis: minus the ELBO at beta = 1, or minus the bound of a model "
-        f"that is trained and judged by its own. {plots.CUT} Seconds compare on one device alone."
+        f"that is trained and judged by its own.{plots.cut_note(figures)} Seconds compare on one device alone."
     )
     closed = " Dotted: a closed form." if any(line.level is not None for line in drawn.values()) else ""
     return [Figures(caption + closed, [ref(entry) for entry in comparison.latents if entry.label in drawn], svgs)]

@@ -123,10 +123,10 @@ def test_as_one_each_is_what_it_is_alone_but_for_rounding(
 @pytest.mark.parametrize("as_one", [False, True])
 def test_members_end_at_the_epochs_of_their_own_scores(as_one: bool, data: Data, tmp_path: Path):
     plateau = {"schedule": "plateau", "patience": 1, "min_improvement": 1e9, "beta_warmup": 0, "epochs": 9}
-    ends = {"epochs": 4}, {**plateau, "cooldown": 1}, {**plateau, "cooldown": 3}, {**plateau, "cooldown": 0}
+    ends = {"epochs": 3}, plateau, {**plateau, "patience": 2}, {**plateau, "epochs": 2}
     members = [{"net": "mlp", "seed": seed, **fields} for seed, fields in enumerate(ends)]
     histories = [alone(make("vae", data, fields), data) for fields in members]
-    assert [len(history) for history in histories] == [4, 3, 5, 2]
+    assert [len(history) for history in histories] == [3, 4, 8, 2]
     events, ended = beside([make("vae", data, fields) for fields in members], data, tmp_path, as_one)
     assert set(ended.values()) == {None}
     for history, heard in zip(histories, events, strict=True):

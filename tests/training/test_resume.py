@@ -34,8 +34,8 @@ from elbolab.training.backend import Backend
 from elbolab.training.trainer import Event, train
 
 TINY = {"train_size": 40, "val_size": 10, "test_size": 10, "batch_size": 8, "latent_dim": 4}
-# Two epochs at a constant rate and two in which it falls, by scores that must not be lost.
-PLATEAU = {"schedule": "plateau", "patience": 1, "min_improvement": 1e9, "cooldown": 2, "epochs": 9, "beta_warmup": 0}
+# Two epochs at a constant rate and two at a tenth of it, by scores that must not be lost.
+PLATEAU = {"schedule": "plateau", "patience": 1, "min_improvement": 1e9, "epochs": 9, "beta_warmup": 0}
 AS_OPTIONS = [part for key, value in TINY.items() for part in (f"--{key}", str(value))]
 
 
@@ -115,8 +115,8 @@ def test_every_model_goes_on_from_any_step(
     weights, history = fit(tmp_path / "whole", None)
     steps = -(-len(digits.train) // TINY["batch_size"])
     assert list(history) == list(range(1, 5 if "schedule" in fields else known["epochs"] + 1))
-    in_the_fall = (2 * steps, 2 * steps + 1, 3 * steps + 1, 4 * steps) if "schedule" in fields else ()
-    for stop in (1, steps, steps + 1, *in_the_fall):
+    later = (2 * steps, 2 * steps + 1, 3 * steps + 1, 4 * steps) if "schedule" in fields else ()
+    for stop in (1, steps, steps + 1, *later):
         folder = tmp_path / f"stopped at {stop}"
         _, before = fit(folder, stop)
         after_weights, after = fit(folder, None)

@@ -45,15 +45,13 @@ class Config(Settings):
     """Learning rate of Adam on the networks at the first step; it falls by the schedule."""
     schedule: Literal["cosine", "constant", "staged", "plateau"] = "cosine"
     """How rates fall: to 0 along a half cosine; not at all; to lr 10^(-i/7) for 3^i passes, i = 0 to 7, 3,280 in all
-    (Burda et al. 2016, section 5); or, plateau, not before the validation score has stopped improving, then to 0 in
-    cooldown epochs, with which the training ends."""
+    (Burda et al. 2016, section 5); or, plateau, to a tenth when the validation score has stopped improving, and the
+    training ends when it has again."""
     patience: Annotated[int, Field(gt=0)] = 10
     """Epochs over which the validation score is averaged: it has stopped improving where the mean of so many epochs is
     hardly above that of as many before them."""
     min_improvement: Annotated[float, Field(ge=0)] = 0.1
     """By how much that mean must rise, in nats an image, for the score to be improving."""
-    cooldown: Annotated[int, Field(ge=0)] = 10
-    """Epochs in which rates fall to 0 along a half cosine by the schedule plateau; the last ones at the latest."""
     adam_eps: Annotated[float, Field(gt=0)] = 1e-8
     """Constant that Adam adds to the root of the second moment."""
     seed: Annotated[int, Field(ge=0)] = 0

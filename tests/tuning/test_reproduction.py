@@ -83,7 +83,9 @@ def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store
     alt = f"test log p(x), nats, by seed: short from {start:.2f} at 1 to {end:.2f} at 2, dotted -86.76"
     assert page.endswith(f"![{alt}](question.png)\n<!-- end question -->\n\nmore\n")
     # Twenty samples leave no k, so that the estimate is marked; what is exact is not.
-    assert f"| short | 1 | {mean:.2f} ± {half:.2f}{DAGGER} | -86.76 | 2.00 ± 0 |" in page
+    # So wide an interval leaves no decimals.
+    assert half > 10
+    assert f"| short | 1 | {mean:.0f} ± {half:.0f}{DAGGER} | -86.76 | 2.00 ± 0 |" in page
     assert re.search(r"\| exact \| 2 \| -[\d.]+ ± 0 \|", page)
     assert f"\n\n{UNRELIABLE}\n\n![" in page
     assert "Reported: Somebody 2016, table 1." in page
@@ -93,7 +95,7 @@ def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store
     assert "<h2>Reproductions</h2>" in html
     assert html.count("Does the exact model win? elbolab study question: seeds 0, 1") == 2
     assert f"| short | 1 | `{rows['short']['runs'][0][:8]}`" in text
-    assert f"{mean:.2f} ± {half:.2f}{DAGGER} | -86.76 |".replace("-", MINUS) in text
+    assert f"{mean:.0f} ± {half:.0f}{DAGGER} | -86.76 |".replace("-", MINUS) in text
     section = html[html.index("<h2>Reproductions</h2>") : html.index("<h2>Runs</h2>")]
     assert "\u2020 Unreliable: " in section
     (drawn,) = re.findall(r'<svg role="img" aria-label="([^"]*)"', section)

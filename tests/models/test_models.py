@@ -20,7 +20,7 @@ from elbolab.models.objectives import elbo
 from elbolab.models.posteriors import Posterior
 from elbolab.support.errors import UserError
 from elbolab.testing.models import LatentModelTests, ModelTests, make_model, run
-from elbolab.training.backend import Backend
+from elbolab.training.backend import Backend, Objective, Step
 from elbolab.training.checkpoint import load_checkpoint
 from elbolab.training.pictures import take_pictures
 from elbolab.training.schedule import rate_factor
@@ -165,6 +165,42 @@ def test_rates_fall_by_their_schedule():
     assert rates[:3280] == pytest.approx(stages)
     assert set(rates[3280:]) == {rates[3279]}
     assert rates[3279] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", ["vae", "latent_opt"])
+def test_a_gradient_is_shortened_to_the_norm_that_is_asked_for_and_a_shorter_one_is_not(name: str, digits: Data):
+    """That of the nets as a whole; that of a row is one image's own."""
+    model = make_model(MODELS[name], digits)
+    model.prepare(digits)
+    optimizers = model.optimizers()
+    for clip in (1e-3, 1e9):
+        torch.manual_seed(0)
+        batch = digits.train.batch(torch.arange(8))
+        model.loss(model.terms(batch), 1.0).backward()
+        dense = {key: value for key, value in model.named_parameters() if "rows" not in key}
+        rows = [value.grad for key, value in model.named_parameters() if "rows" in key and value.grad is not None]
+        before = {key: value.grad.clone() for key, value in dense.items() if value.grad is not None}
+        before_rows = [each.coalesce().values().clone() for each in rows]
+        norm = math.sqrt(sum(each.square().sum().item() for each in before.values()))
+        step = Step(Objective(model), [_Idle(optimizer) for optimizer in optimizers], batch, 1.0, None, clip)  # pyright: ignore[reportArgumentType]
+        step.move()
+        for key, gradient in before.items():
+            torch.testing.assert_close(dense[key].grad, gradient * min(1, clip / norm), rtol=1e-4, atol=1e-9)
+        for one, other in zip(before_rows, rows, strict=True):
+            assert torch.equal(one, other.coalesce().values())
+        model.zero_grad()
+
+
+class _Idle:
+    """An optimiser that leaves everything as it is."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.param_groups = optimizer.param_groups
+
+    def step(self) -> None:
+        pass
+
+    zero_grad = step
 
 
 def test_adam_takes_the_constant_of_the_config(digits: Data):

@@ -25,7 +25,7 @@ from elbolab.training.trainer import Event, train
 
 MEMBERS: list[dict[str, Any]] = [
     {"seed": 0, "lr": 1e-3},
-    {"seed": 1, "lr": 3e-3, "epochs": 3},
+    {"seed": 1, "lr": 3e-3, "epochs": 3, "clip": 1.0},
     {"seed": 2, "lr": 2e-3, "schedule": "constant"},
 ]
 TIMES = {"train/seconds", "train/images_per_s"}

@@ -52,6 +52,9 @@ class Config(Settings):
     hardly above that of as many before them."""
     min_improvement: Annotated[float, Field(ge=0)] = 0.1
     """By how much that mean must rise, in nats an image, for the score to be improving."""
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Norm to which a longer gradient of the nets and the prior is shortened; rows of a table are left as they are
+    [default: none is]."""
     adam_eps: Annotated[float, Field(gt=0)] = 1e-8
     """Constant that Adam adds to the root of the second moment."""
     seed: Annotated[int, Field(ge=0)] = 0

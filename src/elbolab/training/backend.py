@@ -31,7 +31,7 @@ class Step:
     """One step downhill on a batch of B images, maybe none; ``take`` takes it, and leaves ``terms`` and ``loss``.
 
     ``kl_weight`` is that of ``Model.kl_weight``; ``checked`` names the step where its loss is looked at before the
-    weights change.
+    weights change; ``clip`` is that of the config.
     """
 
     objective: nn.Module
@@ -39,6 +39,7 @@ class Step:
     batch: Batch
     kl_weight: float
     checked: str | None
+    clip: float | None
     terms: Terms = field(init=False)
     loss: Tensor = field(init=False)
 
@@ -63,10 +64,19 @@ class Step:
         raise UserError(f"the loss is {value} at {self.checked}{reason}; lower lr, which is {rate:g} there")
 
     def move(self) -> None:
-        """Move the weights along the gradients that they have."""
+        """Move the weights along the gradients that they have, clipped."""
+        if self.clip is not None:
+            groups = [group["params"] for optimizer in self.optimizers for group in optimizer.param_groups]
+            # A row's gradient is one image's own, and each of several processes has other rows.
+            dense = [weight for group in groups for weight in group if not _is_sparse(weight)]
+            nn.utils.clip_grad_norm_(dense, self.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+
+
+def _is_sparse(weight: Tensor) -> bool:
+    return weight.grad is not None and weight.grad.is_sparse
 
 
 class Backend:

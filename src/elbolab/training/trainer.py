@@ -91,7 +91,7 @@ def train(
                 is_checked = model.device.type == "cpu" or at.step % CHECK_STEPS == 0
                 checked = f"step {at.step + 1} of epoch {epoch}" if is_checked else None
                 with backend.share(model, model.observe(batch)) as own:
-                    step = Step(objective, optimizers, own, model.kl_weight(epochs), checked)
+                    step = Step(objective, optimizers, own, model.kl_weight(epochs), checked, config.clip)
                     for _ in range(model.steps_per_visit):
                         backend.step(step)
                 at.means.add(own, step.loss, model.metrics(step.terms), model.score(step.terms))

@@ -6,8 +6,9 @@ import torch
 from elbolab import Chart, DiagonalGaussian, EvaluateConfig, Line, Reproduction, Training
 from elbolab.evaluation import Evaluation, Results
 from elbolab.evaluation.base import mean_metrics
-from elbolab.evaluation.importance_sampling import heavy_tailed, importance_estimate
+from elbolab.evaluation.importance_sampling import importance_estimate
 from elbolab.evaluation.metrics import POSTERIOR_ELBO
+from elbolab.evaluation.weights import heavy_tailed
 from elbolab.models.fitting import fit_posterior
 from elbolab.models.latent import LatentModel
 from elbolab.models.latent_opt import START_LOG_VAR, LatentOptConfig

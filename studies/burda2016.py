@@ -9,7 +9,8 @@ import torch
 from elbolab import Chart, EvaluateConfig, Line, Reproduction, Training
 from elbolab.evaluation import Evaluation, Results
 from elbolab.evaluation.base import IMAGES_AT_ONCE
-from elbolab.evaluation.importance_sampling import heavy_tailed, importance_estimate
+from elbolab.evaluation.importance_sampling import importance_estimate
+from elbolab.evaluation.weights import heavy_tailed
 from elbolab.models.latent import LatentModel
 from elbolab.support.statistics import mean_se
 

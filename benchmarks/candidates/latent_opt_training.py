@@ -44,7 +44,7 @@ def main() -> None:
         objective, bare = Objective(own), decoder_step(own, deepcopy(own.decoder), data)
         seconds: dict[str, list[float]] = {"step": [], "decoder": []}
         for batch in islice(data.train.batches(given.batch_size), STEPS):
-            whole = Step(objective, own.optimizers(), own.observe(batch), 1.0, "a step").take
+            whole = Step(objective, own.optimizers(), own.observe(batch), 1.0, "a step", own.config.clip).take
             for name, step in (("step", whole), ("decoder", bare)):
                 began = time.perf_counter()
                 step()

@@ -17,11 +17,11 @@ from torch import Tensor
 from elbolab.config.schema import EvaluateConfig
 from elbolab.data.splits import Data, DataSpec
 from elbolab.evaluation import Evaluation
-from elbolab.evaluation import importance_sampling as module
 from elbolab.evaluation.class_preservation import classes
-from elbolab.evaluation.importance_sampling import Estimate, bound, importance_estimate, pareto_k
-from elbolab.evaluation.log_likelihood import likelihood
-from elbolab.evaluation.metrics import POSTERIOR_ELBO
+from elbolab.evaluation.importance_sampling import importance_estimate
+from elbolab.evaluation.likelihood import likelihood
+from elbolab.evaluation.log_likelihood import LogLikelihood, estimate_log_px
+from elbolab.evaluation.weights import bound, pareto_k
 from elbolab.models.cnn import CNN
 from elbolab.models.objectives import Terms, elbo, iw_bound
 from elbolab.models.posteriors import DiagonalGaussian
@@ -130,7 +130,7 @@ def test_streaming_asks_for_the_samples_it_was_asked_for_and_bounds_what_is_deco
         decoded.clear()
         importance_estimate(model, x, model.posterior(batch_of(x)), samples)
         assert sum(decoded) == samples * len(x)
-        assert max(decoded) <= module.DECODES_AT_ONCE["cpu"]
+        assert max(decoded) <= model.decodes_at_once
 
 
 def test_one_sample_is_the_elbo_and_its_error_is_not_known():
@@ -225,15 +225,21 @@ def test_likelihood_tables_hold_every_chosen_image_once(digits: Data):
         assert part["index"].is_unique
         assert sorted(part.label) == list(range(10))
     test = table[table.split == "test"]
-    assert found.metrics["test/log_px"] == pytest.approx(test.log_px.mean())
-    assert found.metrics["test/log_px_se"] == pytest.approx(test.log_px.std() / math.sqrt(10))
-    assert found.metrics["test/log_px_digit_3"] == pytest.approx(test[test.label == 3].log_px.mean())
+    assert found.metrics["test/log_px_evaluated"] == pytest.approx(test.log_px.mean())
+    assert found.metrics["test/log_px_evaluated_se"] == pytest.approx(test.log_px.std() / math.sqrt(10))
     assert found.tags["evaluation.posterior"].startswith("fitted: 3 Adam steps")
     rows = table[table.posterior == "table"]
+    # log p(x) is the model's, by whatever posterior it is found.
+    assert found.metrics["train/posterior_elbo_table"] == pytest.approx(rows.elbo.mean())
+    assert rows.log_px.isna().all()
+    config = EvaluateConfig(method="importance", samples=20, images=10)
+    less, more = (
+        likelihood(Evaluation(model, digits, config.model_copy(update={"samples": samples}))) for samples in (20, 100)
+    )
+    rows = less.files["likelihood.parquet"].query("posterior == 'table'")
     # Twenty samples leave too short a tail for a k, so that none is trusted.
-    assert found.metrics["train/log_px_table"] == pytest.approx(rows.log_px.mean())
-    assert found.metrics["train/unreliable_table"] == (rows.pareto_k > k_threshold(20)).mean() == 1
-    more = likelihood(Evaluation(model, digits, EvaluateConfig(samples=100, images=10)))
+    assert less.metrics["train/log_px_table"] == pytest.approx(rows.log_px.mean())
+    assert less.metrics["train/unreliable_table"] == (rows.pareto_k > k_threshold(20)).mean() == 1
     rows = more.files["likelihood.parquet"].query("posterior == 'table'")
     assert more.metrics["train/pareto_k_table"] == rows.pareto_k.median()
     assert more.metrics["train/unreliable_table"] == (rows.pareto_k > k_threshold(100)).mean()
@@ -241,7 +247,7 @@ def test_likelihood_tables_hold_every_chosen_image_once(digits: Data):
 
 def test_the_curve_is_the_mean_bound_at_every_number_of_samples(digits: Data):
     model = trained("vae", digits, latent_dim=3, net="mlp", hidden=8)
-    found = likelihood(Evaluation(model, digits, EvaluateConfig(samples=5000, images=3)))
+    found = likelihood(Evaluation(model, digits, EvaluateConfig(method="importance", samples=5000, images=3)))
     curve = found.files["curve.parquet"].set_index(["split", "posterior", "samples"])
     assert len(curve) == 3 * 5
     for split, images in digits.splits.items():
@@ -250,21 +256,22 @@ def test_the_curve_is_the_mean_bound_at_every_number_of_samples(digits: Data):
         assert own.index.tolist() == [1, 10, 100, 1000, 5000]
         # Groups of groups: by Jensen's inequality it rises without noise.
         assert own.log_px.is_monotonic_increasing
-        assert own.log_px[1] == pytest.approx(found.metrics[POSTERIOR_ELBO.at(split)])
-        assert own.log_px[5000] == pytest.approx(found.metrics[f"{split}/log_px"])
-        assert own.log_px_se[5000] == pytest.approx(found.metrics[f"{split}/log_px_se"])
+        rows = found.files["likelihood.parquet"].query("split == @split")
+        assert own.log_px[1] == pytest.approx(rows.elbo.mean())
+        assert own.log_px[5000] == pytest.approx(found.metrics[f"{split}/log_px_evaluated"])
+        assert own.log_px_se[5000] == pytest.approx(found.metrics[f"{split}/log_px_evaluated_se"])
         generator = Evaluation(model, digits, EvaluateConfig()).generator(f"{split} samples")
         log_w = importance_estimate(model, batch.x, model.infer(batch), 5000, generator).log_w
         assert log_w is not None
         for samples in (10, 100, 1000):
             groups = log_w.unflatten(0, (-1, samples)).exp().mean(1).log()
             assert own.log_px[samples] == pytest.approx(groups.mean().item())
-    fewer = likelihood(Evaluation(model, digits, EvaluateConfig(samples=150, images=3)))
+    fewer = likelihood(Evaluation(model, digits, EvaluateConfig(method="importance", samples=150, images=3)))
     curve = fewer.files["curve.parquet"].set_index(["split", "posterior", "samples"])
     for split in digits.splits:
         own = curve.loc[(split, "encoder")]
         assert own.index.tolist() == [1, 10, 100, 150]
-        assert own.log_px[150] == pytest.approx(fewer.metrics[f"{split}/log_px"])
+        assert own.log_px[150] == pytest.approx(fewer.metrics[f"{split}/log_px_evaluated"])
 
 
 @pytest.mark.parametrize(("latent_dim", "seed"), [(4, 0), (10, 1), (20, 2)])
@@ -312,9 +319,12 @@ def test_an_evaluation_that_takes_long_says_how_far_it_is(
     monkeypatch.setitem(likelihood.__globals__, "WEIGHTS_AT_ONCE", 80)
     likelihood(Evaluation(model, digits, config))
     told = [line.rpartition(",")[0] for line in capsys.readouterr().err.splitlines()]
-    assert told == [
-        f"{split} log p(x): {done} of 10 images" for split in ("train", "val", "test") for done in (4, 8, 10)
+    estimates = [f"{split} log p(x): {done} of 10 images" for split in digits.splits for done in (4, 8, 10)]
+    simulated = ["log p(x) of simulated images: 20 of 20 images"]
+    everything = [
+        f"{split} ELBO of all images: {len(part)} of {len(part)} images" for split, part in digits.splits.items()
     ]
+    assert sorted(told) == sorted([*estimates, *simulated, *everything])
 
 
 def test_nothing_keeps_a_model_after_its_evaluation(digits: Data):
@@ -334,9 +344,9 @@ def test_the_weights_in_memory_are_bounded_whatever_the_number_of_samples(
     )
     seen: list[int] = []
 
-    def estimate(model: Any, x: Tensor, q: DiagonalGaussian, samples: int, generator: torch.Generator) -> Estimate:
-        seen.append(len(x) * samples)
-        return module.estimate_log_px(model, x, q, samples, generator)
+    def estimate(model: Any, x: Tensor, q: DiagonalGaussian, config: EvaluateConfig, *more: Any) -> LogLikelihood:
+        seen.append(len(x) * config.samples)
+        return estimate_log_px(model, x, q, config, *more)
 
     monkeypatch.setitem(likelihood.__globals__, "estimate_log_px", estimate)
     monkeypatch.setitem(likelihood.__globals__, "WEIGHTS_AT_ONCE", 150)

@@ -54,6 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         patch.chdir(folder)
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         runs = {name: train_model(name, MODELS[name].Config.parse(TINY | own)) for name, own in SMALL.items()}
+        evaluate_run(runs["latent_opt"], EvaluateConfig(method="importance", samples=50, images=12))
         for name, run in runs.items():
             evaluate_run(run, GAPS, more if name == "vae" else ())
         yield runs

@@ -96,11 +96,25 @@ class GapConfig(Settings):
     """Samples of the ELBO in each of them."""
 
 
-class EvaluateConfig(GapConfig):
-    """How a trained model is evaluated: the same protocol for every model."""
+class LikelihoodConfig(Settings):
+    """How log p(x) of an image is estimated."""
 
+    method: Literal["auto", "importance"] = "auto"
+    """Estimator of log p(x): auto takes the cheapest that meets the tolerance for each image, importance samples from
+    the model's own posterior."""
+    tolerance: Annotated[float, Field(gt=0)] = 0.3
+    """Standard error of an image's log p(x), in nats, that auto is to meet."""
     samples: Annotated[int, Field(gt=0)] = 1000
     """Importance samples an image."""
+    budget: Annotated[int, Field(gt=0)] = 12_000
+    """Gradients an image that auto spends on annealing at most; an image that needs more is marked as unreliable."""
+
+
+class EvaluateConfig(LikelihoodConfig, GapConfig):
+    """How a trained model is evaluated: the same protocol for every model."""
+
+    simulated: Annotated[int, Field(ge=0)] = 20
+    """Images that the model makes, on which auto finds how far its estimates may be too low; 0 for none."""
     images: Annotated[int, Field(gt=0)] | Literal["all"] = 1000
     """Images of each split, stratified by class, or all."""
     seed: Annotated[int, Field(ge=0)] = 0

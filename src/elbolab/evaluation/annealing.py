@@ -1,4 +1,4 @@
-"""log p(x) by annealed importance sampling with Hamiltonian Monte Carlo, and its bounds from both sides."""
+"""Annealed importance sampling with Hamiltonian Monte Carlo: log weights of chains, and bounds from both sides."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,16 +7,19 @@ import torch
 from torch import Tensor
 
 from elbolab.config.schema import GapConfig
-from elbolab.evaluation.importance_sampling import Estimate, summarise
+from elbolab.evaluation.weights import Estimate, summarise
 from elbolab.models.latent import LatentModel
 from elbolab.models.posteriors import Posterior
 from elbolab.models.priors import Prior
+from elbolab.support.gradients import value_and_gradient
 
 ACCEPTANCE = 0.65
 FIRST_STEP_SIZE, ADAPTATION = 0.1, 0.05
 SIGMOID_SLOPE = 4.0
 # Of so many chains one more goes ahead, whose step sizes they take.
 CHAINS_A_PILOT = 4
+Density = Callable[[Tensor], Tensor]
+"""A log density of z or of whitened coordinates, (S, B, D) to (S, B)."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,13 @@ def _forward(
     model: LatentModel, x: Tensor, start: Start, config: GapConfig, generator: torch.Generator | None
 ) -> tuple[Estimate, Tensor]:
     temperatures, pilots = betas(config), max(1, config.ais_chains // CHAINS_A_PILOT)
+    densities = start.log_prob, lambda z: model.log_joint(x, z)
     z = start.sample(pilots, generator)
-    _, found, _ = anneal(model, x, start, z, temperatures, config.ais_leapfrog, generator)
+    found = anneal(*densities, z, temperatures, config.ais_leapfrog, generator).step_sizes
     step_sizes = found[:, torch.arange(config.ais_chains, device=x.device) % pilots]
     z = start.sample(config.ais_chains, generator)
-    log_w, _, acceptance = anneal(model, x, start, z, temperatures, config.ais_leapfrog, generator, step_sizes)
-    return replace(summarise(log_w), acceptance=acceptance.mean(0)), step_sizes
+    chains = anneal(*densities, z, temperatures, config.ais_leapfrog, generator, step_sizes)
+    return replace(summarise(chains.log_w), acceptance=chains.acceptance.mean(0)), step_sizes
 
 
 def bidirectional_bounds(
@@ -93,40 +97,45 @@ def bidirectional_bounds(
     """
     lower, step_sizes = _forward(model, x, start, config, generator)
     ends, temperatures = z.expand(config.ais_chains, *z.shape), betas(config).flip(0)
-    back, *_ = anneal(model, x, start, ends, temperatures, config.ais_leapfrog, generator, step_sizes.flip(0))
-    return lower.log_px, -summarise(back).log_px
+    densities = start.log_prob, lambda at: model.log_joint(x, at)
+    back = anneal(*densities, ends, temperatures, config.ais_leapfrog, generator, step_sizes.flip(0))
+    return lower.log_px, -summarise(back.log_w).log_px
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Where chains ended, (S, B, D), their log weights (S, B), double, step sizes (T - 1, S, B), acceptance (S, B)."""
+
+    end: Tensor
+    log_w: Tensor
+    step_sizes: Tensor
+    acceptance: Tensor
 
 
 def anneal(
-    model: LatentModel,
-    x: Tensor,
-    start: Start,
+    log_start: Density,
+    log_joint: Density,
     z: Tensor,
     temperatures: Tensor,
     leapfrog: int,
     generator: torch.Generator | None = None,
     step_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log weights (S, B), double, of chains that begin at z (S, B, D) and pass through ``temperatures`` in their order.
+    first_step_size: float = FIRST_STEP_SIZE,
+    adaptation: float = ADAPTATION,
+) -> Chains:
+    """Chains that begin at z (S, B, D) and pass through ``temperatures`` in their order.
 
-    log w = sum_t (beta_t - beta_(t-1)) (log p(x, z_(t-1)) - log start(z_(t-1))) (Neal 2001, eq. 11). With them the step
-    size of each move and chain, (T - 1, S, B), and the mean acceptance of each chain's moves, (S, B). Without
-    ``step_sizes`` each chain's follows its own acceptance towards 65 % (Neal 2011, section 4.4): a move that heeds
-    its past leaves no distribution as it is, and these weights are not unbiased.
+    log w = sum_t (beta_t - beta_(t-1)) (log p(x, z_(t-1)) - log start(z_(t-1))) (Neal 2001, eq. 11). Without
+    ``step_sizes`` each chain's follows its own acceptance towards 65 %, from ``first_step_size`` and by a factor of at
+    most exp(``adaptation``) a move (Neal 2011, section 4.4): a move that heeds its past leaves no distribution as it
+    is, and these weights are not unbiased.
     """
-
-    def log_joint(at: Tensor) -> tuple[Tensor, Tensor]:
-        return _with_gradient(lambda value: model.log_joint(x, value), at)
-
-    def log_start(at: Tensor) -> tuple[Tensor, Tensor]:
-        return _with_gradient(start.log_prob, at)
-
     log_w = torch.zeros(z.shape[:2], dtype=torch.float64, device=z.device)
     acceptances = torch.zeros_like(log_w)
     adaptive = step_sizes is None
     if step_sizes is None:
-        step_sizes = torch.full((len(temperatures) - 2, *z.shape[:2]), FIRST_STEP_SIZE, device=z.device)
-    here = (*log_joint(z), *log_start(z))
+        step_sizes = torch.full((len(temperatures) - 2, *z.shape[:2]), first_step_size, device=z.device)
+    here = (*value_and_gradient(log_joint, z), *value_and_gradient(log_start, z))
     pairs = list(zip(temperatures.tolist(), temperatures[1:].tolist(), strict=False))
     for place, (before, beta) in enumerate(pairs):
         log_w += (beta - before) * (here[0].double() - here[2].double())
@@ -138,7 +147,7 @@ def anneal(
         for _ in range(leapfrog):
             velocity = velocity + 0.5 * step_size * _mix(beta, new[1], new[3])
             new_z = new_z + step_size * velocity
-            new = (*log_joint(new_z), *log_start(new_z))
+            new = (*value_and_gradient(log_joint, new_z), *value_and_gradient(log_start, new_z))
             velocity = velocity + 0.5 * step_size * _mix(beta, new[1], new[3])
         energy = _mix(beta, here[0], here[2]) - 0.5 * momentum.square().sum(-1)
         new_energy = _mix(beta, new[0], new[2]) - 0.5 * velocity.square().sum(-1)
@@ -152,17 +161,9 @@ def anneal(
             for old, fresh in zip(here, new, strict=True)
         )
         if adaptive and place + 1 < len(step_sizes):
-            step_sizes[place + 1] = step_sizes[place] * (ADAPTATION * (acceptance - ACCEPTANCE)).exp()
-    return log_w, step_sizes, acceptances / len(step_sizes)
+            step_sizes[place + 1] = step_sizes[place] * (adaptation * (acceptance - ACCEPTANCE)).exp()
+    return Chains(z, log_w, step_sizes, acceptances / len(step_sizes))
 
 
 def _mix(beta: float, joint: Tensor, start: Tensor) -> Tensor:
     return beta * joint + (1 - beta) * start
-
-
-def _with_gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        at = at.detach().requires_grad_()
-        value = function(at)
-        (gradient,) = torch.autograd.grad(value.sum(), at)
-    return value.detach(), gradient

@@ -18,9 +18,12 @@ from elbolab.models.base import Model
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import LatentModel
 from elbolab.models.posteriors import Posterior
+from elbolab.support.counters import counted
 from elbolab.support.statistics import mean_se
 
 IMAGES_AT_ONCE = 500
+# Of the ELBO of every image: more tell no more, and large splits take long.
+POPULATION_SAMPLES, POPULATION_DECODES = 10, 100_000
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Evaluation:
     config: EvaluateConfig
     classifier: tuple[str, CNN] | None = None
     _inferred: dict[str, list[Posterior]] = field(default_factory=dict, init=False, repr=False)
+    _populations: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
 
     def generator(self, purpose: str) -> torch.Generator:
         """A fresh stream of random numbers on the model's device, the same for every model, another for each purpose.
@@ -74,6 +78,12 @@ class Evaluation:
         images = self.data.train.images
         total = torch.stack([part.sum(0, dtype=torch.int64) for part in images.split(IMAGES_AT_ONCE)]).sum(0)
         return (total.double() / (255 * len(images))).float()
+
+    def constant(self, x: Tensor) -> Tensor:
+        """log p(x) of images (B, C, H, W) if each were decoded to the mean training image, (B,), in nats."""
+        assert isinstance(self.model, LatentModel)
+        params = self.model.likelihood.from_mean(self.mean_image)
+        return self.model.likelihood.log_prob(x, params.expand_as(x))
 
     def batches(self, split: str) -> Iterator[Batch]:
         """The evaluated images of a split as the observation model sees them: the same for every model and call."""
@@ -91,6 +101,30 @@ class Evaluation:
             generator = self.generator(f"{split} posteriors")
             self._inferred[split] = [self.model.infer(batch, generator).detach() for batch in self.batches(split)]
         return self._inferred[split]
+
+    def population(self, split: str) -> pd.DataFrame:
+        """Every image of a split, by index: its ``label``, the ``elbo`` of a posterior that is cheap for all, in nats,
+        and ``log_px_constant``.
+
+        Of a model with a closed form the first is log p(x). By it the mean over the evaluated images becomes that over
+        the split (``elbolab.evaluation.split_means``).
+        """
+        assert isinstance(self.model, LatentModel)
+        if split not in self._populations:
+            images, generator = self.data.splits[split], self.generator(f"{split} population")
+            samples = max(1, min(POPULATION_SAMPLES, POPULATION_DECODES // len(images)))
+            rows = []
+            with counted(f"{split} ELBO of all images", len(images)) as done:
+                for batch in images.batches(IMAGES_AT_ONCE):
+                    batch = self.model.observe(batch, generator)
+                    if (elbo := self.model.exact_log_px(batch.x)) is None:
+                        q = self.model.infer_roughly(batch, generator).detach()
+                        with torch.no_grad():
+                            elbo = self.model.bound(batch.x, q, samples, generator)
+                    rows.append(image_rows(batch, "rough", {"elbo": elbo, "log_px_constant": self.constant(batch.x)}))
+                    done(len(batch))
+            self._populations[split] = pd.concat(rows, ignore_index=True).drop(columns="posterior").set_index("index")
+        return self._populations[split]
 
     def with_inferred(self, split: str) -> Iterator[tuple[Batch, Posterior]]:
         """Every batch of ``batches(split)`` with its inferred posteriors."""

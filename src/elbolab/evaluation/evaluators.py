@@ -5,7 +5,7 @@ from collections.abc import Callable
 from elbolab.evaluation.base import Evaluation, Results
 from elbolab.evaluation.class_preservation import classes
 from elbolab.evaluation.inference_gap import gap
-from elbolab.evaluation.log_likelihood import likelihood
+from elbolab.evaluation.likelihood import likelihood
 from elbolab.evaluation.representation import representation
 from elbolab.evaluation.sample_quality import fidelity
 

@@ -11,7 +11,8 @@ from elbolab.data.splits import Batch
 from elbolab.evaluation import metrics as m
 from elbolab.evaluation.annealing import PriorStart, annealed_estimate, bidirectional_bounds
 from elbolab.evaluation.base import Evaluation, Results, image_rows, mean_metrics
-from elbolab.evaluation.importance_sampling import estimate_log_px, log_weights
+from elbolab.evaluation.importance_sampling import log_weights
+from elbolab.evaluation.log_likelihood import estimate_log_px
 from elbolab.models.fitting import Q, choose, fit_posterior
 from elbolab.models.latent import LatentModel
 from elbolab.models.posteriors import Posterior
@@ -24,21 +25,22 @@ CHAINS_AT_ONCE = 2000
 def gap(evaluation: Evaluation) -> Results:
     """log p(x) - L[q] split into log p(x) - L[q*] and L[q*] - L[q], image by image (Cremer et al. 2018, eqs. 5 to 7).
 
-    log p(x) is the larger of AIS and importance sampling (or exact), lower bounds in expectation of which the larger is
-    a little too high where both are close; q is the model's own, q* the best member of its family that local
+    log p(x) is the larger of AIS and the estimate that is quoted (or exact), lower bounds in expectation of which the
+    larger is a little too high where both are close; q is the model's own, q* the best member of its family that local
     optimisation finds, or q where that is better; in nats. Bidirectional Monte Carlo on images that the model makes
     says how tight AIS is.
     """
     model, config = evaluation.model, evaluation.config
     if not isinstance(model, LatentModel) or not config.gap_images:
         return Results()
-    generator, parts = evaluation.generator("gap"), []
+    parts = []
     with counted("inference gap", 3 * config.gap_images) as done:
         for split in ("train", "test"):
+            generator = evaluation.generator(f"gap {split}")
             for batch, posteriors in _chosen(evaluation, split):
                 parts.append(_rows(model, evaluation, batch, posteriors, generator))
                 done(len(batch))
-        lower, upper = _simulated(model, evaluation, generator, done)
+        lower, upper = _simulated(model, evaluation, evaluation.generator("gap simulated"), done)
     table = pd.concat(parts, ignore_index=True)
     metrics: dict[str, float] = {}
     for split, rows in table.groupby("split", sort=False):
@@ -116,23 +118,22 @@ def _rows(
     # is no part of the difference.
     fresh = generator.get_state()
     elbo_best = log_weights(model, x, best, config.samples, generator).mean(0)
-    estimates = {}
+    elbos = {}
     for name, each in posteriors.items():
         generator.set_state(fresh)
-        estimates[name] = estimate_log_px(model, x, each, config.samples, generator)
-    sampled = torch.stack([estimate.log_px.double() for estimate in estimates.values()]).amax(0)
+        elbos[name] = log_weights(model, x, each, config.samples, generator).mean(0)
+    quoted = estimate_log_px(model, x, q, config, generator).log_px
     # A closed form is not to be beaten by the noise of an estimate.
     exact = model.exact_log_px(x) is not None
-    log_px = sampled if exact else torch.maximum(ais.log_px, sampled)
+    log_px = quoted if exact else torch.maximum(ais.log_px, quoted)
     assert ais.acceptance is not None
     frames = []
-    for name, estimate in estimates.items():
-        elbo = estimate.elbo.double()
+    for name, elbo in elbos.items():
         columns = {
             "log_px_ais": ais.log_px,
             "log_px_ais_std_err": ais.std_err,
             "ais_acceptance": ais.acceptance,
-            "log_px_is": estimate.log_px,
+            "log_px_is": quoted,
             "log_px": log_px,
             "elbo_best": elbo_best,
             "elbo": elbo,

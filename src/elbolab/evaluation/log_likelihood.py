@@ -1,129 +1,202 @@
-"""The evaluator of log p(x): each image's estimate and its diagnostics, means by split and class, bounds by samples."""
+"""The estimator of log p(x) that is quoted: each image's with an error within a tolerance, by the cheapest way."""
 
 import math
-from collections.abc import Iterator
+from dataclasses import dataclass
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from elbolab.data.splits import Batch
-from elbolab.evaluation import metrics as m
-from elbolab.evaluation.base import Evaluation, Results, image_rows, mean_metrics
-from elbolab.evaluation.importance_sampling import Estimate, bound, estimate_log_px, pareto_k
+from elbolab.config.schema import LikelihoodConfig
+from elbolab.evaluation.annealing import anneal
+from elbolab.evaluation.gaussian_approximation import (
+    GaussianApproximation,
+    fit_gaussian,
+    measure_curvature,
+    standard_log_prob,
+)
+from elbolab.evaluation.importance_sampling import log_weights, log_weights_at
+from elbolab.evaluation.weights import pareto_k, summarise
 from elbolab.models.latent import LatentModel
-from elbolab.support.counters import counted
+from elbolab.models.posteriors import Posterior
 from elbolab.support.statistics import is_heavy_tailed
 
-CURVE = (1, 10, 100, 1000, 5000)
-# Log weights are kept until an image's diagnostics are found: 40 MB of them, or those of one image.
-WEIGHTS_AT_ONCE = 5_000_000
+# Above it the weights' variance is not finite, and a standard error means nothing (Vehtari et al. 2024, section 2.2).
+LARGEST_K = 0.5
+# Of the log weights of annealed chains; above it the few largest of them may not be among so few chains.
+LARGEST_VARIANCE, NEGLIGIBLE_VARIANCE = 1.0, 0.01
+# Samples of q for its ELBO, and of the Gaussian that say whether sampling from it will do.
+ELBO_SAMPLES = PILOT_SAMPLES = 100
+CHAINS = 32
+DISTRIBUTIONS = (8, 32, 128, 512)
+"""Numbers of distributions of the annealed rungs."""
+# In whitened coordinates a step of this size is accepted three times of four, where the posterior is about Gaussian.
+STEP_SIZE, LEAPFROG = 0.4, 2
+PILOT_CHAINS, PILOT_DISTRIBUTIONS, PILOT_ADAPTATION = 4, 8, 0.5
 
 
-def likelihood(evaluation: Evaluation) -> Results:
-    """log p(x) of the chosen images of every split: one row an image, means by split and by digit."""
-    model = evaluation.model
-    if not isinstance(model, LatentModel):
-        return Results()
-    parts = (part for split in evaluation.data.splits for part in _estimates(model, evaluation, split))
-    table = pd.concat([_rows(model, evaluation, *part) for part in parts], ignore_index=True)
-    metrics: dict[str, float] = {}
-    for split, rows in table[table.posterior != "table"].groupby("split"):
-        split = str(split)
-        metrics |= mean_metrics(m.LOG_PX.at(split), rows.log_px)
-        metrics |= {
-            m.POSTERIOR_ELBO.at(split): rows.elbo.mean(),
-            m.LOG_PX_CONSTANT.at(split): rows.log_px_constant.mean(),
-        }
-        metrics |= {m.LOG_PX_DIGIT.at(split, D=label): part.log_px.mean() for label, part in rows.groupby("label")}
-        if rows.ess.notna().all():
-            metrics |= {m.ESS.at(split): rows.ess.median()}
-            metrics |= _trust(evaluation, m.PARETO_K.at(split), m.UNRELIABLE.at(split), rows.pareto_k)
-    if len(stored := table[table.posterior == "table"]):
-        metrics |= mean_metrics(m.STORED[m.LOG_PX].at("train"), stored.log_px)
-        keys = m.STORED[m.PARETO_K].at("train"), m.STORED[m.UNRELIABLE].at("train")
-        metrics |= _trust(evaluation, *keys, stored.pareto_k)
-    return Results(
-        metrics,
-        {"evaluation.posterior": model.inference},
-        {
-            "likelihood.parquet": table.drop(columns=_counts(evaluation), errors="ignore"),
-            "curve.parquet": _curve(table),
-            "examples.npz": _examples(model, evaluation),
-        },
-    )
+@dataclass
+class LogLikelihood:
+    """Per image, (B,): log p(x) in nats, double, and how sure it is.
 
-
-def _trust(evaluation: Evaluation, median: str, share: str, k: pd.Series) -> dict[str, float]:
-    return {median: k.median(), share: is_heavy_tailed(k, evaluation.config.samples).mean()}
-
-
-def mean_log_px(evaluation: Evaluation, split: str) -> dict[str, float]:
-    """log p(x) of the evaluated images of one split, with posteriors that the model infers: the mean, nats, and its
-    standard error as ``SPLIT/log_px`` and ``_se``, and what ``SPLIT/pareto_k`` and ``SPLIT/unreliable`` say of it.
+    ``std_err`` is the estimate's own error, ``pareto_k`` that of importance weights (NaN of others), ``unreliable``
+    whether the error is above the tolerance or the weights are heavy-tailed. ``rung`` is the number of distributions
+    of annealing, 1 of importance sampling, 0 of a closed form. ``upper`` is, where it was asked for, an upper bound in
+    expectation. ``elbo`` is that of q, ``log_w`` (S, B) the weights of its samples; a closed form has none.
     """
-    assert isinstance(evaluation.model, LatentModel)
-    estimates = [found for _, name, found in _estimates(evaluation.model, evaluation, split) if name != "table"]
-    metrics = mean_metrics(m.LOG_PX.at(split), torch.cat([found.log_px for found in estimates]).tolist())
-    k = [pareto_k(found.log_w) for found in estimates if found.log_w is not None]
-    keys = m.PARETO_K.at(split), m.UNRELIABLE.at(split)
-    return metrics | _trust(evaluation, *keys, pd.Series(torch.cat(k).cpu())) if k else metrics
+
+    log_px: Tensor
+    std_err: Tensor
+    ess: Tensor
+    pareto_k: Tensor
+    unreliable: Tensor
+    rung: Tensor
+    upper: Tensor
+    elbo: Tensor
+    log_w: Tensor | None = None
 
 
-def _estimates(model: LatentModel, evaluation: Evaluation, split: str) -> Iterator[tuple[Batch, str, Estimate]]:
-    """Some images at a time, the name of the posteriors that were sampled from, and what came of it."""
-    generator, samples = evaluation.generator(f"{split} samples"), evaluation.config.samples
-    with counted(f"{split} log p(x)", sum(map(len, evaluation.inferred(split)))) as done:
-        for batch, posteriors in evaluation.with_posteriors(split, max(1, WEIGHTS_AT_ONCE // samples)):
-            for name, q in posteriors.items():
-                yield batch, name, estimate_log_px(model, batch.x, q, samples, generator)
-            done(len(batch))
+def estimate_log_px(
+    model: LatentModel,
+    x: Tensor,
+    q: Posterior,
+    config: LikelihoodConfig,
+    generator: torch.Generator | None = None,
+    known: Tensor | None = None,
+) -> LogLikelihood:
+    """log p(x) of images (B, C, H, W), whose posteriors q help to find: exact where the model has a closed form.
+
+    With ``method=importance`` from ``samples`` samples of q (Burda et al. 2016, eq. 8). With ``method=auto`` each image
+    takes the first rung that meets ``tolerance``: importance sampling from a Gaussian approximation of its posterior,
+    then annealing from there with more and more distributions (Neal 2001). Every rung draws anew, and its mean weight
+    is unbiased: the estimate is a lower bound in expectation, but for what the choice of the rung does, which leaves
+    those of too large weights behind.
+
+    ``known`` are exact posterior samples z (B, D) of images that the model made: with one of the weights replaced by
+    that of ``known``, or of a chain back from it, the estimate is an upper bound in expectation (Grosse et al. 2015,
+    section 4.2), ``upper``.
+    """
+    unknown = torch.full((len(x),), math.nan, dtype=torch.float64, device=x.device)
+    none, first = (torch.full((len(x),), rung, device=x.device) for rung in (0, 1))
+    if (exact := model.exact_log_px(x)) is not None:
+        exact = exact.double()
+        return LogLikelihood(exact, torch.zeros_like(exact), unknown, unknown, none > 0, none, unknown, exact)
+    samples = config.samples if config.method == "importance" else min(config.samples, ELBO_SAMPLES)
+    log_w = log_weights(model, x, q, samples, generator)
+    elbo = log_w.mean(0)
+    if config.method == "importance":
+        found, k = summarise(log_w), pareto_k(log_w)
+        heavy = is_heavy_tailed(k, samples)
+        return LogLikelihood(found.log_px, found.std_err, found.ess, k, heavy, first, unknown, elbo, log_w)
+    log_px, std_err, ess, k, upper = (unknown.clone() for _ in range(5))
+    estimate = LogLikelihood(log_px, std_err, ess, k, first > 0, first, upper, elbo, log_w)
+    _climb(model, x, q, config, generator, known, estimate)
+    return estimate
 
 
-def _rows(model: LatentModel, evaluation: Evaluation, batch: Batch, name: str, estimate: Estimate) -> pd.DataFrame:
-    params = model.likelihood.from_mean(evaluation.mean_image)
-    constant = model.likelihood.log_prob(batch.x, params.expand_as(batch.x))
-    unknown = torch.full_like(estimate.log_px, math.nan)
-    columns: dict[str | int, Tensor] = {
-        "log_px": estimate.log_px,
-        "std_err": estimate.std_err,
-        "ess": estimate.ess,
-        "pareto_k": unknown if estimate.log_w is None else pareto_k(estimate.log_w),
-        "elbo": estimate.elbo,
-        "log_px_constant": constant,
-    }
-    if estimate.log_w is not None:
-        columns |= {count: bound(estimate.log_w, count) for count in _counts(evaluation)}
-    return image_rows(batch, name, columns)
+def _climb(
+    model: LatentModel,
+    x: Tensor,
+    q: Posterior,
+    config: LikelihoodConfig,
+    generator: torch.Generator | None,
+    known: Tensor | None,
+    estimate: LogLikelihood,
+) -> None:
+    """Fill in the estimate, rung by rung, for the images that the rung before has left."""
+    curvature = measure_curvature(model, q.mean)
+    everything = torch.arange(len(x), device=x.device)
+    at_once = max(1, model.decodes_at_once // CHAINS)
+    middle = model.prior.moments()[0].expand_as(q.mean)
+    parts = [
+        fit_gaussian(model, x[rows], [q.mean[rows], middle[rows]], curvature, generator)
+        for rows in everything.split(at_once)
+    ]
+    gaussian, spent = GaussianApproximation.cat(parts), 0
+    pilot = log_weights(model, x, gaussian, PILOT_SAMPLES, generator)
+    # Of weights that are nearly equal k says nothing.
+    light = (pareto_k(pilot) <= LARGEST_K) | (pilot.var(0) <= NEGLIGIBLE_VARIANCE)
+    left = everything[light & (len(pilot) / summarise(pilot).ess - 1 <= config.samples * config.tolerance**2)]
+    for rung in (1, *DISTRIBUTIONS):
+        spent += CHAINS * LEAPFROG * rung if rung > 1 else 0
+        if spent > config.budget:
+            break
+        for rows in left.split(at_once):
+            ends = None if known is None else known[rows]
+            if rung == 1:
+                log_w, back = _sampled(model, x[rows], gaussian[rows], config.samples, generator, ends)
+                k = pareto_k(log_w)
+                heavy = (k > LARGEST_K) & (log_w.var(0) > NEGLIGIBLE_VARIANCE)
+            else:
+                log_w, back = anneal_whitened(model, x[rows], gaussian[rows], CHAINS, rung, generator, ends)
+                k = torch.full_like(log_w[0], math.nan)
+                heavy = log_w.var(0) > LARGEST_VARIANCE
+            found = summarise(log_w)
+            estimate.log_px[rows], estimate.std_err[rows], estimate.ess[rows] = found.log_px, found.std_err, found.ess
+            estimate.pareto_k[rows], estimate.rung[rows] = k, rung
+            # What is no number is not within the tolerance either.
+            estimate.unreliable[rows] = heavy | ~(found.std_err <= config.tolerance)
+            if back is not None:
+                estimate.upper[rows] = torch.cat([log_w[1:], back[None]]).logsumexp(0) - math.log(len(log_w))
+        left = everything[estimate.unreliable]
+        if not len(left):
+            break
 
 
-def _counts(evaluation: Evaluation) -> list[int]:
-    """The numbers of samples of the curve, up to those that are drawn."""
-    samples = evaluation.config.samples
-    return [*(count for count in CURVE if count < samples), samples]
+def _sampled(
+    model: LatentModel,
+    x: Tensor,
+    gaussian: GaussianApproximation,
+    samples: int,
+    generator: torch.Generator | None,
+    known: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    log_w = log_weights(model, x, gaussian, samples, generator)
+    return log_w, None if known is None else log_weights_at(model, x, gaussian, known[None])[0]
 
 
-def _curve(table: pd.DataFrame) -> pd.DataFrame:
-    """The mean bound over the images by the number of samples in it, up to those that were drawn."""
-    columns = [column for column in table if isinstance(column, int)]
-    bounds = table.melt(["split", "posterior"], columns, "samples", "bound")
-    groups = bounds.groupby(["split", "posterior", "samples"], as_index=False)
-    return groups.agg(log_px=("bound", "mean"), log_px_se=("bound", "sem"))
+def anneal_whitened(
+    model: LatentModel,
+    x: Tensor,
+    start: GaussianApproximation,
+    chains: int,
+    distributions: int,
+    generator: torch.Generator | None = None,
+    known: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Log weights (S, B), double, of ``chains`` annealed from ``start`` to the posterior in its whitened coordinates.
 
+    In these the start is N(0, I), the temperatures are linear, and every move is ``LEAPFROG`` steps of a size
+    that pilot chains, thrown away afterwards, found for each image. Moves are made in the precision of training, with a
+    last weight from that density to the exact one. With ``known``, exact posterior samples z (B, D), also the log
+    weights (B,) of chains that end there: that of a chain back from it, with its sign turned.
+    """
 
-def _examples(model: LatentModel, evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """The first evaluated test image of each class and its reconstruction, as uint8 (classes, H, W, C)."""
-    found: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
-    for batch, q in evaluation.with_inferred("test"):
-        for image, label, index, reconstruction in zip(
-            _pixels(batch.x), batch.y.tolist(), batch.index.tolist(), _pixels(model.reconstruct(q)), strict=True
-        ):
-            found.setdefault(label, (index, image, reconstruction))
-    labels = sorted(found)
-    columns = [np.array(labels), *map(np.stack, zip(*(found[label] for label in labels), strict=True))]
-    return dict(zip(("label", "index", "originals", "reconstructions"), columns, strict=True))
+    def log_joint(u: Tensor) -> Tensor:
+        return model.log_joint(x, start.to_latent(u)) + start.log_det
 
+    def fast_log_joint(u: Tensor) -> Tensor:
+        with model.as_in_training():
+            return log_joint(u)
 
-def _pixels(x: Tensor) -> np.ndarray:
-    return (x.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
+    def correction(u: Tensor) -> Tensor:
+        with torch.no_grad():
+            return log_joint(u).double() - fast_log_joint(u).double()
+
+    def noise(count: int) -> Tensor:
+        shape = (count, *start.mean.shape)
+        return torch.randn(shape, generator=generator, device=x.device, dtype=start.mean.dtype)
+
+    densities = standard_log_prob, fast_log_joint
+    pilot = torch.linspace(0, 1, PILOT_DISTRIBUTIONS + 1, dtype=torch.float64)
+    settings = LEAPFROG, generator, None, STEP_SIZE, PILOT_ADAPTATION
+    found = anneal(*densities, noise(PILOT_CHAINS), pilot, *settings).step_sizes
+    # One size for the whole of a path, so that a chain may be followed back.
+    step_sizes = found[-1].log().mean(0).exp().expand(distributions - 1, chains, -1)
+    temperatures = torch.linspace(0, 1, distributions + 1, dtype=torch.float64)
+    forward = anneal(*densities, noise(chains), temperatures, LEAPFROG, generator, step_sizes)
+    log_w = forward.log_w + correction(forward.end)
+    if known is None:
+        return log_w, None
+    ends = start.to_whitened(known[None])
+    back = anneal(*densities, ends, temperatures.flip(0), LEAPFROG, generator, step_sizes[:, :1])
+    return log_w, correction(ends)[0] - back.log_w[0]

@@ -102,28 +102,46 @@ OBJECTIVE_NAME = Metric(
 
 LOG_PX = Metric(
     "log_px", "log p(x)", "nats", "maximize",
-    "log p(x) of the evaluated images: exact, or estimated by log(1/S sum_s w_s), a lower bound in expectation",
-    "Burda et al. 2016, eq. 8", errors=SE, doubt="unreliable",
+    "log p(x), exact or estimated for the evaluated images: the mean over all images of the split, by regression on "
+    "the ELBO of each; its error is that of the regression and of the estimates",
+    "Neal 2001; Cochran 1977, section 7.3", errors=SE, doubt="unreliable",
 )  # fmt: skip
-LOG_PX_DIGIT = Metric("log_px_digit_{D}", "log p(x)", "nats", "maximize", "the same over the images of class D")
+LOG_PX_EVALUATED = Metric(
+    "log_px_evaluated", "log p(x), images like these", "nats", "maximize",
+    "the plain mean over the evaluated images; its error is that of the mean over all images that could be", "",
+    errors=SE, doubt="unreliable",
+)  # fmt: skip
+LOG_PX_DIGIT = Metric(
+    "log_px_digit_{D}", "log p(x)", "nats", "maximize", "log p(x) of the images of class D in the split", errors=SE
+)
 POSTERIOR_ELBO = Metric(
-    "posterior_elbo", "ELBO", "nats", "maximize", "ELBO of the q that was sampled from: the mean of log w_s",
+    "posterior_elbo", "ELBO", "nats", "maximize", "ELBO of the model's own q, the mean over the split as for `log_px`",
     "Kingma & Welling 2014, eq. 3",
+)  # fmt: skip
+STD_ERR = Metric(
+    "std_err", "Error of an image", "nats", "minimize",
+    "standard error of an image's log p(x): the median over images", "Burda et al. 2016, eq. 8",
 )  # fmt: skip
 ESS = Metric(
     "ess", "Median ESS", "samples", "maximize",
-    "effective sample size of the importance weights, of S, (sum w_s)² / sum w_s²: the median over images", "Kong 1992",
-    digits=0,
+    "effective sample size of the weights, (sum w_s)² / sum w_s², of samples or of annealed chains: the median over "
+    "images", "Kong 1992", digits=0,
 )  # fmt: skip
 PARETO_K = Metric(
     "pareto_k", "Pareto k", "", "minimize",
     "Pareto k of the largest importance weights: the median over images; absent where that is infinite (fewer than 25 "
-    "samples, equal weights)", "Vehtari et al. 2024, section 3",
+    "samples, equal weights) or where some images were annealed", "Vehtari et al. 2024, section 3",
 )  # fmt: skip
 UNRELIABLE = Metric(
     "unreliable", "Unreliable", "share", "minimize",
-    "share of images whose k is above what S samples allow, min(1 - 1/log10 S, 0.7); above a half the mean is "
-    "unreliable", "Vehtari et al. 2024, section 3.2",
+    "share of images whose estimate misses the tolerance or has weights of too large a variance (with "
+    "`method=importance`: whose k is above min(1 - 1/log10 S, 0.7)); above a half the mean is unreliable",
+    "Vehtari et al. 2024, section 3.2",
+)  # fmt: skip
+BIAS = Metric(
+    "bias", "Bias at most", "nats", "minimize",
+    "on images that the model makes, an upper bound of log p(x) less the estimate, which is a lower one, both in "
+    "expectation: what the estimate may be too low", "Grosse et al. 2015, section 4.2", ("simulated",), SE,
 )  # fmt: skip
 LOG_PX_CONSTANT = Metric(
     "log_px_constant", "log p(x)", "nats", "maximize", "log p(x) if every image were decoded to the mean training image"
@@ -176,7 +194,7 @@ AIS_ACCEPTANCE = Metric(
 )  # fmt: skip
 GAP_LOG_PX = Metric(
     "gap_log_px", "log p(x)", "nats", "maximize",
-    "of the same images, the larger of annealed and plain importance sampling, or exact: what the gaps are measured "
+    "of the same images, the larger of annealed from the prior and as quoted, or exact: what the gaps are measured "
     "from", "", GAP, SE,
 )  # fmt: skip
 ELBO_BEST = Metric(
@@ -261,7 +279,7 @@ def _with_suffix(metric: Metric, end: str, meaning: str, split: str, errors: tup
 
 STORED = {
     one: _with_suffix(one, "_table", "the same from the rows of a model's own training table", TRAIN, one.errors)
-    for one in (LOG_PX, PARETO_K, UNRELIABLE, *GAP_COLUMNS.values())
+    for one in (LOG_PX, PARETO_K, UNRELIABLE, POSTERIOR_ELBO, *GAP_COLUMNS.values())
 }
 """Of a metric under inferred posteriors, that under those which training left for these very images."""
 REAL_IMAGES = {

@@ -57,7 +57,9 @@ def evaluate_run(
     # A tail of equal weights has a k of -inf, which a tracking server does not keep.
     metrics = {key: value for key, value in found.metrics.items() if math.isfinite(value)}
     outdated = mlflow_reader.evaluated_metrics(run_id) - metrics.keys()
-    settings = {f"evaluation.{key}": str(getattr(config, key)) for key in ("samples", "images", "seed")}
+    settings = {
+        f"evaluation.{key}": str(getattr(config, key)) for key in ("method", "tolerance", "samples", "images", "seed")
+    }
     settings[EVALUATION_PROTOCOL] = protocol(config, more)
     settings["evaluation.seconds"] = f"{time.perf_counter() - started:.1f}"
     with tracking.reopen_run(run_id) as track:

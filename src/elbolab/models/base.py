@@ -1,7 +1,8 @@
 """The contract of every model: what the trainer asks of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, cached_property
 from itertools import chain
 from typing import Any, ClassVar
@@ -31,6 +32,7 @@ class Model(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.spec = spec
+        self._as_in_training = False
 
     @property
     def device(self) -> torch.device:
@@ -45,10 +47,22 @@ class Model(nn.Module, ABC):
         return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
     def compute(self, net: nn.Module, x: Tensor) -> Tensor:
-        """What ``net`` gives of ``x``, in the type of ``x``; while the model trains, by products of ``precision``."""
-        reduced = self.training and self.precision == torch.bfloat16
+        """What ``net`` gives of ``x``, in the type of ``x``.
+
+        While the model trains, or within ``as_in_training``, by products of ``precision``.
+        """
+        reduced = (self.training or self._as_in_training) and self.precision == torch.bfloat16
         with torch.autocast(x.device.type, torch.bfloat16, enabled=reduced):
             return net(x).to(x.dtype)
+
+    @contextmanager
+    def as_in_training(self) -> Iterator[None]:
+        """Compute in the precision of training: faster, and good enough for what is corrected afterwards."""
+        self._as_in_training = True
+        try:
+            yield
+        finally:
+            self._as_in_training = False
 
     @property
     @abstractmethod

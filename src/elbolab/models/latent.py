@@ -19,6 +19,8 @@ from elbolab.models.priors import PRIORS, Prior
 
 # Of the posterior of one image: a network's last layer for so many is 1 GB of weights.
 MOST_NUMBERS = 1_000_000
+# On a CPU fewer are slower and more no faster; a GPU wants enough to do.
+DECODES_AT_ONCE = {"cpu": 500, "cuda": 20_000}
 BINARISED = {"once": "pixels binarised once", "half": "pixels binarised at a half"}
 
 
@@ -64,6 +66,11 @@ class LatentModel(Model):
     def decode(self, z: Tensor) -> Tensor:
         """Parameters of p(x | z): (..., D) to (..., C, H, W)."""
 
+    @property
+    def decodes_at_once(self) -> int:
+        """Latent vectors that its device best decodes in one call."""
+        return DECODES_AT_ONCE.get(self.device.type, DECODES_AT_ONCE["cpu"])
+
     @abstractmethod
     def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:
         """q(z | x) as it is trained, differentiable in its parameters; a refinement draws from ``generator``."""
@@ -77,6 +84,13 @@ class LatentModel(Model):
         """q(z | x) of any images, seen in training or not."""
         with torch.no_grad():
             return self.posterior(batch, generator)
+
+    def infer_roughly(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:
+        """A posterior that is cheap enough for all images of a split, by default ``infer``'s.
+
+        Its ELBO tells how log p(x) differs from image to image, and need not be close to it.
+        """
+        return self.infer(batch, generator)
 
     @property
     def steps_to_infer(self) -> int:

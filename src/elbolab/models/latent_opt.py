@@ -21,6 +21,7 @@ from elbolab.support.errors import UserError
 START_LOG_VAR = -2.0
 STARTS = ("zeros", "normal", "pca")
 ENCODED_AT_ONCE = 500
+ROUGH_STEPS, ROUGH_LR = 50, 0.2
 
 
 class LatentOptConfig(BetaConfig):
@@ -220,16 +221,23 @@ class LatentOpt(DeepLatentModel):
 
     def infer(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:
         """Maximise the ELBO over each image's own posterior, the decoder frozen, from no stored row."""
-        fits = [self._fit(batch.x, restart, generator) for restart in range(self.config.fit_restarts)]
+        steps, rate = self.config.fit_steps, self.config.fit_lr
+        fits = [self._fit(batch.x, steps, rate, restart, generator) for restart in range(self.config.fit_restarts)]
         with torch.no_grad():
             bounds = torch.stack([self.bound(batch.x, q, 16, generator) for q in fits])
         return choose(fits, bounds)
 
-    def _fit(self, x: Tensor, restart: int, generator: torch.Generator | None) -> Posterior:
+    def infer_roughly(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:
+        """The row of a training image, and fewer and longer steps for any other."""
+        if (stored := self.stored_posterior(batch)) is not None:
+            return stored
+        return self._fit(batch.x, min(ROUGH_STEPS, self.config.fit_steps), ROUGH_LR, 0, generator)
+
+    def _fit(self, x: Tensor, steps: int, rate: float, restart: int, generator: torch.Generator | None) -> Posterior:
         prior = self.prior
         mean = prior.sample((len(x),), generator) if restart else prior.moments()[0].expand(len(x), -1)
         start = self.family.around(mean, torch.full_like(mean, START_LOG_VAR))
-        return fit_posterior(self, x, start, self.config.fit_steps, self.config.fit_lr, generator=generator)
+        return fit_posterior(self, x, start, steps, rate, generator=generator)
 
     def stored_posterior(self, batch: Batch) -> Posterior | None:
         return self.posterior(batch).detach() if batch.split == "train" else None

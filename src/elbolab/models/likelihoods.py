@@ -52,6 +52,10 @@ class Likelihood(ABC):
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A draw of x from p(x | params); same shape."""
 
+    @abstractmethod
+    def fisher(self, params: Tensor) -> Tensor:
+        """The Fisher information of each pixel in its parameter, -E[d^2 log p(x | params) / d params^2]; same shape."""
+
 
 @dataclass(frozen=True)
 class Gaussian(Likelihood):
@@ -79,6 +83,9 @@ class Gaussian(Likelihood):
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         noise = torch.randn(params.shape, generator=generator, device=params.device, dtype=params.dtype)
         return params + self.sigma * noise
+
+    def fisher(self, params: Tensor) -> Tensor:
+        return torch.full_like(params, 1 / self.sigma**2)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,10 @@ class Bernoulli(Likelihood):
 
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.bernoulli(params.sigmoid(), generator=generator)
+
+    def fisher(self, params: Tensor) -> Tensor:
+        mean = params.sigmoid()
+        return mean * (1 - mean)
 
 
 # Below it, differences of nearly equal numbers are worse than a series of three terms.
@@ -162,6 +173,14 @@ class ContinuousBernoulli(Likelihood):
         size = params.abs().clamp(min=1e-7)
         falling = -torch.log1p(uniform * torch.expm1(-size)) / size
         return torch.where(params > 0, 1 - falling, falling).clamp(0, 1)
+
+    def fisher(self, params: Tensor) -> Tensor:
+        """The variance 1 / l^2 - 1 / (4 sinh^2(l / 2)), since the logit is the natural parameter."""
+        near, far = _near_and_far(params)
+        series = 1 / 12 - near**2 / 240 + near**4 / 6048
+        # sinh of more than 80 has no square in single precision, and 1 over it is nothing.
+        sinh = torch.sinh((far / 2).clamp(-40, 40))
+        return torch.where(params.abs() < SERIES_BELOW, series, 1 / far**2 - 1 / (4 * sinh**2))
 
 
 class ContinuousBernoulliMean(nn.Module):

@@ -43,7 +43,7 @@ def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
     # A schema of uint8 would have MLflow's server turn a pixel of 0.5 into 0 without a word; `serving` refuses it.
     images = TensorSpec(np.dtype(object), (-1,))
     params = {"op": next(iter(pyfunc.operations(load_checkpoint(checkpoint)))), **pyfunc.PARAMS}
-    declared = [ParamSpec(key, "string" if key == "op" else "long", value) for key, value in params.items()]
+    declared = [ParamSpec(key, "string" if isinstance(value, str) else "long", value) for key, value in params.items()]
     with TemporaryDirectory() as folder:
         # What mlflow.pyfunc.log_model does, which begins a new model whenever it is called.
         mlflow.pyfunc.save_model(

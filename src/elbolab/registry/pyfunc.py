@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from mlflow.pyfunc.model import PythonModel
 from torch import Tensor
 
 from elbolab.config.limits import LARGEST_INT
+from elbolab.config.schema import LikelihoodConfig
 from elbolab.data.splits import Batch
-from elbolab.evaluation.importance_sampling import estimate_log_px
+from elbolab.evaluation.log_likelihood import estimate_log_px
 from elbolab.models.base import Model
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import LatentModel
@@ -26,6 +27,9 @@ from elbolab.training.checkpoint import load_checkpoint
 MOST_IMAGES = 500
 MOST_DECODES = 200_000
 DECODES_A_STEP = 3
+# What an image takes at least of an estimate that is to meet a tolerance.
+AUTO_DECODES = 4_000
+METHODS = get_args(LikelihoodConfig.model_fields["method"].annotation)
 
 Arrays = np.ndarray | dict[str, np.ndarray]
 
@@ -64,8 +68,16 @@ def _sample(model: Any, batch: Batch, params: dict[str, Any], generator: torch.G
 def _log_px(model: Any, batch: Batch, params: dict[str, Any], generator: torch.Generator) -> Arrays:
     most = max(2, _decodes_left(model, batch) // len(batch))
     samples = _whole(params, "samples", 2, most, f"for the {len(batch)} images of this request")
-    estimate = estimate_log_px(model, batch.x, model.infer(batch, generator), samples, generator)
-    found = {key: getattr(estimate, key).numpy() for key in ("log_px", "std_err", "ess")}
+    if (method := params["method"]) not in METHODS:
+        raise RefusedError(f"method={shown(method)} must be one of {', '.join(METHODS)}")
+    if method == "auto" and most < AUTO_DECODES and len(batch) > 1 and model.exact_log_px(batch.x) is None:
+        raise RefusedError(
+            f"images must be at most {max(1, MOST_DECODES // AUTO_DECODES)} a request of method='auto', but theirs are "
+            f"{len(batch)}; send fewer, or take method='importance'"
+        )
+    config = LikelihoodConfig(samples=samples, method=method, budget=max(1, most // DECODES_A_STEP))
+    estimate = estimate_log_px(model, batch.x, model.infer(batch, generator), config, generator)
+    found = {key: getattr(estimate, key).numpy() for key in ("log_px", "std_err", "ess", "unreliable")}
     return {key: values for key, values in found.items() if not np.isnan(values).any()}
 
 
@@ -93,7 +105,7 @@ OPERATIONS: dict[type[Model], dict[str, Operation]] = {
     CNN: {"classify": _classify},
     LatentModel: {"reconstruct": _reconstruct, "encode": _encode, "sample": _sample, "log_px": _log_px},
 }
-PARAMS = {"n": 16, "samples": 1000, "seed": 0}
+PARAMS = {"n": 16, "samples": 1000, "method": METHODS[0], "seed": 0}
 
 
 def operations(model: Model) -> dict[str, Operation]:
@@ -113,8 +125,8 @@ class Served(PythonModel):
     encode              q(z | x) by the model's declared inference: {"mean": (N, D), "log_var": (N, D)},
                         or of a full covariance {"mean": (N, D), "scale_tril": (N, D, D)}
     sample              expected images (n, H, W, C) at ``n`` draws from the prior; the images given are not looked at
-    log_px              {"log_px": (N,), "std_err": (N,), "ess": (N,)} in nats from ``samples`` importance samples;
-                        no ess where log p(x) is exact
+    log_px              {"log_px": (N,), "std_err": (N,), "ess": (N,), "unreliable": (N,)} in nats, by ``method`` auto
+                        or importance, with ``samples`` importance samples; no ess where log p(x) is exact
     classify            class probabilities (N, classes), the one operation of a cnn
     ==================  ===============================================================================================
 

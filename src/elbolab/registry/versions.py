@@ -18,7 +18,16 @@ from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
 
 # Of a run; two figures compare only if these are equal.
-COMPARED_TAGS = ("data.digest", "observation_model", "evaluation.samples", "evaluation.images", "evaluation.seed")
+# Evaluations of 0.1.0 have no tag of their method.
+METHOD = {"evaluation.method": "importance"}
+COMPARED_TAGS = (
+    "data.digest",
+    "observation_model",
+    *METHOD,
+    "evaluation.samples",
+    "evaluation.images",
+    "evaluation.seed",
+)
 SPLITS = ("val", "test")
 # Of a version: why it was given the alias that follows.
 MADE = "made."
@@ -37,7 +46,9 @@ class Card:
         figures = f"{self.say('val')}, {self.say('test')}"
         said = ["± one standard error", *([BRIEFLY] if DAGGER in figures else [])]
         if not self.counts:
-            said.append(", ".join(f"{key} {tags[f'evaluation.{key}']}" for key in ("samples", "images", "seed")))
+            said.append(
+                ", ".join(f"{key} {tags[f'evaluation.{key}']}" for key in ("method", "samples", "images", "seed"))
+            )
         aliases = sorted(key for key in tags if key.startswith(MADE))
         made = "".join(f" Made {key.removeprefix(MADE)}: {tags[key]}." for key in aliases)
         return (
@@ -64,7 +75,7 @@ def card_of(version: ModelVersion) -> Card | None:
         return None
     key = tags["metric"]
     figures = {split: (float(tags[f"{split}/{key}"]), float(tags[f"{split}/{key}_se"])) for split in SPLITS}
-    return Card(str(version.run_id), tags, figures)
+    return Card(str(version.run_id), METHOD | tags, figures)
 
 
 def register(run_id: str, name: str) -> str:
@@ -118,7 +129,7 @@ def _card(run: RunRecord) -> Card:
     else:
         file = artifacts.read(run.id, "evaluation/classes.json", lambda file: json.loads(file.read_bytes()))
         figures = {split: accuracy(file["splits"][split]["confusion"])[:2] for split in SPLITS}
-    tags = {key: run.tags[key] for key in (*COMPARED_TAGS, "data.name")}
+    tags = {key: (METHOD | run.tags)[key] for key in (*COMPARED_TAGS, "data.name")}
     tags |= {"metric": metric.name, "model": run.params["model"]}
     for split, numbers in figures.items():
         tags |= {key: repr(number) for key, number in zip(columns[split], numbers, strict=True)}

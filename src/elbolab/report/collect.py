@@ -1,9 +1,9 @@
 """What a report is made from: the compared runs as entries, and what training and evaluation left of them."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,8 +24,9 @@ from elbolab.evaluation.metrics import (
     Metric,
     is_doubtful,
 )
+from elbolab.evaluation.split_means import noise_of
 from elbolab.report.select import inference_of
-from elbolab.support.statistics import accuracy
+from elbolab.support.statistics import accuracy, is_heavy_tailed
 from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
 
@@ -41,7 +42,8 @@ Curves = dict[tuple[str, str], dict[int, float]]
 class Entry:
     """A compared config: its runs, one a seed, with what training and evaluation left; empty where nothing was left.
 
-    The first run, the newest, is the one that is shown; `likelihoods` has a table for each. `slot` is the colour;
+    The first run, the newest, is the one that is shown; `likelihoods` has a table for each, and `populations` what is
+    known of every image of each split, where all of them have it. `slot` is the colour;
     `pictures` holds the step images by key and epoch, `bounds` the mean bound by number of samples, `gaps` the
     inference gap image by image.
     """
@@ -50,6 +52,7 @@ class Entry:
     slot: int
     runs: tuple[RunRecord, ...]
     likelihoods: tuple[pd.DataFrame, ...]
+    populations: tuple[pd.DataFrame, ...] = ()
     classes: dict[str, Any] = field(default_factory=dict)
     examples: dict[str, np.ndarray] = field(default_factory=dict)
     pictures: dict[str, dict[int, bytes]] = field(default_factory=dict)
@@ -118,6 +121,28 @@ class Entry:
             return {}
         rows = frame[(frame["split"] == split) & ((frame["posterior"] == "table") == table)]
         return dict(zip(rows["index"].tolist(), rows[column].tolist(), strict=True))
+
+    def doubts(self, split: str, table: bool = False) -> dict[int, float]:
+        """1 for an image whose estimate is unreliable, else 0, by index; an exact one is not there."""
+        found = self.images(split, "unreliable", table)
+        if found:
+            rungs = self.images(split, "rung", table)
+            return {index: value for index, value in found.items() if rungs[index] > 0}
+        # An evaluation of 0.1.0 has left the k alone.
+        known = {index: k for index, k in self.images(split, "pareto_k", table).items() if not isnan(k)}
+        return {index: float(is_heavy_tailed(k, self.samples)) for index, k in known.items()}
+
+    def population(self, split: str) -> pd.DataFrame:
+        """What is known of every image of a split, by index, the mean over the seeds; empty where it was not left."""
+        if not self.populations:
+            return pd.DataFrame()
+        whole = pd.concat(self.populations, ignore_index=True).query("split == @split")
+        return pd.DataFrame({"elbo": whole.groupby("index")["elbo"].mean()})
+
+    def noise(self, split: str) -> float:
+        """The variance of an image's log p(x) about what it estimates, the mean over images, of the mean over seeds."""
+        squares = [noise_of(self.images(split, "std_err", seed=seed).values()) for seed in range(len(self.runs))]
+        return sum(squares) / len(squares) ** 2
 
     def mean_log_px(self, split: str) -> dict[int, float]:
         """Each image's log p(x) in nats, its mean over the seeds, where all of them evaluated it."""
@@ -214,6 +239,7 @@ def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
         slot,
         runs,
         likelihoods(runs),
+        populations(runs),
         read("classes.json", lambda file: dict(json.loads(file.read_bytes())), {}),
         read("examples.npz", lambda file: dict(np.load(file, allow_pickle=False)), {}),
         {key: artifacts.step_images(run.id, key) for key in PICTURES} if is_latent(run) else {},
@@ -229,6 +255,14 @@ def likelihoods(runs: Iterable[RunRecord]) -> tuple[pd.DataFrame, ...]:
         else pd.DataFrame()
         for run in runs
     )
+
+
+def populations(runs: Sequence[RunRecord]) -> tuple[pd.DataFrame, ...]:
+    """Fetch what each run's evaluation knows of every image; empty where one of them has left none."""
+    name = "population.parquet"
+    if any(name not in artifacts.list_artifacts(run.id, "evaluation") for run in runs):
+        return ()
+    return tuple(artifacts.read(run.id, f"evaluation/{name}", pd.read_parquet) for run in runs)
 
 
 def read_curves(runs: Iterable[str]) -> Curves:

@@ -6,7 +6,7 @@ from math import hypot, isnan
 
 import numpy as np
 
-from elbolab.evaluation.metrics import CLASS_PRESERVATION, IW_BOUND, LOG_PX, STORED, TEST, TRAIN, VAL
+from elbolab.evaluation.metrics import CLASS_PRESERVATION, IW_BOUND, LOG_PX, TEST, TRAIN, VAL
 from elbolab.report.collect import SPLITS, Comparison, Entry, Row
 from elbolab.support.number_formats import between, dagger, measured, number, percent, rate_between
 from elbolab.support.statistics import Paired, paired
@@ -39,7 +39,7 @@ def pair(row: Row, entries: Mapping[str, Entry]) -> Sentence:
 
 def protocol(entries: Sequence[Entry]) -> Sentence | None:
     """Warn when runs were not evaluated alike."""
-    names = ("samples", "images", "seed", "cnn_run")
+    names = ("method", "samples", "images", "seed", "cnn_run")
     runs = [run for entry in entries for run in entry.runs]
     kept = {name: {run.tags.get(f"evaluation.{name}", "none")[:8] for run in runs} for name in names}
     unlike = [f"{name} {' and '.join(sorted(values))}" for name, values in kept.items() if len(values) > 1]
@@ -60,12 +60,11 @@ def train_test(entry: Entry) -> Sentence | None:
 
 def table(entry: Entry) -> Sentence | None:
     """Say how the training table's own rows compare with rows fitted to the same images by the protocol."""
-    gap = paired(entry.images(TRAIN, table=True), entry.images(TRAIN))
+    gap = paired(entry.images(TRAIN, "elbo", table=True), entry.images(TRAIN, "elbo"))
     if gap is None:
         return None
-    subject = f"{entry.label}: on the same {gap.images} training images log p(x) from the training table's own rows is"
-    doubtful = entry.unreliable(TRAIN) or entry.unreliable(TRAIN, STORED[LOG_PX])
-    text = apart_on_same(subject, gap, "that from rows fitted by the protocol", doubtful)
+    subject = f"{entry.label}: on the same {gap.images} training images the ELBO of the training table's own rows is"
+    text = apart_on_same(subject, gap, "that of rows fitted by the protocol", False)
     return Sentence(f"{text}.", (entry.run.id,))
 
 

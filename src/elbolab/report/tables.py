@@ -1,7 +1,7 @@
 """The tables of a report, as rows of plain values: what its CSV files hold and its page shows."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import combinations
 from math import isnan, nan
@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from elbolab.evaluation import metrics as m
+from elbolab.evaluation.split_means import split_mean
 from elbolab.report.collect import SPLITS, Comparison, Curves, Entry, Row, Variant, public, value_of
-from elbolab.support.statistics import is_heavy_tailed, is_unreliable, mean_and_half_width, mean_se, paired
+from elbolab.support.statistics import Paired, is_unreliable, mean_and_half_width, mean_se, paired
 from elbolab.tracking.mlflow_reader import RunRecord
 
 CONSTANT, REAL = "constant image", "training images"
@@ -25,7 +27,10 @@ OVER_SEEDS = (
 )
 TAGS = (
     *("data.name", "data.digest", "observation_model", "git.commit", "git.dirty", "device", "precision"),
-    *(f"evaluation.{name}" for name in ("samples", "images", "seed", "posterior", "cnn_run", "cnn_test_accuracy")),
+    *(
+        f"evaluation.{name}"
+        for name in ("method", "tolerance", "samples", "images", "seed", "posterior", "cnn_run", "cnn_test_accuracy")
+    ),
 )
 GAP = ("log_px_ais", "log_px_is", *list(m.GAP_COLUMNS)[1:])
 
@@ -108,17 +113,20 @@ def summary_table(entries: Sequence[Entry]) -> list[Row]:
                 row = _row(entry, split=split, posterior=entry.inference, images=len(entry.images(split)) or None)
                 for metric in (m.LOG_PX, m.POSTERIOR_ELBO, m.ESS, *RATES):
                     row |= entry.measures(metric, split)
-                rows.append(row | _trust(entry, entry.images(split, "pareto_k").values()))
+                rows.append(row | _trust(entry.doubts(split).values(), entry.images(split, "pareto_k").values()))
         if entry.has(m.STORED[m.LOG_PX], m.TRAIN):
             images = len(entry.images(m.TRAIN, table=True)) or None
             mean, error = entry.measures(m.STORED[m.LOG_PX], m.TRAIN).values()
             row = _row(entry, split=m.TRAIN, posterior="table", images=images) | {MEAN: mean, ERROR: error}
-            rows.append(row | _trust(entry, entry.images(m.TRAIN, "pareto_k", table=True).values()))
+            ks = entry.images(m.TRAIN, "pareto_k", table=True)
+            rows.append(row | _trust(entry.doubts(m.TRAIN, table=True).values(), ks.values()))
     for entry, name in _with_floor(entries)[len(entries) :]:
         for split in SPLITS:
             values = entry.images(split, FLAT).values()
             row = _row(entry, name, split=split, posterior="none", images=len(values) or None)
-            rows.append(row | {MEAN: entry.metric(m.LOG_PX_CONSTANT, split), ERROR: mean_se(values)[1]})
+            # Of all images of a split it has no error.
+            error = mean_se(values)[1] if not entry.populations else nan
+            rows.append(row | {MEAN: entry.metric(m.LOG_PX_CONSTANT, split), ERROR: error})
     return rows
 
 
@@ -128,13 +136,15 @@ def _with_floor(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
     return [*((entry, entry.label) for entry in entries), *((entry, CONSTANT) for entry in floor[:1])]
 
 
-def _trust(entry: Entry, ks: Iterable[float]) -> Row:
-    """The median Pareto k of some images, for how many it is too high, and whether for most; empty without any."""
-    known = np.array([k for k in ks if not isnan(k)])
-    if not len(known):
+def _trust(doubts: Iterable[float], ks: Iterable[float]) -> Row:
+    """For how many images the estimate is unreliable, whether for most, and the median Pareto k; empty without any."""
+    if not (known := list(doubts)):
         return {}
-    share = float(is_heavy_tailed(known, entry.samples).mean())
-    return {m.PARETO_K.name: float(np.median(known)), "unreliable": is_unreliable(share), "unreliable_share": share}
+    share = float(np.mean(known))
+    found: Row = {"unreliable": is_unreliable(share), "unreliable_share": share}
+    if have := [k for k in ks if not isnan(k)]:
+        found[m.PARETO_K.name] = float(np.median(have))
+    return found
 
 
 def digits_table(entries: Sequence[Entry]) -> list[Row]:
@@ -143,12 +153,16 @@ def digits_table(entries: Sequence[Entry]) -> list[Row]:
     for entry, name in _with_floor(entries):
         for split in SPLITS:
             labels, values = entry.images(split, "label"), entry.images(split, FLAT if name is CONSTANT else "log_px")
+            doubts = entry.doubts(split) if name is not CONSTANT else {}
             ks = entry.images(split, "pareto_k") if name is not CONSTANT else {}
             for digit in sorted({int(label) for label in labels.values()}):
                 mean, error = mean_se(group := [value for index, value in values.items() if labels[index] == digit])
-                mean = mean if name is CONSTANT else entry.metric(m.LOG_PX_DIGIT, split, D=digit)
+                if name is not CONSTANT:
+                    key = m.LOG_PX_DIGIT.at(split, D=digit)
+                    mean, error = entry.run.metrics.get(key, nan), entry.run.metrics.get(f"{key}_se", error)
                 row = _row(entry, name, split=split, digit=digit, images=len(group)) | {MEAN: mean, ERROR: error}
-                rows.append(row | _trust(entry, (k for index, k in ks.items() if labels[index] == digit)))
+                own = [{i: v for i, v in of.items() if labels[i] == digit}.values() for of in (doubts, ks)]
+                rows.append(row | _trust(*own))
     return rows
 
 
@@ -161,7 +175,9 @@ def images_table(entries: Sequence[Entry]) -> list[Row]:
         values = {key: entry.images(m.TEST, column) for key, column in columns.items()}
         for index, digit in zip(entry.examples.get("index", ()), entry.examples.get("label", ()), strict=True):
             figures = {key: column.get(int(index), nan) for key, column in values.items()}
-            trust = _trust(entry, [figures.pop("pareto_k", nan)])
+            doubt = entry.doubts(m.TEST) if name is not CONSTANT else {}
+            own = [doubt[int(index)]] if int(index) in doubt else []
+            trust = _trust(own, [figures.pop("pareto_k", nan)])
             rows.append(_row(entry, name, digit=int(digit), index=int(index)) | figures | trust)
     return sorted(rows, key=lambda row: (row["digit"], row["index"]))
 
@@ -239,8 +255,21 @@ def pairs_table(entries: Sequence[Entry]) -> list[Row]:
         _row(other, other=one.label, other_run=one.run.id, split=split, **asdict(found))
         for split in (m.TEST, m.TRAIN)
         for one, other in combinations([entry for entry in entries if entry.latent], 2)
-        if (found := paired(other.mean_log_px(split), one.mean_log_px(split)))
+        if (found := _apart(other, one, split))
     ]
+
+
+def _apart(entry: Entry, other: Entry, split: str) -> Paired | None:
+    """By how much log p(x) under an entry is above that under another: over the split where every image is known."""
+    found = paired(entry.mean_log_px(split), other.mean_log_px(split))
+    known = [one.population(split) for one in (entry, other)]
+    if found is None or any(one.empty for one in known):
+        return found
+    values = pd.Series(entry.mean_log_px(split)) - pd.Series(other.mean_log_px(split))
+    both = pd.concat(known, axis=1, keys=("entry", "other")).dropna()
+    mean, error = split_mean(values.dropna(), both, entry.noise(split) + other.noise(split))
+    half = float(stdtrit(max(1, found.images - 3), 0.975)) * error
+    return replace(found, mean=mean, low=mean - half, high=mean + half)
 
 
 def ablations_table(entries: Sequence[Entry], variants: Sequence[Variant], curves: Curves) -> list[Row]:
@@ -252,7 +281,7 @@ def ablations_table(entries: Sequence[Entry], variants: Sequence[Variant], curve
         for variant in mine:
             value, was = (value_of(one, variant.field) for one in (variant.entry, base))
             row: Row = {"model": base.label, "field": variant.field, "value": value, "base": was}
-            gap = paired(variant.entry.mean_log_px(m.TEST), base.mean_log_px(m.TEST))
+            gap = _apart(variant.entry, base, m.TEST)
             rows.append(row | _outcome(variant.entry, curves) | (asdict(gap) if gap else {}))
     return rows
 

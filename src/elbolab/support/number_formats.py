@@ -6,12 +6,13 @@ DASH = "\u2013"
 MINUS = "\u2212"
 DAGGER = "\u2020"
 UNRELIABLE = (
-    f"{DAGGER} Unreliable: the Pareto k of the importance weights (for one image its own, for a mean that of more than "
-    "half of its images) is above min(1 - 1/log10 S, 0.7) for S samples. In many dimensions plain sampling from q then "
-    "has a large downward bias, which the standard error, taken from the same samples, does not show."
+    f"{DAGGER} Unreliable: the error of the estimate (for one image its own, for a mean that of more than half of its "
+    "images) misses the tolerance, or its weights have too large a variance for an error to mean something: it may be "
+    "much too low. A larger --budget of `elbolab evaluate` helps; an evaluation with --method importance, or of an "
+    "earlier version, is better done again with --method auto."
 )
 
-BRIEFLY = f"{DAGGER} unreliable by its Pareto k: a lower bound"
+BRIEFLY = f"{DAGGER} unreliable: may be much too low"
 
 
 def decimals(error: float | None, most: int = 2) -> int:

@@ -26,10 +26,12 @@ NOTHING: Mapping[str, str] = {}
 PAGE = 1000
 # What a server takes and gives of histories in one call.
 RUNS_A_CALL, VALUES_A_CALL = 100, 25_000
-# Fields that runs of 0.1.0 do not have, with what they stood for; by a field of the models that have them now.
+# Fields that runs of 0.1.0 do not have, with what they stood for; by a field of the models that have them now, of
+# several the first.
 ADDED = {
-    "latent_dim": {"prior": "normal", "posterior": "diagonal"},
+    "latent_dim": {"prior": "normal", "posterior": "diagonal", "min_improvement": "0.1"},
     "net": {"prior_components": "10"},
+    "schedule": {"patience": "10", "min_improvement": "0.002"},
 }
 
 

@@ -143,7 +143,7 @@ def _carry_out(job: Job, config: StudyConfig) -> str:
         mirror = Mirror(job.name, job.study, track.id)
         try:
             if finalists:
-                finalise(job, finalists, track.id, config.seeds)
+                finalise(job, study, finalists, track.id, config.seeds)
             elif config.executor == "ray":
                 work_on_ray(job, track.id, config)
             else:

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from elbolab.config.schema import EvaluateConfig
 from elbolab.evaluation import Evaluation
-from elbolab.evaluation.log_likelihood import mean_log_px
+from elbolab.evaluation.likelihood import mean_log_px
 from elbolab.evaluation.metrics import ACCURACY, LOG_PX, LOSS, is_doubtful
 from elbolab.experiment.evaluate import evaluate_run
 from elbolab.experiment.loading import choose_device, load_run
@@ -26,7 +26,7 @@ from elbolab.support.statistics import mean_and_half_width
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import PARENT, STUDY, TRIAL, VALIDATION
-from elbolab.tuning.optuna_storage import Job
+from elbolab.tuning.optuna_storage import Job, method_of
 from elbolab.tuning.study import with_distortion
 
 
@@ -42,7 +42,7 @@ def best_trials(job: Job, study: optuna.Study, count: int) -> list[FrozenTrial]:
         config = job.study.config_of(trial.params)
         by_config.setdefault(config.model_dump_json(exclude={"seed"}), []).append(trial)
     # A config of a list is judged by all of its seeds or not at all.
-    whole = [trials for trials in by_config.values() if len(trials) == len(job.study.seeds) or job.study.search]
+    whole = [trials for trials in by_config.values() if len(trials) >= len(job.study.seeds) or job.study.search]
     if not whole:
         raise UserError(f"study {job.name!r} has no finished trial; run it first")
     highest_first = job.study.directions[0] == "maximize"
@@ -50,7 +50,7 @@ def best_trials(job: Job, study: optuna.Study, count: int) -> list[FrozenTrial]:
     return [trials[0] for trials in whole[:count]]
 
 
-def finalise(job: Job, trials: Sequence[FrozenTrial], parent: str, seeds: int) -> None:
+def finalise(job: Job, study: optuna.Study, trials: Sequence[FrozenTrial], parent: str, seeds: int) -> None:
     """Train the configs of ``trials`` on ``seeds`` fresh seeds each, choose the one of the best mean validation metric,
     and only then read the test split, once for each of its runs; the best of these becomes a registered model.
 
@@ -60,7 +60,7 @@ def finalise(job: Job, trials: Sequence[FrozenTrial], parent: str, seeds: int) -
     finalists: list[dict[str, Any]] = []
     means: dict[int, float] = {}
     for trial in trials:
-        rows = _train(job, parent, trial, seeds)
+        rows = _train(job, study, parent, trial, seeds)
         finalists += rows
         means[trial.number] = float(np.mean([row[metric] for row in rows]))
         print(f"trial {trial.number}: {_interval(metric, rows)}", file=sys.stderr)
@@ -91,7 +91,7 @@ def _test(run_id: str) -> dict[str, float]:
     return run.metrics if "evaluation.samples" in run.tags else evaluate_run(run_id, EvaluateConfig())
 
 
-def _train(job: Job, parent: str, trial: FrozenTrial, seeds: int) -> list[dict[str, Any]]:
+def _train(job: Job, study: optuna.Study, parent: str, trial: FrozenTrial, seeds: int) -> list[dict[str, Any]]:
     """A row for each fresh seed of one config, with its run and validation metric, training those not there yet."""
     config = job.study.config_of(trial.params)
     done = {
@@ -107,22 +107,22 @@ def _train(job: Job, parent: str, trial: FrozenTrial, seeds: int) -> list[dict[s
         else:
             fresh = config.model_copy(update={"seed": seed})
             run_id = train_model(job.study.model, fresh, {STUDY: job.name, TRIAL: str(trial.number)})
-            judged = _judge(job, run_id)
+            judged = _judge(job, study, run_id)
             with tracking.reopen_run(run_id) as track:
                 track.set_tags({VALIDATION: json.dumps(judged)})
         rows.append({"trial": trial.number, "seed": seed, "run": run_id, **judged})
     return rows
 
 
-def _judge(job: Job, run_id: str) -> dict[str, float]:
+def _judge(job: Job, study: optuna.Study, run_id: str) -> dict[str, float]:
     """What a trial would be judged by, and whether to trust it: of the run's model, which is that of its best epoch."""
-    study = job.study
-    if study.metric == LOG_PX.at("val"):
+    asked = job.study
+    if asked.metric == LOG_PX.at("val"):
         model, data = load_run(run_id, choose_device("auto"))
-        config = EvaluateConfig(samples=study.samples, images=study.images)
+        config = EvaluateConfig(method=method_of(study), samples=asked.samples, images=asked.images)
         return mean_log_px(Evaluation(model, data.without_test(), config), "val")
     epochs = mlflow_reader.history([run_id]).pivot(index="step", columns="key", values="value")
-    kind = MODELS[study.model]
+    kind = MODELS[asked.model]
     latent = issubclass(kind, LatentModel)
     best = epochs[f"val/{kind.score_metric}"].argmax() if latent else epochs[LOSS.at("val")].argmin()
-    return {study.metric: with_distortion(epochs.iloc[int(best)].to_dict())[study.metric]}
+    return {asked.metric: with_distortion(epochs.iloc[int(best)].to_dict())[asked.metric]}

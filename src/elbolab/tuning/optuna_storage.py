@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -27,6 +27,7 @@ from elbolab.training.schedule import fewest_epochs
 from elbolab.tuning.study import Study
 
 # System attributes of a queued trial that name the trials that it replaces; the first is Optuna's.
+METHOD = "method"
 AGAIN = ("retry_history", "interrupted")
 GRACE = 4
 # Why a trial failed, as its attribute FAILURE says; without one its worker died.
@@ -126,6 +127,12 @@ class SeededSampler(TPESampler):
         super().before_trial(study, trial)
 
 
+def method_of(study: optuna.Study) -> Literal["auto", "importance"]:
+    """How log p(x) is estimated in every trial of a study: as it was when the study began."""
+    # Studies of 0.1.0 do not say it.
+    return study.user_attrs.get(METHOD, "importance")
+
+
 def open_study(job: Job, begin: bool = True) -> tuple[optuna.Study, bool]:
     """Optuna's study of ``job``, and whether it was made by this call, which makes none unless it may ``begin`` one.
 
@@ -146,6 +153,8 @@ def open_study(job: Job, begin: bool = True) -> tuple[optuna.Study, bool]:
         raise UserError(f"study {job.name!r} has not begun on {job.storage}; carry it out first") from None
     study.sampler = SeededSampler(job.seed, study)
     begun = {"definition": job.study.model_dump_json(exclude={"trials"}), "heartbeat": job.heartbeat}
+    if is_new:
+        study.set_user_attr(METHOD, "auto")
     for key, value in begun.items():
         if is_new:
             study.set_user_attr(key, value)

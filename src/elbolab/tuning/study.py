@@ -103,6 +103,9 @@ class Study(Settings):
             raise ValueError("seed is given by seeds in a study with configs; leave it out of base and configs")
         if len(set(self.seeds)) < len(self.seeds) or any(self.configs.count(values) > 1 for values in self.configs):
             raise ValueError("configs and seeds must each be listed once; leave the repeated ones out")
+        configs = [self.config_of(values) for values in self.configs]
+        if alike := [self.configs[place] for place, one in enumerate(configs) if one in configs[:place]]:
+            raise ValueError(f"configs has {alike[0]}, which is the same as one before it; leave it out")
 
     @property
     def space(self) -> dict[str, BaseDistribution]:

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from elbolab.config.schema import EvaluateConfig
 from elbolab.evaluation import Evaluation
-from elbolab.evaluation.log_likelihood import mean_log_px
+from elbolab.evaluation.likelihood import mean_log_px
 from elbolab.evaluation.metrics import LOG_PX, PARETO_K, is_doubtful
 from elbolab.experiment.train import prepare
 from elbolab.support.errors import UserError, redacted
@@ -33,7 +33,17 @@ from elbolab.training.checkpoint import load_checkpoint
 from elbolab.training.populations import take_turns
 from elbolab.training.trainer import Event, train
 from elbolab.tuning.mlflow_mirror import Mirror
-from elbolab.tuning.optuna_storage import AGAIN, DIED, INTERRUPTED, SURPLUS, Job, ended, open_study, standing
+from elbolab.tuning.optuna_storage import (
+    AGAIN,
+    DIED,
+    INTERRUPTED,
+    SURPLUS,
+    Job,
+    ended,
+    method_of,
+    open_study,
+    standing,
+)
 from elbolab.tuning.study import with_distortion
 
 POLL_SECONDS = 0.5
@@ -76,7 +86,11 @@ def _train_and_judge(job: Job, mirror: Mirror, trial: optuna.Trial, backend: Bac
             train(model, data, report, Path(folder), backend)
             if LOG_PX.at("val") in study.metrics:
                 best = load_checkpoint(Path(folder, "best.safetensors"), model.device)
-                evaluation = Evaluation(best, data, EvaluateConfig(samples=study.samples, images=study.images))
+                evaluation = Evaluation(
+                    best,
+                    data,
+                    EvaluateConfig(method=method_of(trial.study), samples=study.samples, images=study.images),
+                )
                 judged |= (found := mean_log_px(evaluation, "val"))
                 # A tracking server keeps no figure that is not finite, such as the k of too few samples.
                 trust = {key: found[key] for key in TRUST if math.isfinite(found.get(key, math.nan))}

@@ -34,6 +34,13 @@ class Prior(nn.Module, ABC):
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of each dimension of z, (D,) each."""
 
+    def precision(self, z: Tensor) -> Tensor:
+        """How curved log p(z) is along each dimension, about -d^2 log p(z) / d z_d^2, positive; z (..., D), same shape.
+
+        By default 1 over the variance of each dimension.
+        """
+        return (1 / self.moments()[1]).expand_as(z)
+
     def kl(self, q: Posterior) -> Tensor | None:
         """KL(q || p), (B,), in nats; None where it has no closed form."""
         return None

@@ -26,9 +26,17 @@ class Mixture(Prior):
         self.log_vars = nn.Parameter(torch.zeros(shape))
 
     def log_prob(self, z: Tensor) -> Tensor:
+        return self._log_joint(z).logsumexp(-1)
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        """log w_k N(z; m_k, diag(v_k)) of each component, (..., D) to (..., K)."""
         distance = ((z[..., None, :] - self.means).square() * (-self.log_vars).exp() + self.log_vars).sum(-1)
         densities = -0.5 * (distance + z.shape[-1] * LOG_2PI)
-        return (self.logits.log_softmax(-1) + densities).logsumexp(-1)
+        return self.logits.log_softmax(-1) + densities
+
+    def precision(self, z: Tensor) -> Tensor:
+        """That of the component which z most likely comes from."""
+        return (-self.log_vars).exp()[self._log_joint(z).argmax(-1)]
 
     @torch.no_grad()
     def sample(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:

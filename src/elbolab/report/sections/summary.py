@@ -1,10 +1,19 @@
 """The first part of a dataset's page: headline numbers, how they were measured, and how sure a comparison is."""
 
-from elbolab.evaluation.metrics import ACCURACY, CLASS_PRESERVATION, ESS, LOG_PX, POSTERIOR_ELBO, TEST, TRAIN
+from elbolab.evaluation.metrics import (
+    ACCURACY,
+    BIAS,
+    CLASS_PRESERVATION,
+    LOG_PX,
+    POSTERIOR_ELBO,
+    SIMULATED,
+    TEST,
+    TRAIN,
+)
 from elbolab.report import blocks as b
 from elbolab.report import plots, sentences
 from elbolab.report.blocks import Block, Cell, Ref, Table
-from elbolab.report.collect import SPLITS, Comparison, Row
+from elbolab.report.collect import SPLITS, Comparison, Entry, Row
 from elbolab.report.plots import FLOOR_SLOT, Series
 from elbolab.report.tables import ACCURACY_SE, CONSTANT, OVER_SEEDS
 from elbolab.support.number_formats import DASH, dagger, measured, percent
@@ -17,7 +26,7 @@ def summary_blocks(comparison: Comparison) -> list[Block]:
     rows: list[list[Cell]] = []
     for entry in comparison.entries:
         test, train = (comparison.summary(entry, split) for split in (TEST, TRAIN))
-        numbers = [b.shown(LOG_PX, test), b.shown(LOG_PX, train), b.shown(POSTERIOR_ELBO, test), b.shown(ESS, test)]
+        numbers = [b.shown(LOG_PX, test), b.shown(LOG_PX, train), b.shown(POSTERIOR_ELBO, test), bias(entry)]
         accuracy = percent(test.get(ACCURACY.name), test.get(ACCURACY_SE))
         rows.append([*b.start(entry), *numbers, b.kept(test), accuracy])
     floor = {row["split"]: row for row in comparison.tables["summary"] if row.get("posterior") == "none"}
@@ -25,7 +34,7 @@ def summary_blocks(comparison: Comparison) -> list[Block]:
         values = [b.shown(LOG_PX, floor[split]) for split in (TEST, TRAIN)]
         rows.append([Ref(CONSTANT, slot=FLOOR_SLOT), b.short(floor[TEST]["run"]), *values, *[DASH] * 4])
     heads = [b.head(LOG_PX, TEST), b.head(LOG_PX, TRAIN), b.head(POSTERIOR_ELBO, TEST)]
-    heads += map(b.head, (ESS, CLASS_PRESERVATION, ACCURACY))
+    heads += map(b.head, (BIAS, CLASS_PRESERVATION, ACCURACY))
     caption = (
         "Mean ± standard error. Class kept: how often the classifier gives the reconstruction the same class, with the "
         "95% bootstrap interval over images."
@@ -39,6 +48,11 @@ def summary_blocks(comparison: Comparison) -> list[Block]:
         *b.notes(sentences.protocol([entry for entry in comparison.latents if entry.evaluated])),
         *protocol(comparison),
     ]
+
+
+def bias(entry: Entry) -> str:
+    """Write by how much an entry's log p(x) is too low at most; exact ones by nothing."""
+    return "exact" if entry.inference == "exact" else b.shown(BIAS, entry.measures(BIAS, SIMULATED))
 
 
 def ranking(comparison: Comparison, floor: dict[str, Row]) -> list[b.Figures]:
@@ -62,16 +76,25 @@ def protocol(comparison: Comparison) -> list[Table]:
     """Return how each density was evaluated, from its run's tags."""
     rows: list[list[Cell]] = []
     for entry in comparison.latents:
-        names = ("posterior", "samples", "images", "seed")
-        posterior, samples, *others = (entry.run.tags.get(f"evaluation.{name}", DASH) for name in names)
-        rows.append([*b.start(entry), posterior, DASH if posterior == "exact" else samples, *others])
+        names = ("posterior", "images", "seed")
+        posterior, *others = (entry.run.tags.get(f"evaluation.{name}", DASH) for name in names)
+        rows.append([*b.start(entry), posterior, method(entry) if posterior != "exact" else DASH, *others])
     caption = (
-        "How to read: log p(x) is estimated by importance sampling from the posterior named here, or exact where it "
-        "says so, on as many images of each split; ± is one standard error of the mean over images, with the noise of "
-        "the estimate in it. Every number is of the run whose id stands beside it."
+        "How to read: log p(x) is estimated, or exact where it says so, for as many images of each split. The mean is "
+        "that over all images of the split, by regression on the ELBO of every image; ± is its standard error. "
+        "(Evaluations by earlier versions: the mean over the evaluated images.) Bias: how far the estimate is too low "
+        "at most, on images that the model makes. Every number is of the run whose id stands beside it."
     )
-    heads = ["Model", "Run", "Posterior", "Samples an image", "Images a split", "Seed"]
+    heads = ["Model", "Run", "Posterior", "Estimate", "Images a split", "Seed"]
     return [Table("protocol", caption, heads, rows, left=3)] if rows else []
+
+
+def method(entry: Entry) -> str:
+    """Write how an entry's log p(x) was estimated."""
+    tags = {name: entry.run.tags.get(f"evaluation.{name}") for name in ("method", "tolerance", "samples")}
+    if tags["method"] == "auto":
+        return f"error of an image at most {tags['tolerance']} nats"
+    return f"{tags['samples'] or DASH} importance samples"
 
 
 def seed_blocks(comparison: Comparison) -> list[Table]:
@@ -108,9 +131,9 @@ def pair_blocks(comparison: Comparison) -> list[Block]:
     several = [f"{entry.label} over {len(entry.runs)}" for entry in comparison.latents if len(entry.runs) > 1]
     averaged = f" Log p(x) of an image is first averaged over seeds: {', '.join(several)}." if several else ""
     caption = (
-        "Image by image: log p(x) under the first model less that under the second, nats, mean over the images that "
-        "both were evaluated on, with its 95% interval from 10,000 bootstrap resamples of these images; and the share "
-        "of them that each explains better. The interval is over images, for these trainings as they are."
+        "Image by image: log p(x) under the first model less that under the second, nats: the mean over the split by "
+        "regression from the images that both were evaluated on, with its 95% interval; and the share of these images "
+        "that each explains better. The interval is over images, for these trainings as they are."
         f"{averaged}"
     )
     heads = ["Model", "Run", "Minus", "Run", "Split", "Images", "Difference", "95% interval", "First better"]

@@ -1,13 +1,15 @@
 """The section of trust in the likelihoods: importance weights, the bound by its samples, and the inference gap."""
 
+from collections import Counter
+from statistics import median
+
 from elbolab.evaluation import metrics as m
 from elbolab.report import plots
 from elbolab.report.blocks import Block, Cell, Figures, Table, head, notes, ref, shown, start
-from elbolab.report.collect import SPLITS, Comparison, Entry, Row
+from elbolab.report.collect import SPLITS, Comparison, Entry
 from elbolab.report.plots import Series
 from elbolab.report.sentences import Sentence
 from elbolab.support.number_formats import DASH, dagger, measured, number, percent
-from elbolab.support.statistics import k_threshold
 
 # The larger of annealed and plain importance sampling stands for both.
 GAP = {column: metric for column, metric in m.GAP_COLUMNS.items() if metric is not m.LOG_PX_AIS}
@@ -19,25 +21,35 @@ def trust_blocks(comparison: Comparison) -> list[Block]:
 
 
 def weight_blocks(comparison: Comparison) -> list[Table]:
-    """Return the Pareto k of the importance weights by run, posterior and split."""
+    """Return how sure the estimates of each run are, by posterior and split, and what they are too low at most."""
     rows: list[list[Cell]] = []
-    for (_, run, posterior), by in comparison.by_split(m.PARETO_K).items():
-        entry = comparison.runs[run][1]
-        ks = [k_cell(by[split]) if split in by else DASH for split in SPLITS]
-        samples, effective = str(entry.samples or DASH), shown(m.ESS, by.get(m.TEST, {}))
-        rows.append([*start(entry), posterior, samples, number(k_threshold(entry.samples)), *ks, effective])
-    splits = [split.capitalize() for split in SPLITS.values()]
-    heads = ["Model", "Run", "Posterior", "Samples", "k at most", *splits, "Test ESS"]
+    for row in comparison.tables["summary"]:
+        if row["split"] not in (m.TEST, m.TRAIN) or "unreliable_share" not in row:
+            continue
+        entry = comparison.runs[row["run"]][1]
+        table = row["posterior"] == "table"
+        error = median(entry.images(row["split"], "std_err", table).values())
+        doubt = dagger(percent(row["unreliable_share"]), row["unreliable"])
+        bias = shown(m.BIAS, entry.measures(m.BIAS, m.SIMULATED)) if row["split"] == m.TEST else DASH
+        how = rungs(entry, row["split"], table)
+        k = number(row.get(m.PARETO_K.name))
+        rows.append([*start(entry), row["posterior"], SPLITS[row["split"]], how, number(error), doubt, k, bias])
+    heads = ["Model", "Run", "Posterior", "Split", "Estimated by", "Error of an image", "Unreliable", "Pareto k"]
     caption = (
-        "(a) Importance weights: median Pareto k over images, and the share of images whose k is above what the number "
-        "of samples allows (Vehtari et al. 2024). Exact likelihoods have no weights. ESS: median effective sample size."
+        "(a) How sure log p(x) is, nats. Estimated by: of how many images by importance sampling, and of how many by "
+        "annealing with so many distributions. Error of an image: the median over images. Unreliable: the share of "
+        "images whose estimate misses the tolerance. Bias: on images that the model makes, an upper bound of log p(x) "
+        "less the estimate (Grosse et al. 2015). Exact likelihoods are not here."
     )
-    return [Table("weights", caption, heads, rows, left=3)] if rows else []
+    return [Table("weights", caption, [*heads, m.BIAS.label], rows, left=5)] if rows else []
 
 
-def k_cell(row: Row) -> str:
-    """Write a median k, and the share of images with a k that is too high."""
-    return f"{dagger(number(row[m.PARETO_K.name]), row['unreliable'])} ({percent(row['unreliable_share'])})"
+def rungs(entry: Entry, split: str, table: bool = False) -> str:
+    """Write how many images were estimated how."""
+    found = sorted(Counter(int(rung) for rung in entry.images(split, "rung", table).values()).items())
+    if not found:
+        return f"importance, {entry.samples} samples"
+    return ", ".join(f"{count} {'importance' if rung == 1 else f'annealed {rung}'}" for rung, count in found)
 
 
 def bound_blocks(comparison: Comparison) -> list[Figures]:
@@ -54,9 +66,9 @@ def bound_blocks(comparison: Comparison) -> list[Figures]:
     title = "(b) Mean bound on test log p(x) (nats)"
     svg = plots.by_samples(f"bounds-{entries[0].run.id[:8]}", title, series)
     caption = (
-        "The importance-weighted bound by its number of samples: at one the ELBO, at as many as were drawn the "
-        "estimate of log p(x). A line that still rises at its end has not reached log p(x). Bars: one standard error "
-        "over images."
+        "The importance-weighted bound from the model's own posterior by its number of samples: at one the ELBO, with "
+        "more of them up towards log p(x). Where log p(x) is estimated otherwise, this shows what the posterior alone "
+        "would give. Bars: one standard error over images."
     )
     return [Figures(caption, [ref(entry) for entry in entries], [svg], wide=True)]
 

@@ -227,7 +227,16 @@ def test_every_entry_point_by_mlflow_run(store: Path):
 
 
 def test_the_whole_experiment_by_mlflow_run(store: Path):
-    small = ["train_size=40", "val_size=10", "test_size=10", "epochs=1", "samples=10", "images=10", "seed=1"]
+    small = [
+        "train_size=40",
+        "val_size=10",
+        "test_size=10",
+        "epochs=1",
+        "samples=10",
+        "images=10",
+        "seed=1",
+        "tolerance=3",
+    ]
     done = mlflow_run(store, "main", *small, f"out={store / 'report'}")
     assert done.returncode == 0, done.stderr
     # Every seed of the trainings is evaluated alike.

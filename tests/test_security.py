@@ -69,7 +69,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
         patch.chdir(folder)
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         run = train_model("vae", MODELS["vae"].Config.parse(TINY))
-        evaluate_run(run, EvaluateConfig(samples=5, images=10))
+        evaluate_run(run, EvaluateConfig(method="importance", samples=5, images=10))
         yield folder, run
     mlflow.set_tracking_uri(before)
 

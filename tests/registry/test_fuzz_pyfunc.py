@@ -86,7 +86,7 @@ def documented(op: str, count: int, n: int) -> Any:
         case "encode":
             return {"mean": (count, DIM), "log_var": (count, DIM)}
         case "log_px":
-            return {"log_px": (count,), "std_err": (count,), "ess": (count,)}
+            return {"log_px": (count,), "std_err": (count,), "ess": (count,), "unreliable": (count,)}
         case "classify":
             return (count, CLASSES)
 
@@ -134,9 +134,11 @@ def test_a_fit_is_counted_in_what_a_request_may_cost(served: dict[str, Served], 
         ):
             served["latent_opt"].predict(None, images, {"op": op, "samples": 2})
     assert len(np.asarray(served["latent_opt"].predict(None, images[:100], {}))) == 100
-    served["latent_opt"].predict(None, images[:20], {"op": "log_px", "samples": 24})
+    served["latent_opt"].predict(None, images[:20], {"op": "log_px", "samples": 24, "method": "importance"})
     with pytest.raises(RefusedError, match="samples=25 must be from 2 to 24 for the 20 images"):
-        served["latent_opt"].predict(None, images[:20], {"op": "log_px", "samples": 25})
+        served["latent_opt"].predict(None, images[:20], {"op": "log_px", "samples": 25, "method": "importance"})
+    with pytest.raises(RefusedError, match="images must be at most 1 a request of method='auto', but theirs are 20"):
+        served["latent_opt"].predict(None, images[:20], {"op": "log_px", "samples": 24})
     # Samples of the prior need no posterior, and an encoder's posterior no steps; one image is always answered.
     served["latent_opt"].predict(None, images, {"op": "sample"})
     served["vae"].predict(None, images, {})

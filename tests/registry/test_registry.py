@@ -22,9 +22,9 @@ from conftest import free_port, wait_for_server
 
 from elbolab import MODELS, load_model
 from elbolab.cli import cli
-from elbolab.config.schema import EvaluateConfig, PromoteConfig
+from elbolab.config.schema import EvaluateConfig, LikelihoodConfig, PromoteConfig
 from elbolab.data.splits import Data
-from elbolab.evaluation.importance_sampling import importance_estimate
+from elbolab.evaluation.log_likelihood import estimate_log_px
 from elbolab.experiment.evaluate import evaluate_run
 from elbolab.experiment.train import train_model
 from elbolab.models.latent import LatentModel
@@ -56,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         }
         runs = {key: train_model(name, MODELS[name].Config.parse(TINY | fast)) for key, (name, fast) in wanted.items()}
         for run_id in runs.values():
-            evaluate_run(run_id, EvaluateConfig(samples=50, images=20))
+            evaluate_run(run_id, EvaluateConfig(method="importance", samples=50, images=20))
         yield runs
     mlflow.set_tracking_uri(before)
 
@@ -84,19 +84,23 @@ def test_a_version_answers_what_the_module_computes(trained: dict[str, str], dig
     np.testing.assert_array_equal(encoded["mean"], q.mean)
     np.testing.assert_array_equal(encoded["log_var"], q.parameters["log_var"])
     np.testing.assert_array_equal(ask(op="sample", n=5, seed=7), model.sample(5, 7).permute(0, 2, 3, 1))
-    estimate = importance_estimate(model, batch.x, q, 40, torch.Generator().manual_seed(3))
-    found = ask(op="log_px", samples=40, seed=3)
-    assert set(found) == {"log_px", "std_err", "ess"}
+    config = LikelihoodConfig(method="importance", samples=40)
+    estimate = estimate_log_px(model, batch.x, q, config, torch.Generator().manual_seed(3))
+    found = ask(op="log_px", method="importance", samples=40, seed=3)
+    assert set(found) == {"log_px", "std_err", "ess", "unreliable"}
     for key, values in found.items():
         np.testing.assert_array_equal(values, getattr(estimate, key))
-    assert not np.array_equal(ask(op="log_px", samples=40, seed=4)["log_px"], found["log_px"])
+    assert not np.array_equal(ask(op="log_px", method="importance", samples=40, seed=4)["log_px"], found["log_px"])
+    config = LikelihoodConfig(samples=40)
+    estimate = estimate_log_px(model, batch.x, q, config, torch.Generator().manual_seed(3))
+    np.testing.assert_array_equal(ask(op="log_px", samples=40, seed=3)["log_px"], estimate.log_px)
 
 
 def test_ppca_answers_exactly_and_latent_opt_by_its_protocol(trained: dict[str, str], digits: Data):
     ppca = load_model(trained["ppca"])
     assert isinstance(ppca, LatentModel)
     found = mlflow.pyfunc.load_model(f"runs:/{trained['ppca']}/model").predict(images(digits), params={"op": "log_px"})
-    assert set(found) == {"log_px", "std_err"}
+    assert set(found) == {"log_px", "std_err", "unreliable"}
     np.testing.assert_array_equal(found["log_px"], ppca.exact_log_px(pixels(digits)))
     assert not found["std_err"].any()
 
@@ -132,7 +136,7 @@ def test_a_version_is_code_weights_and_json(trained: dict[str, str]):
     served = mlflow.pyfunc.load_model(str(folder))
     assert served.input_example is not None
     assert (params := served.metadata.get_params_schema()) is not None
-    assert {param.name for param in params} == {"op", "n", "samples", "seed"}
+    assert {param.name for param in params} == {"op", "n", "samples", "method", "seed"}
 
 
 def test_the_champion_gives_way_only_to_a_better_one(trained: dict[str, str]):
@@ -196,18 +200,18 @@ def test_requirements_name_no_build_that_an_index_lacks(
 
 def test_figures_that_are_missing_or_not_to_be_trusted_are_said_so(trained: dict[str, str]):
     run = train_model("vae", MODELS["vae"].Config.parse({**TINY, "latent_dim": 30, "seed": 5}))
-    evaluate_run(run, EvaluateConfig(samples=50, images=1))
+    evaluate_run(run, EvaluateConfig(method="importance", samples=50, images=1))
     with pytest.raises(
         UserError, match=rf"{run}' has no val/log_px_se, test/log_px_se, .*; `elbolab evaluate {run} --im"
     ):
         promote(run, PromoteConfig(name="doubtful"))
-    found = evaluate_run(run, EvaluateConfig(samples=50, images=20))
+    found = evaluate_run(run, EvaluateConfig(method="importance", samples=50, images=20))
     promote(run, PromoteConfig(name="doubtful"))
     description = mlflow.MlflowClient().get_model_version("doubtful", "1").description or ""
     for split in ("val", "test"):
         said = f"{split}/log_px {found[f'{split}/log_px']:.4g} ± {found[f'{split}/log_px_se']:.2g}"
         assert (f"{said}\u2020" in description) == (found[f"{split}/unreliable"] > 0.5)
-    assert "\u2020 unreliable by its Pareto k: a lower bound; samples 50" in description
+    assert "\u2020 unreliable: may be much too low; method importance, samples 50" in description
 
 
 @pytest.mark.parametrize("alias", ["latest", "v2", "a b", ""])

@@ -40,7 +40,7 @@ STUDY = Reproduction(
     base={"epochs": 2, "train_size": 40, "val_size": 10, "test_size": 10, "latent_dim": 3},
     trainings={"exact": Training(model="ppca"), "short": Training(model="vae", fields={"epochs": 1})},
     seeds=(0, 1),
-    evaluation={"samples": 20, "images": 10},
+    evaluation={"method": "importance", "samples": 20, "images": 10},
     metrics=("test/log_px", "test/batches_2"),
     references={"short": {"test/log_px": -86.76}},
     source="Somebody 2016, table 1",
@@ -112,7 +112,7 @@ def test_fewer_passes_are_another_training(study: str, store: Path):
     assert {(run.params["model"], run.params["epochs"]) for run in mlflow_reader.find_runs("train")} == {("vae", "1")}
     page = (store / "docs" / "results.md").read_text()
     assert "`elbolab study question --passes 1 --only 's*'`: seeds 0, 1" in page
-    assert "; evaluated with samples 20, images 10; ± is" in page
+    assert "; evaluated with method importance, samples 20, images 10; ± is" in page
     rows = json.loads(artifacts.read(parent, "reproduction.json", Path.read_text))["rows"]
     assert [(row["training"], row["epochs"]) for row in rows] == [("short", 1)]
     with pytest.raises(UserError, match=r"only=gan names no training; there are: exact, short"):

@@ -115,8 +115,8 @@ class EvaluateConfig(LikelihoodConfig, GapConfig):
 
     simulated: Annotated[int, Field(ge=0)] = 20
     """Images that the model makes, on which auto finds how far its estimates may be too low; 0 for none."""
-    images: Annotated[int, Field(gt=0)] | Literal["all"] = 1000
-    """Images of each split, stratified by class, or all."""
+    images: Annotated[int, Field(gt=0)] | Literal["all"] = 200
+    """Images of each split, stratified by class, or all; the mean log p(x) is over the whole split all the same."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the choice of images, of the importance samples and of fitted posteriors."""
     classifier: str | None = None

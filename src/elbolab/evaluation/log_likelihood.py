@@ -120,7 +120,7 @@ def _climb(
         spent += CHAINS * LEAPFROG * rung if rung > 1 else 0
         if spent > config.budget:
             break
-        for rows in left.split(at_once):
+        for rows in left.split(at_once) if len(left) else ():
             ends = None if known is None else known[rows]
             if rung == 1:
                 log_w, back = _sampled(model, x[rows], gaussian[rows], config.samples, generator, ends)
@@ -138,8 +138,6 @@ def _climb(
             if back is not None:
                 estimate.upper[rows] = torch.cat([log_w[1:], back[None]]).logsumexp(0) - math.log(len(log_w))
         left = everything[estimate.unreliable]
-        if not len(left):
-            break
 
 
 def _sampled(

@@ -79,7 +79,8 @@ def pareto_k(log_w: Tensor) -> Tensor:
             return math.inf
         try:
             # It wants log ratios of leave-one-out, which are minus the log weights.
-            return float(array_stats.psislw(-weights)[1])
+            with np.errstate(all="ignore"):
+                return float(array_stats.psislw(-weights)[1])
         except ValueError:
             return -math.inf
 

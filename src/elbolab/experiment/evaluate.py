@@ -35,7 +35,9 @@ def _classifier(chosen: str | None, data: Data, device: str) -> tuple[str, CNN] 
 
 def protocol(config: EvaluateConfig, more: Sequence[Callable[[Evaluation], Results]] = ()) -> str:
     """What tells an evaluation from others: the fields that are not as by default, and the names of ``more``."""
-    return json.dumps([config.changes(), [evaluator.__name__ for evaluator in more]])
+    # Which were other in 0.1.0.
+    moved = {"method": config.method, "images": config.images}
+    return json.dumps([config.changes() | moved, [evaluator.__name__ for evaluator in more]])
 
 
 def evaluate_run(

@@ -19,7 +19,14 @@ MODULES = {
     "elbolab.intervals": "elbolab.support.statistics",
     "elbolab.models.model": "elbolab.models.base",
 }
+WEIGHTS = "elbolab.evaluation.weights"
 NAMES = {"Findings": "Results", "Subject": "Evaluation"}
+
+
+def _estimate_log_px(model: Any, x: Any, q: Any, samples: int, generator: Any = None) -> Any:
+    """What 0.1.0 had under this name: exact, or from ``samples`` samples of q."""
+    config = import_module("elbolab.config.schema").LikelihoodConfig(method="importance", samples=samples)
+    return import_module("elbolab.evaluation.log_likelihood").estimate_log_px(model, x, q, config, generator)
 
 
 class OldNames(MetaPathFinder, Loader):
@@ -35,6 +42,9 @@ class OldNames(MetaPathFinder, Loader):
         new = import_module(MODULES[module.__name__])
 
         def find(name: str) -> Any:
-            return getattr(new, NAMES.get(name, name))
+            if name == "estimate_log_px":
+                return _estimate_log_px
+            name = NAMES.get(name, name)
+            return getattr(new if hasattr(new, name) else import_module(WEIGHTS), name)
 
         vars(module)["__getattr__"] = find

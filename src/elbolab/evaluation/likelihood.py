@@ -56,13 +56,15 @@ def _split_metrics(evaluation: Evaluation, split: str, rows: pd.DataFrame) -> di
     everyone = evaluation.population(split)
     known = everyone.elbo
     noise = noise_of(rows.std_err)
-    metrics = _with_error(m.LOG_PX.at(split), *split_mean(rows.log_px, known.to_frame(), noise))
+    exact = rows.rung.eq(0).all()
+    log_px = (float(known.mean()), 0.0) if exact else split_mean(rows.log_px, known.to_frame(), noise)
+    metrics = _with_error(m.LOG_PX.at(split), *log_px)
     metrics |= mean_metrics(m.LOG_PX_EVALUATED.at(split), rows.log_px)
     metrics |= {m.POSTERIOR_ELBO.at(split): split_mean(rows.elbo, known.to_frame())[0]}
     metrics |= {m.LOG_PX_CONSTANT.at(split): everyone.log_px_constant.mean()}
     for label, (mean, error) in class_means(rows.log_px, known, everyone.label, noise).items():
-        metrics |= _with_error(m.LOG_PX_DIGIT.at(split, D=label), mean, error)
-    if rows.rung.gt(0).all():
+        metrics |= _with_error(m.LOG_PX_DIGIT.at(split, D=label), mean, 0.0 if exact else error)
+    if not exact:
         metrics |= {m.UNRELIABLE.at(split): rows.unreliable.mean(), m.STD_ERR.at(split): rows.std_err.median()}
         metrics |= {m.ESS.at(split): rows.ess.median()}
         if rows.pareto_k.notna().all():

@@ -124,6 +124,7 @@ class Missing(Block):
 
     text: str
     command: str
+    title: str = "Missing"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from elbolab.evaluation.split_means import noise_of
 from elbolab.report.select import inference_of
 from elbolab.support.statistics import accuracy, is_heavy_tailed
 from elbolab.tracking import artifacts, mlflow_reader
+from elbolab.tracking.keys import CONVERGED
 from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -83,6 +84,11 @@ class Entry:
     def evaluated(self) -> bool:
         """Whether an evaluation has left its figures on the run."""
         return is_evaluated(self.run)
+
+    @property
+    def unconverged(self) -> bool:
+        """Whether any of its trainings ended while the validation score was improving; false where none says so."""
+        return any(run.tags.get(CONVERGED) == "false" for run in self.runs)
 
     @property
     def inference(self) -> str:
@@ -259,10 +265,10 @@ def likelihoods(runs: Iterable[RunRecord]) -> tuple[pd.DataFrame, ...]:
 
 def populations(runs: Sequence[RunRecord]) -> tuple[pd.DataFrame, ...]:
     """Fetch what each run's evaluation knows of every image; empty where one of them has left none."""
-    name = "population.parquet"
+    name = "evaluation/population.parquet"
     if any(name not in artifacts.list_artifacts(run.id, "evaluation") for run in runs):
         return ()
-    return tuple(artifacts.read(run.id, f"evaluation/{name}", pd.read_parquet) for run in runs)
+    return tuple(artifacts.read(run.id, name, pd.read_parquet) for run in runs)
 
 
 def read_curves(runs: Iterable[str]) -> Curves:

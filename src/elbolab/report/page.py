@@ -102,7 +102,7 @@ def card(comparison: Comparison, entry: Entry) -> dict[str, Any]:
         unit = f", {LOG_PX.unit}" + (", unreliable" if DAGGER in value else "")
     else:
         metric, value, error, unit = ACCURACY, percent(row.get(ACCURACY.name)), 100 * row.get(ACCURACY_SE, nan), ""
-    spread = "" if isnan(error) else f"± {number(error, 2 if entry.latent else 1, error)}"
+    spread = "" if isnan(error) or not error else f"± {number(error, 2 if entry.latent else 1, error)}"
     title = f"test {metric.label[:1].lower()}{metric.label[1:]}"
     return {"who": ref(entry), "value": value, "error": spread, "unit": title + unit}
 

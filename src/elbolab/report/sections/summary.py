@@ -1,5 +1,7 @@
 """The first part of a dataset's page: headline numbers, how they were measured, and how sure a comparison is."""
 
+from collections.abc import Sequence
+
 from elbolab.evaluation.metrics import (
     ACCURACY,
     BIAS,
@@ -12,11 +14,12 @@ from elbolab.evaluation.metrics import (
 )
 from elbolab.report import blocks as b
 from elbolab.report import plots, sentences
-from elbolab.report.blocks import Block, Cell, Ref, Table
+from elbolab.report.blocks import Block, Cell, Missing, Ref, Table
 from elbolab.report.collect import SPLITS, Comparison, Entry, Row
 from elbolab.report.plots import FLOOR_SLOT, Series
 from elbolab.report.tables import ACCURACY_SE, CONSTANT, OVER_SEEDS
 from elbolab.support.number_formats import DASH, dagger, measured, percent
+from elbolab.tracking.keys import LAST_EPOCH
 
 SHOWN = sorted(OVER_SEEDS, key=lambda one: (one[0] is not LOG_PX, -list(SPLITS).index(one[1])))
 
@@ -41,12 +44,27 @@ def summary_blocks(comparison: Comparison) -> list[Block]:
     )
     return [
         *b.unevaluated(comparison.entries),
+        *unconverged(comparison.latents),
         Table("summary", caption, ["Model", "Run", *heads], rows),
         *seed_blocks(comparison),
         *ranking(comparison, floor),
         *pair_blocks(comparison),
         *b.notes(sentences.protocol([entry for entry in comparison.latents if entry.evaluated])),
         *protocol(comparison),
+    ]
+
+
+def unconverged(entries: Sequence[Entry]) -> list[Missing]:
+    """Return a notice for each of the entries whose training has not converged, with the command that trains longer."""
+    return [
+        Missing(
+            f"{entry.label} has not converged: its validation score was still improving when the training ended, after "
+            f"{entry.run.tags.get(LAST_EPOCH, entry.run.params.get('epochs', ''))} epochs. No sentence ranks it.",
+            f"elbolab {entry.model} --resume {entry.run.id} --new-run --schedule plateau --epochs 300",
+            "Not converged",
+        )
+        for entry in entries
+        if entry.unconverged
     ]
 
 
@@ -141,5 +159,7 @@ def pair_blocks(comparison: Comparison) -> list[Block]:
         sentences.pair(row, entries)
         for row in comparison.tables["pairs"]
         if row["other"] == comparison.latents[0].label
+        # What more training would change is no ranking.
+        and not any(entries[row[who]].unconverged for who in ("model", "other"))
     ]
     return [Table("pairs", caption, [*heads, "Second better"], rows, left=5), *b.notes(*said)] if rows else []

@@ -14,11 +14,14 @@ from conftest import complaints
 from invented_runs import Store, fill, reproduce, rows_of, served, spread
 from scipy.stats import t as student_t
 
+from elbolab.report.collect import Entry
 from elbolab.report.compare import CompareConfig, compare
 from elbolab.report.plots import FLOOR_SLOT, SLOTS, colours
+from elbolab.report.sections.summary import unconverged
 from elbolab.report.select import by_dataset, named_runs
 from elbolab.support.errors import UserError
 from elbolab.support.statistics import bootstrap, paired
+from elbolab.tracking.mlflow_reader import RunRecord
 
 ODD = "npz:odd_50%&#{1}~^.npz"
 """The name of a dataset with what HTML and LaTeX must escape."""
@@ -324,3 +327,17 @@ def test_wide_page_opens_in_a_browser(wide: Wide, browser: Any) -> None:
                 name => !getComputedStyle(document.documentElement).getPropertyValue(name))"""
             assert view.evaluate(undefined) == []
         assert problems == []
+
+
+def test_what_has_not_converged_is_named_with_the_command_that_trains_longer():
+    def entry(label: str, converged: str) -> Entry:
+        tags = {"converged": converged, "last_epoch": "30"} if converged else {}
+        run = RunRecord(f"{label}123", label, "0", "FINISHED", 0, 1.0, {"model": "vae"}, tags, {}, "", None)
+        return Entry(label, 0, (run,), (pd.DataFrame(),))
+
+    entries = [entry("short", "false"), entry("long", "true"), entry("old", "")]
+    (notice,) = unconverged(entries)
+    assert notice.title == "Not converged"
+    assert notice.text.startswith("short has not converged")
+    assert "after 30 epochs" in notice.text
+    assert notice.command == "elbolab vae --resume short123 --new-run --schedule plateau --epochs 300"

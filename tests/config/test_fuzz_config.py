@@ -128,7 +128,8 @@ def configs(draw: st.DrawFn, kinds: list[type[Settings]]) -> tuple[type[Settings
     required = {name for name, field in kind.model_fields.items() if field.is_required()}
     names = required | draw(st.sets(st.sampled_from(list(kind.model_fields)), max_size=5))
     values = {name: draw(valid(kind, name)) for name in sorted(names)}
-    if isinstance(values.get("images", 1000), int) and values.get("gap_images", 0) > values.get("images", 1000):
+    images = values.get("images", EvaluateConfig().images)
+    if isinstance(images, int) and values.get("gap_images", 0) > images:
         del values["gap_images"]
     if values.get("new_run"):
         values.setdefault("resume", "run")

@@ -201,6 +201,7 @@ def stopped(store: Path, number: signal.Signals) -> str:
     return said
 
 
+@pytest.mark.scale
 def test_an_interrupted_run_goes_on_with_its_own_parameters_or_not_at_all(command: Command, store: Path):
     said = stopped(store, signal.SIGTERM)
     found = re.search(r"`elbolab resume (\w+)` resumes it", said)
@@ -233,6 +234,7 @@ def test_an_interrupted_run_goes_on_with_its_own_parameters_or_not_at_all(comman
     assert not (store / "unfinished").exists()
 
 
+@pytest.mark.scale
 def test_a_run_whose_process_is_gone_is_closed_by_sync_and_goes_on_all_the_same(store: Path, command: Command):
     stopped(store, signal.SIGKILL)
     (run,) = mlflow.MlflowClient().search_runs(["0"])

@@ -185,6 +185,7 @@ def test_a_smaller_tolerance_takes_more_and_a_small_budget_is_told():
     assert (strict.std_err[~strict.unreliable] <= 0.05).all()
     poor = estimate_log_px(model, x, q, LikelihoodConfig(samples=50, tolerance=0.001, budget=1), seeded())
     assert poor.unreliable.all()
+    assert poor.log_px.isfinite().all()
     again = estimate_log_px(model, x, q, config, seeded())
     assert torch.equal(again.log_px, strict.log_px)
 

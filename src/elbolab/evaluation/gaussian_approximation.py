@@ -144,8 +144,7 @@ def fit_gaussian(
     evidence = torch.stack([model.log_joint(x, mode.mean[None])[0] + mode.log_det for mode in modes])
     best = evidence.nan_to_num(-math.inf).argmax(0)
     found = modes[0].choose(modes, best)
-    eye = torch.eye(found.active, device=x.device, dtype=found.mean.dtype)
-    hessian = eye
+    hessian = torch.eye(found.active, device=x.device, dtype=found.mean.dtype)
     for iteration in range(ITERATIONS):
         shape = (SAMPLES // 2, *found.mean.shape)
         noise = torch.randn(shape, generator=generator, device=x.device, dtype=found.mean.dtype)
@@ -153,7 +152,7 @@ def fit_gaussian(
         # One sample at a time, since its Jacobian is as large as some tens of images.
         seen = torch.stack([_curvature(model, at, found) for at in z]).mean(0)
         rate = (1 + iteration) ** -0.7
-        hessian = torch.lerp(hessian, seen, rate) if iteration else seen
+        hessian = torch.lerp(hessian, seen, rate)
         found = _step(model, x, replace(found, inverse=_inverse(hessian)), z, rate)
     return found
 

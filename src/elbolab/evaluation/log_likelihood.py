@@ -68,8 +68,8 @@ def estimate_log_px(
     With ``method=importance`` from ``samples`` samples of q (Burda et al. 2016, eq. 8). With ``method=auto`` each image
     takes the first rung that meets ``tolerance``: importance sampling from a Gaussian approximation of its posterior,
     then annealing from there with more and more distributions (Neal 2001). Every rung draws anew, and its mean weight
-    is unbiased: the estimate is a lower bound in expectation, but for what the choice of the rung does, which leaves
-    those of too large weights behind.
+    is unbiased, so that its logarithm is a lower bound in expectation. The choice of the rung depends on the weights:
+    it rejects estimates with large weights, which makes what is quoted lower, not higher.
 
     ``known`` are exact posterior samples z (B, D) of images that the model made: with one of the weights replaced by
     that of ``known``, or of a chain back from it, the estimate is an upper bound in expectation (Grosse et al. 2015,
@@ -113,9 +113,12 @@ def _climb(
     ]
     gaussian, spent = GaussianApproximation.cat(parts), 0
     pilot = log_weights(model, x, gaussian, PILOT_SAMPLES, generator)
-    # Of weights that are nearly equal k says nothing.
+    # Pareto k has no meaning where the weights are nearly equal.
     light = (pareto_k(pilot) <= LARGEST_K) | (pilot.var(0) <= NEGLIGIBLE_VARIANCE)
     left = everything[light & (len(pilot) / summarise(pilot).ess - 1 <= config.samples * config.tolerance**2)]
+    if config.budget < CHAINS * LEAPFROG * DISTRIBUTIONS[0]:
+        # Without annealing an estimate from samples, marked as unreliable, is better than none.
+        left = everything
     for rung in (1, *DISTRIBUTIONS):
         spent += CHAINS * LEAPFROG * rung if rung > 1 else 0
         if spent > config.budget:

@@ -1,17 +1,15 @@
 """Where does latent optimisation lose to an encoder, and how many steps of fitting an image buy the encoder back?"""
 
 import pandas as pd
-import torch
 
-from elbolab import Chart, DiagonalGaussian, EvaluateConfig, Line, Reproduction, Training
+from elbolab import Chart, EvaluateConfig, Line, Reproduction, Training
 from elbolab.evaluation import Evaluation, Results
 from elbolab.evaluation.base import mean_metrics
 from elbolab.evaluation.importance_sampling import importance_estimate
 from elbolab.evaluation.metrics import POSTERIOR_ELBO
 from elbolab.evaluation.weights import heavy_tailed
-from elbolab.models.fitting import fit_posterior
+from elbolab.models.fitting import fit_anew
 from elbolab.models.latent import LatentModel
-from elbolab.models.latent_opt import START_LOG_VAR, LatentOptConfig
 
 STEPS = (1, 3, 10, 30, 100, 300, 1000)
 IMAGES = 200
@@ -28,11 +26,8 @@ def by_fit_steps(evaluation: Evaluation) -> Results:
     batch = model.observe(evaluation.data.test.batch(rows), evaluation.generator("test images"))
     own = model.infer(batch, evaluation.generator("own"))
     # As latent_opt starts and fits an image that has no row.
-    zero, rate = torch.zeros_like(own.mean), LatentOptConfig().fit_lr
-    start = DiagonalGaussian(zero, torch.full_like(zero, START_LOG_VAR))
     posteriors = {"own": own} | {
-        steps: fit_posterior(model, batch.x, start, steps, rate, generator=evaluation.generator("fit"))
-        for steps in STEPS
+        steps: fit_anew(model, batch.x, steps, generator=evaluation.generator("fit")) for steps in STEPS
     }
     metrics: dict[str, float] = {}
     for name, q in posteriors.items():

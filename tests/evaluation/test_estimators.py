@@ -245,18 +245,52 @@ def test_likelihood_tables_hold_every_chosen_image_once(digits: Data):
     assert more.metrics["train/unreliable_table"] == (rows.pareto_k > k_threshold(100)).mean()
 
 
+@pytest.mark.parametrize("name", ["vae", "semi_amortized"])
+def test_a_decoder_under_an_encoder_is_fitted_as_latent_opt_fits_an_image_without_a_row(digits: Data, name: str):
+    model = trained(name, digits, latent_dim=3, net="mlp", hidden=8)
+    latent_opt = trained("latent_opt", digits, latent_dim=3, net="mlp", hidden=8)
+    latent_opt.decoder.load_state_dict(model.decoder.state_dict())
+    evaluation = Evaluation(model, digits, EvaluateConfig(samples=100, images=10))
+    (batch,) = evaluation.batches("test")
+    (fitted,) = evaluation.fitted("test")
+    expected = latent_opt.infer(batch, evaluation.generator("fitted posteriors"))
+    assert torch.equal(fitted.rows, expected.rows)
+
+    found = likelihood(evaluation)
+    table = found.files["likelihood.parquet"].set_index("index").query("split == 'test'")
+    own, other = table[table.posterior != "fitted"], table[table.posterior == "fitted"]
+    assert len(own) == len(other) == 10
+    assert other.log_px.isna().all()
+    # The encoder was not trained; what is fitted is better, and no better than log p(x).
+    assert (other.elbo > own.elbo).all()
+    assert other.elbo.mean() < own.log_px.mean()
+    known = evaluation.population("test").elbo
+    slope, start = np.polyfit(known[other.index], other.elbo, 1)
+    assert found.metrics["test/fitted_posterior_elbo"] == pytest.approx(start + slope * known.mean())
+
+
+@pytest.mark.parametrize("name", ["latent_opt", "ppca"])
+def test_posteriors_that_are_no_encoder_s_are_not_fitted_again(digits: Data, name: str):
+    model = trained(name, digits, latent_dim=3, **({"fit_steps": 2} if name == "latent_opt" else {}))
+    found = likelihood(Evaluation(model, digits, EvaluateConfig(samples=50, images=10)))
+    table = found.files["likelihood.parquet"]
+    assert table.query("split == 'test'").posterior.nunique() == 1
+    assert not [key for key in found.metrics if "fitted" in key]
+
+
 def test_the_curve_is_the_mean_bound_at_every_number_of_samples(digits: Data):
     model = trained("vae", digits, latent_dim=3, net="mlp", hidden=8)
     found = likelihood(Evaluation(model, digits, EvaluateConfig(method="importance", samples=5000, images=3)))
     curve = found.files["curve.parquet"].set_index(["split", "posterior", "samples"])
-    assert len(curve) == 3 * 5
+    # Of the posteriors fitted to the decoder only the ELBO is asked, by a hundred samples.
+    assert len(curve) == 3 * 5 + 3
     for split, images in digits.splits.items():
         batch = images.batch(images.stratified(3, 0))
         own = curve.loc[(split, "encoder")]
         assert own.index.tolist() == [1, 10, 100, 1000, 5000]
         # Groups of groups: by Jensen's inequality it rises without noise.
         assert own.log_px.is_monotonic_increasing
-        rows = found.files["likelihood.parquet"].query("split == @split")
+        rows = found.files["likelihood.parquet"].query("split == @split and posterior == 'encoder'")
         assert own.log_px[1] == pytest.approx(rows.elbo.mean())
         assert own.log_px[5000] == pytest.approx(found.metrics[f"{split}/log_px_evaluated"])
         assert own.log_px_se[5000] == pytest.approx(found.metrics[f"{split}/log_px_evaluated_se"])
@@ -391,6 +425,10 @@ def test_a_classifier_judges_what_the_model_saw(digits: Data, monkeypatch: pytes
     monkeypatch.setattr(CNN, "logits", binary)
     model = trained("vae", digits, latent_dim=4, likelihood="bernoulli")
     found = classes(Evaluation(model, digits, EvaluateConfig(images=10), ("judge", trained("cnn", digits))))
+    # Reconstructions are not binary, whether the posteriors are the encoder's or fitted to the decoder.
+    kept = {key: value for key, value in found.metrics.items() if key.endswith("class_preservation")}
+    assert kept.keys() == {f"{name}class_preservation" for name in ("train/", "val/", "test/", "test/fitted_")}
+    assert set(kept.values()) == {0.0}
     described = found.files["classes.json"]
     assert np.array(described["splits"]["test"]["confusion"])[1].tolist() == [10, *[0] * 9]
     for digit in (*described["ten"]["train"], *described["ten"]["val"]):

@@ -16,6 +16,7 @@ from elbolab.config.schema import EvaluateConfig
 from elbolab.data.splits import Batch, Data
 from elbolab.models.base import Model
 from elbolab.models.cnn import CNN
+from elbolab.models.fitting import fit_anew
 from elbolab.models.latent import LatentModel
 from elbolab.models.posteriors import Posterior
 from elbolab.support.counters import counted
@@ -62,6 +63,7 @@ class Evaluation:
     config: EvaluateConfig
     classifier: tuple[str, CNN] | None = None
     _inferred: dict[str, list[Posterior]] = field(default_factory=dict, init=False, repr=False)
+    _fitted: list[Posterior] = field(default_factory=list, init=False, repr=False)
     _populations: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
 
     def generator(self, purpose: str) -> torch.Generator:
@@ -102,6 +104,20 @@ class Evaluation:
             self._inferred[split] = [self.model.infer(batch, generator).detach() for batch in self.batches(split)]
         return self._inferred[split]
 
+    def fitted(self, split: str) -> list[Posterior]:
+        """Posteriors of ``batches(split)`` fitted to the decoder from nothing, as by default ``latent_opt`` does it.
+
+        They say what the decoder of a model with an encoder is worth without it: of test images, and none of a model
+        that fits its own or has the exact ones.
+        """
+        assert isinstance(self.model, LatentModel)
+        if split != "test" or self.model.axes["inference"] not in ("encoder", "refined"):
+            return []
+        if not self._fitted:
+            generator = self.generator("fitted posteriors")
+            self._fitted = [fit_anew(self.model, batch.x, generator=generator) for batch in self.batches(split)]
+        return self._fitted
+
     def population(self, split: str) -> pd.DataFrame:
         """Every image of a split, by index: its ``label``, the ``elbo`` of a posterior that is cheap for all, in nats,
         and ``log_px_constant``.
@@ -133,13 +149,16 @@ class Evaluation:
     def with_posteriors(self, split: str, at_once: int) -> Iterator[tuple[Batch, dict[str, Posterior]]]:
         """The same, at most ``at_once`` images at a time, their posteriors by name.
 
-        They are the inferred ones, by the word for the model's inference, and then, as ``table``, those that training
-        left for these images, where it did.
+        They are the inferred ones, by the word for the model's inference, and then, where there are any, as ``table``
+        those that training left for these images, and as ``fitted`` those of ``fitted``.
         """
         assert isinstance(self.model, LatentModel)
-        for batch, q in self.with_inferred(split):
+        fitted = self.fitted(split)
+        for place, (batch, q) in enumerate(self.with_inferred(split)):
             posteriors = {self.model.axes["inference"]: q}
             if (stored := self.model.stored_posterior(batch)) is not None:
                 posteriors["table"] = stored
+            if fitted:
+                posteriors["fitted"] = fitted[place]
             for rows in torch.arange(len(batch), device=batch.x.device).split(at_once):
                 yield batch[rows], {name: each[rows] for name, each in posteriors.items()}

@@ -56,10 +56,15 @@ def _preservation(model: LatentModel, evaluation: Evaluation, run: str, cnn: CNN
         y, original, reconstruction = (torch.cat(values) for values in zip(*parts, strict=True))
         splits[split] = {"n": len(y), "confusion": _confusion(original, reconstruction, evaluation.data.spec.classes)}
         metrics[m.ACCURACY_ORIGINAL.at(split)] = (original == y).double().mean().item()
-        metrics[m.ACCURACY_RECONSTRUCTION.at(split)] = (reconstruction == y).double().mean().item()
-        kept = (reconstruction == original).double().cpu().numpy()
-        numbers = (float(kept.mean()), *bootstrap(kept))
-        metrics |= {f"{split}/{name}": x for name, x in zip(m.CLASS_PRESERVATION.names, numbers, strict=True)}
+        seen = {"": reconstruction}
+        if fitted := evaluation.fitted(split):
+            seen["fitted_"] = torch.cat([_predict(cnn, model.reconstruct(q)) for q in fitted])
+        for start, predicted in seen.items():
+            metrics[f"{split}/{start}{m.ACCURACY_RECONSTRUCTION.name}"] = (predicted == y).double().mean().item()
+            kept = (predicted == original).double().cpu().numpy()
+            numbers = (float(kept.mean()), *bootstrap(kept))
+            names = m.CLASS_PRESERVATION.names
+            metrics |= {f"{split}/{start}{name}": x for name, x in zip(names, numbers, strict=True)}
     test = evaluation.data.test
     correct = sum((_predict(cnn, batch.x) == batch.y).sum().item() for batch in test.batches(500))
     judge = {"cnn_run": run, "cnn_test_accuracy": correct / len(test)}

@@ -84,10 +84,11 @@ def best_of_family(
 
 def _chosen(evaluation: Evaluation, split: str) -> Iterator[tuple[Batch, dict[str, Posterior]]]:
     """The first ``gap_images`` of a split's evaluated images, those of one batch of chains at once, with posteriors."""
-    left = evaluation.config.gap_images
+    assert isinstance(evaluation.model, LatentModel)
+    left, own = evaluation.config.gap_images, evaluation.model.axes["inference"]
     for batch, posteriors in evaluation.with_posteriors(split, _images_at_once(evaluation.config)):
         rows = torch.arange(min(left, len(batch)), device=batch.x.device)
-        yield batch[rows], {name: q[rows] for name, q in posteriors.items()}
+        yield batch[rows], {name: q[rows] for name, q in posteriors.items() if name in (own, "table")}
         if not (left := left - len(rows)):
             return
 

@@ -29,10 +29,11 @@ def likelihood(evaluation: Evaluation) -> Results:
     model, config = evaluation.model, evaluation.config
     if not isinstance(model, LatentModel):
         return Results()
+    own = model.axes["inference"]
     parts = (part for split in evaluation.data.splits for part in _estimates(model, evaluation, split))
     table = pd.concat([_rows(evaluation, *part) for part in parts], ignore_index=True)
     metrics: dict[str, float] = {}
-    for split, rows in table[table.posterior != "table"].groupby("split"):
+    for split, rows in table[table.posterior == own].groupby("split"):
         metrics |= _split_metrics(evaluation, str(split), rows.set_index("index"))
     if len(stored := table[table.posterior == "table"]):
         metrics |= {m.STORED[m.POSTERIOR_ELBO].at("train"): stored.elbo.mean()}
@@ -40,6 +41,9 @@ def likelihood(evaluation: Evaluation) -> Results:
             metrics |= mean_metrics(m.STORED[m.LOG_PX].at("train"), stored.log_px)
             metrics |= {m.STORED[m.PARETO_K].at("train"): stored.pareto_k.median()}
             metrics |= {m.STORED[m.UNRELIABLE].at("train"): stored.unreliable.mean()}
+    if own != "fitted" and len(fitted := table[table.posterior == "fitted"]):
+        known = evaluation.population("test").elbo.to_frame()
+        metrics |= {m.FITTED[m.POSTERIOR_ELBO].at("test"): split_mean(fitted.set_index("index").elbo, known)[0]}
     if config.method == "auto" and config.simulated and table.rung.gt(0).any():
         metrics |= _simulated(model, evaluation)
     everyone = pd.concat({split: evaluation.population(split) for split in evaluation.data.splits}, names=["split"])
@@ -82,8 +86,8 @@ def mean_log_px(evaluation: Evaluation, split: str) -> dict[str, float]:
     """
     model = evaluation.model
     assert isinstance(model, LatentModel)
-    parts = [part for part in _estimates(model, evaluation, split) if part[1] != "table"]
-    rows = pd.concat([_rows(evaluation, *part) for part in parts]).set_index("index")
+    rows = pd.concat([_rows(evaluation, *part) for part in _estimates(model, evaluation, split)]).set_index("index")
+    rows = rows[rows.posterior == model.axes["inference"]]
     metrics = _split_metrics(evaluation, split, rows)
     wanted = (*m.LOG_PX.names, m.UNRELIABLE.name, m.PARETO_K.name)
     return {key: metrics[key] for name in wanted if (key := f"{split}/{name}") in metrics}
@@ -91,12 +95,12 @@ def mean_log_px(evaluation: Evaluation, split: str) -> dict[str, float]:
 
 def _estimates(model: LatentModel, evaluation: Evaluation, split: str) -> Iterator[tuple[Batch, str, LogLikelihood]]:
     """Some images at a time, the name of the posteriors that were sampled from, and what came of it."""
-    generator, config = evaluation.generator(f"{split} samples"), evaluation.config
+    generator, config, own = evaluation.generator(f"{split} samples"), evaluation.config, model.axes["inference"]
     at_once = max(1, min(IMAGES_AT_ONCE, WEIGHTS_AT_ONCE // config.samples))
     with counted(f"{split} log p(x)", sum(map(len, evaluation.inferred(split)))) as done:
         for batch, posteriors in evaluation.with_posteriors(split, at_once):
             for name, q in posteriors.items():
-                if name == "table" and config.method == "auto":
+                if name != own and (name == "fitted" or config.method == "auto"):
                     # log p(x) is the model's, by whatever posterior it is found.
                     yield batch, name, _only_elbo(log_weights(model, batch.x, q, ELBO_SAMPLES, generator))
                 else:
@@ -146,7 +150,7 @@ def _counts(table: pd.DataFrame) -> list[int]:
 
 def _curve(table: pd.DataFrame) -> pd.DataFrame:
     """The mean bound from samples of q over the images, by the number of samples in it, up to those that were drawn."""
-    bounds = table.melt(["split", "posterior"], _counts(table), "samples", "bound")
+    bounds = table.melt(["split", "posterior"], _counts(table), "samples", "bound").dropna()
     groups = bounds.groupby(["split", "posterior", "samples"], as_index=False)
     return groups.agg(log_px=("bound", "mean"), log_px_se=("bound", "sem"))
 

@@ -83,6 +83,11 @@ MSE = Metric(
     "mse", "Mean squared error", "per pixel", "minimize",
     "squared error of the expected image, mean over pixels (pixels in [0, 1])", "", EPOCHS,
 )  # fmt: skip
+ENCODER_NLL = Metric(
+    "encoder_nll", "Encoder's NLL", "nats", "minimize",
+    "-log q(z\\|x) of the encoder at z from a PPCA's posterior, in the epochs of `pca_epochs`, whose other figures are "
+    "of that posterior", "", (TRAIN,),
+)  # fmt: skip
 KL = Metric("kl", "KL divergence", "nats", "minimize", "KL(q(z\\|x) ‖ p(z))", "", EPOCHS)
 ACCURACY = Metric("accuracy", "Accuracy", "share", "maximize", "`cnn`: share of right classes")
 LR = Metric("lr", "Rate", "", None, "Adam's rate on the networks at the epoch's last step", "", (TRAIN,))
@@ -282,6 +287,17 @@ STORED = {
     for one in (LOG_PX, PARETO_K, UNRELIABLE, POSTERIOR_ELBO, *GAP_COLUMNS.values())
 }
 """Of a metric under inferred posteriors, that under those which training left for these very images."""
+FITTED = {
+    one: replace(
+        one,
+        name=f"fitted_{one.name}",
+        meaning="the same under posteriors fitted to the decoder of a model with an encoder, as `latent_opt` by "
+        "default fits an image without a row",
+        splits=(TEST,),
+    )
+    for one in (POSTERIOR_ELBO, ACCURACY_RECONSTRUCTION, CLASS_PRESERVATION)
+}
+"""Of a metric under an encoder's posteriors, that under those fitted to its decoder."""
 REAL_IMAGES = {
     one: _with_suffix(
         one,
@@ -297,6 +313,7 @@ REAL_IMAGES = {
 METRICS = (
     *(one for one in list(globals().values()) if isinstance(one, Metric)),
     *STORED.values(),
+    *FITTED.values(),
     *REAL_IMAGES.values(),
 )
 """All of them, in the order of the page."""

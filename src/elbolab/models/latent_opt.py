@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from elbolab.data.splits import Batch, Data, DataSpec, Split
 from elbolab.models.base import Model
-from elbolab.models.fitting import choose, fit_posterior
+from elbolab.models.fitting import FIT_LR, FIT_STEPS, START_LOG_VAR, choose, fit_anew
 from elbolab.models.neural import BetaConfig, DeepLatentModel, EncoderModel
 from elbolab.models.posteriors import Posterior
 from elbolab.models.ppca import fit_ppca, linear_posterior
 from elbolab.support.errors import UserError
 
-START_LOG_VAR = -2.0
 STARTS = ("zeros", "normal", "pca")
 ENCODED_AT_ONCE = 500
 ROUGH_STEPS, ROUGH_LR = 50, 0.2
@@ -34,9 +33,9 @@ class LatentOptConfig(BetaConfig):
     """Learning rate of the rows at the first step; it falls by the same schedule as lr."""
     latent_steps: Annotated[int, Field(gt=0), IntDistribution(1, 8)] = 2
     """Steps on a batch at each visit, of its rows and the decoder together."""
-    fit_steps: Annotated[int, Field(gt=0)] = 300
+    fit_steps: Annotated[int, Field(gt=0)] = FIT_STEPS
     """Steps that fit the posterior of an image without a row, the decoder frozen."""
-    fit_lr: Annotated[float, Field(gt=0)] = 0.1
+    fit_lr: Annotated[float, Field(gt=0)] = FIT_LR
     """Learning rate of that fit at its first step; it falls to 0 along a half cosine."""
     fit_restarts: Annotated[int, Field(gt=0)] = 1
     """Starts of that fit, the first from the prior's mean, the others drawn from it; each image keeps its best."""
@@ -222,7 +221,9 @@ class LatentOpt(DeepLatentModel):
     def infer(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:
         """Maximise the ELBO over each image's own posterior, the decoder frozen, from no stored row."""
         steps, rate = self.config.fit_steps, self.config.fit_lr
-        fits = [self._fit(batch.x, steps, rate, restart, generator) for restart in range(self.config.fit_restarts)]
+        fits = [
+            fit_anew(self, batch.x, steps, rate, restart > 0, generator) for restart in range(self.config.fit_restarts)
+        ]
         with torch.no_grad():
             bounds = torch.stack([self.bound(batch.x, q, 16, generator) for q in fits])
         return choose(fits, bounds)
@@ -231,13 +232,7 @@ class LatentOpt(DeepLatentModel):
         """The row of a training image, and fewer and longer steps for any other."""
         if (stored := self.stored_posterior(batch)) is not None:
             return stored
-        return self._fit(batch.x, min(ROUGH_STEPS, self.config.fit_steps), ROUGH_LR, 0, generator)
-
-    def _fit(self, x: Tensor, steps: int, rate: float, restart: int, generator: torch.Generator | None) -> Posterior:
-        prior = self.prior
-        mean = prior.sample((len(x),), generator) if restart else prior.moments()[0].expand(len(x), -1)
-        start = self.family.around(mean, torch.full_like(mean, START_LOG_VAR))
-        return fit_posterior(self, x, start, steps, rate, generator=generator)
+        return fit_anew(self, batch.x, min(ROUGH_STEPS, self.config.fit_steps), ROUGH_LR, generator=generator)
 
     def stored_posterior(self, batch: Batch) -> Posterior | None:
         return self.posterior(batch).detach() if batch.split == "train" else None

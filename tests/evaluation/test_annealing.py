@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import batch_of, linear_gaussian, trained
@@ -12,9 +13,11 @@ from elbolab.evaluation import Evaluation
 from elbolab.evaluation.annealing import ACCEPTANCE, PriorStart, annealed_estimate, betas, bidirectional_bounds
 from elbolab.evaluation.importance_sampling import importance_estimate
 from elbolab.evaluation.inference_gap import best_of_family, gap
+from elbolab.evaluation.likelihood import likelihood
 from elbolab.models.posteriors import DiagonalGaussian
 from elbolab.models.posteriors.full import FullGaussian
 from elbolab.models.ppca import PPCA, PPCAConfig
+from elbolab.support.errors import UserError
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -177,9 +180,36 @@ def test_gaps_add_up_and_vanish_for_the_exact_posterior(digits: Data):
     assert ((table.log_px_ais - table.log_px).abs() < 4 * table.log_px_ais_std_err + 0.01).all()
     # Two noisy means over four images each.
     assert found.metrics["simulated/log_px_lower"] < found.metrics["simulated/log_px_upper"] + 1
-    assert found.metrics["test/inference_gap"] == pytest.approx(table[table.split == "test"].inference_gap.mean())
+    rows = table[table.split == "test"].set_index("index")
+    known = Evaluation(model, digits, config).population("test").elbo
+    slope, start = np.polyfit(known[rows.index], rows.approximation_gap, 1)
+    assert found.metrics["test/approximation_gap"] == pytest.approx(start + slope * known.mean(), abs=1e-4)
     for split in ("train", "test"):
         assert found.metrics[f"{split}/ais_acceptance"] == pytest.approx(ACCEPTANCE, abs=0.15)
+
+
+def test_without_chains_from_the_prior_the_gap_is_below_the_quoted_log_px(digits: Data):
+    model = trained("vae", digits, latent_dim=3, net="mlp", hidden=8)
+    values = {"images": 12, "gap_images": 12, "ais_distributions": 0, "local_steps": 20}
+    evaluation = Evaluation(model, digits, EvaluateConfig.parse(values))
+    quoted = likelihood(evaluation)
+    found = gap(evaluation)
+    table = found.files["gap.parquet"].set_index("index")
+    for split in ("train", "test"):
+        rows = table[table.split == split]
+        own = quoted.files["likelihood.parquet"].query("split == @split and posterior == 'encoder'").set_index("index")
+        assert rows.log_px.to_dict() == own.log_px.to_dict()
+        # Of the same images by the same regression: what is quoted, and its parts, which add up.
+        assert found.metrics[f"{split}/gap_log_px"] == pytest.approx(quoted.metrics[f"{split}/log_px"])
+        parts = [found.metrics[f"{split}/{name}_gap"] for name in ("approximation", "amortization", "inference")]
+        assert parts[0] + parts[1] == pytest.approx(parts[2])
+        assert f"{split}/log_px_ais" not in found.metrics
+    assert not [key for key in found.metrics if key.startswith("simulated/")]
+
+
+def test_one_distribution_is_refused():
+    with pytest.raises(UserError, match=r"ais_distributions.*should be 0 or at least 2"):
+        EvaluateConfig.parse({"ais_distributions": 1})
 
 
 def test_no_gap_is_measured_unless_asked_for(digits: Data):

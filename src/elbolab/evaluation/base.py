@@ -41,7 +41,11 @@ class Results:
 
 def mean_metrics(key: str, values: Iterable[float]) -> dict[str, float]:
     """The mean over images and its standard error, which holds the noise of the estimates too; none for one image."""
-    mean, error = mean_se(values)
+    return with_error(key, *mean_se(values))
+
+
+def with_error(key: str, mean: float, error: float) -> dict[str, float]:
+    """A mean and its standard error as metrics, the latter where there is one."""
     return {key: mean} if math.isnan(error) else {key: mean, f"{key}_se": error}
 
 
@@ -62,6 +66,8 @@ class Evaluation:
     data: Data
     config: EvaluateConfig
     classifier: tuple[str, CNN] | None = None
+    estimates: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
+    """What ``elbolab.evaluation.likelihood.image_estimates`` has found, by split."""
     _inferred: dict[str, list[Posterior]] = field(default_factory=dict, init=False, repr=False)
     _fitted: list[Posterior] = field(default_factory=list, init=False, repr=False)
     _populations: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)

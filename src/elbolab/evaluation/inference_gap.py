@@ -1,5 +1,6 @@
 """The inference gap: how far the ELBO of q is below log p(x), and how much of it a better q of its family would win."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
@@ -10,9 +11,11 @@ from elbolab.config.schema import EvaluateConfig
 from elbolab.data.splits import Batch
 from elbolab.evaluation import metrics as m
 from elbolab.evaluation.annealing import PriorStart, annealed_estimate, bidirectional_bounds
-from elbolab.evaluation.base import Evaluation, Results, image_rows, mean_metrics
+from elbolab.evaluation.base import Evaluation, Results, image_rows, with_error
 from elbolab.evaluation.importance_sampling import log_weights
-from elbolab.evaluation.log_likelihood import estimate_log_px
+from elbolab.evaluation.likelihood import image_estimates
+from elbolab.evaluation.split_means import split_mean
+from elbolab.evaluation.weights import Estimate
 from elbolab.models.fitting import Q, choose, fit_posterior
 from elbolab.models.latent import LatentModel
 from elbolab.models.posteriors import Posterior
@@ -25,38 +28,40 @@ CHAINS_AT_ONCE = 2000
 def gap(evaluation: Evaluation) -> Results:
     """log p(x) - L[q] split into log p(x) - L[q*] and L[q*] - L[q], image by image (Cremer et al. 2018, eqs. 5 to 7).
 
-    log p(x) is the larger of AIS and the estimate that is quoted (or exact), lower bounds in expectation of which the
-    larger is a little too high where both are close; q is the model's own, q* the best member of its family that local
-    optimisation finds, or q where that is better; in nats. Bidirectional Monte Carlo on images that the model makes
-    says how tight AIS is.
+    log p(x) is the estimate that is quoted (or exact). With ``ais_distributions`` it is annealed from the prior too,
+    and the larger counts: both are lower bounds in expectation, the larger a little too high where they are close.
+    Bidirectional Monte Carlo on images that the model makes then says how tight AIS is. q is the model's own, q* the
+    best member of its family that local optimisation finds, or q where that is better; in nats. Means are over the
+    whole split, by regression on the ELBO of every image.
     """
     model, config = evaluation.model, evaluation.config
     if not isinstance(model, LatentModel) or not config.gap_images:
         return Results()
-    parts = []
-    with counted("inference gap", 3 * config.gap_images) as done:
+    parts, annealed = [], config.ais_distributions > 0
+    with counted("inference gap", (3 if annealed else 2) * config.gap_images) as done:
         for split in ("train", "test"):
             generator = evaluation.generator(f"gap {split}")
             for batch, posteriors in _chosen(evaluation, split):
                 parts.append(_rows(model, evaluation, batch, posteriors, generator))
                 done(len(batch))
-        lower, upper = _simulated(model, evaluation, evaluation.generator("gap simulated"), done)
+        simulated = _simulated(model, evaluation, evaluation.generator("gap simulated"), done) if annealed else {}
     table = pd.concat(parts, ignore_index=True)
-    metrics: dict[str, float] = {}
+    metrics = dict(simulated)
     for split, rows in table.groupby("split", sort=False):
-        metrics[m.AIS_ACCEPTANCE.at(str(split))] = rows.ais_acceptance.mean()
-        for stored, part in rows.groupby(rows.posterior == "table", sort=False):
+        known = evaluation.population(str(split)).elbo.to_frame()
+        if annealed:
+            metrics[m.AIS_ACCEPTANCE.at(str(split))] = rows.ais_acceptance.mean()
+        for stored, part in rows.set_index("index").groupby((rows.posterior == "table").to_numpy(), sort=False):
             for column, metric in m.GAP_COLUMNS.items():
-                metrics |= mean_metrics((m.STORED[metric] if stored else metric).at(str(split)), part[column])
-    metrics |= {
-        m.LOG_PX_LOWER.at(m.SIMULATED): lower.mean().item(),
-        m.LOG_PX_UPPER.at(m.SIMULATED): upper.mean().item(),
-        m.BDMC_GAP.at(m.SIMULATED): (upper - lower).mean().item(),
-    }
+                if annealed or metric is not m.LOG_PX_AIS:
+                    key = (m.STORED[metric] if stored else metric).at(str(split))
+                    metrics |= with_error(key, *split_mean(pd.Series(part[column]), known))
     tags = {
         "evaluation.ais": f"{config.ais_chains} chains, {config.ais_distributions} distributions, "
         f"{config.ais_leapfrog} leapfrog steps, {config.ais_schedule} schedule, from {config.ais_start}, "
-        f"{config.gap_images} images, seed {config.seed}",
+        f"{config.gap_images} images, seed {config.seed}"
+        if annealed
+        else f"none, {config.gap_images} images, seed {config.seed}",
         "evaluation.local_optimisation": f"{config.local_steps} Adam steps at rate {config.local_lr:g} falling to 0, "
         f"{config.local_samples} samples, start: {config.local_start}",
     }
@@ -105,7 +110,7 @@ def _rows(
     generator: torch.Generator,
 ) -> pd.DataFrame:
     config, x = evaluation.config, batch.x
-    q = next(iter(posteriors.values()))
+    name, q = next(iter(posteriors.items()))
     own = list(posteriors.values())
     starts = own if config.local_start in ("q", "both") else []
     if config.local_start in ("prior", "both"):
@@ -113,8 +118,15 @@ def _rows(
         starts = [*starts, q.around(mean, variance.log())]
     # A search may end below the q that there is.
     best = best_of_family(model, x, starts, config, generator, known=own)
-    start = q if config.ais_start == "q" else PriorStart(model.prior, len(x))
-    ais = annealed_estimate(model, x, start, config, generator)
+    own_estimates = image_estimates(evaluation, batch.split).query("posterior == @name").set_index("index")
+    quoted = x.new_tensor(own_estimates.log_px[batch.index.tolist()].to_numpy(), dtype=torch.float64)
+    unknown = torch.full_like(quoted, math.nan)
+    log_px, ais = quoted, Estimate(unknown, unknown, unknown, unknown, acceptance=unknown)
+    if config.ais_distributions:
+        start = q if config.ais_start == "q" else PriorStart(model.prior, len(x))
+        ais = annealed_estimate(model, x, start, config, generator)
+        # A closed form is not to be beaten by the noise of an estimate.
+        log_px = quoted if model.exact_log_px(x) is not None else torch.maximum(ais.log_px, quoted)
     # New samples judge q*, since the best of noisy values is above its expectation, and q the same, whose noise then
     # is no part of the difference.
     fresh = generator.get_state()
@@ -123,10 +135,6 @@ def _rows(
     for name, each in posteriors.items():
         generator.set_state(fresh)
         elbos[name] = log_weights(model, x, each, config.samples, generator).mean(0)
-    quoted = estimate_log_px(model, x, q, config, generator).log_px
-    # A closed form is not to be beaten by the noise of an estimate.
-    exact = model.exact_log_px(x) is not None
-    log_px = quoted if exact else torch.maximum(ais.log_px, quoted)
     assert ais.acceptance is not None
     frames = []
     for name, elbo in elbos.items():
@@ -148,8 +156,8 @@ def _rows(
 
 def _simulated(
     model: LatentModel, evaluation: Evaluation, generator: torch.Generator, done: Callable[[int], None]
-) -> tuple[Tensor, Tensor]:
-    """Lower and upper bounds on log p(x) of as many images that the model itself makes, (gap_images,) each."""
+) -> dict[str, float]:
+    """Mean lower and upper bounds on log p(x) of as many images that the model itself makes, and their distance."""
     config, bounds = evaluation.config, []
     for count in torch.arange(config.gap_images).split(_images_at_once(config)):
         z = model.prior.sample((len(count),), generator)
@@ -162,4 +170,6 @@ def _simulated(
         bounds.append(bidirectional_bounds(model, x, z, start, config, generator))
         done(len(z))
     lower, upper = (torch.cat(values) for values in zip(*bounds, strict=True))
-    return lower, upper
+    names = (m.LOG_PX_LOWER, m.LOG_PX_UPPER, m.BDMC_GAP)
+    found = (lower.mean(), upper.mean(), (upper - lower).mean())
+    return {name.at(m.SIMULATED): value.item() for name, value in zip(names, found, strict=True)}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elbolab.data.splits import Batch
 from elbolab.evaluation import metrics as m
-from elbolab.evaluation.base import Evaluation, Results, image_rows, mean_metrics
+from elbolab.evaluation.base import Evaluation, Results, image_rows, mean_metrics, with_error
 from elbolab.evaluation.importance_sampling import log_weights
 from elbolab.evaluation.log_likelihood import ELBO_SAMPLES, LogLikelihood, estimate_log_px
 from elbolab.evaluation.split_means import class_means, noise_of, split_mean
@@ -30,8 +30,7 @@ def likelihood(evaluation: Evaluation) -> Results:
     if not isinstance(model, LatentModel):
         return Results()
     own = model.axes["inference"]
-    parts = (part for split in evaluation.data.splits for part in _estimates(model, evaluation, split))
-    table = pd.concat([_rows(evaluation, *part) for part in parts], ignore_index=True)
+    table = pd.concat([image_estimates(evaluation, split) for split in evaluation.data.splits], ignore_index=True)
     metrics: dict[str, float] = {}
     for split, rows in table[table.posterior == own].groupby("split"):
         metrics |= _split_metrics(evaluation, str(split), rows.set_index("index"))
@@ -62,12 +61,12 @@ def _split_metrics(evaluation: Evaluation, split: str, rows: pd.DataFrame) -> di
     noise = noise_of(rows.std_err)
     exact = rows.rung.eq(0).all()
     log_px = (float(known.mean()), 0.0) if exact else split_mean(rows.log_px, known.to_frame(), noise)
-    metrics = _with_error(m.LOG_PX.at(split), *log_px)
+    metrics = with_error(m.LOG_PX.at(split), *log_px)
     metrics |= mean_metrics(m.LOG_PX_EVALUATED.at(split), rows.log_px)
     metrics |= {m.POSTERIOR_ELBO.at(split): split_mean(rows.elbo, known.to_frame())[0]}
     metrics |= {m.LOG_PX_CONSTANT.at(split): everyone.log_px_constant.mean()}
     for label, (mean, error) in class_means(rows.log_px, known, everyone.label, noise).items():
-        metrics |= _with_error(m.LOG_PX_DIGIT.at(split, D=label), mean, 0.0 if exact else error)
+        metrics |= with_error(m.LOG_PX_DIGIT.at(split, D=label), mean, 0.0 if exact else error)
     if not exact:
         metrics |= {m.UNRELIABLE.at(split): rows.unreliable.mean(), m.STD_ERR.at(split): rows.std_err.median()}
         metrics |= {m.ESS.at(split): rows.ess.median()}
@@ -76,21 +75,25 @@ def _split_metrics(evaluation: Evaluation, split: str, rows: pd.DataFrame) -> di
     return metrics
 
 
-def _with_error(key: str, mean: float, error: float) -> dict[str, float]:
-    return {key: mean} if math.isnan(error) else {key: mean, f"{key}_se": error}
-
-
 def mean_log_px(evaluation: Evaluation, split: str) -> dict[str, float]:
     """The mean log p(x) of a split with its standard error, nats, as ``SPLIT/log_px`` and ``_se``, from the evaluated
     images, and ``SPLIT/unreliable``, the share of them whose estimate is.
     """
     model = evaluation.model
     assert isinstance(model, LatentModel)
-    rows = pd.concat([_rows(evaluation, *part) for part in _estimates(model, evaluation, split)]).set_index("index")
-    rows = rows[rows.posterior == model.axes["inference"]]
-    metrics = _split_metrics(evaluation, split, rows)
+    rows = image_estimates(evaluation, split)
+    metrics = _split_metrics(evaluation, split, rows[rows.posterior == model.axes["inference"]].set_index("index"))
     wanted = (*m.LOG_PX.names, m.UNRELIABLE.name, m.PARETO_K.name)
     return {key: metrics[key] for name in wanted if (key := f"{split}/{name}") in metrics}
+
+
+def image_estimates(evaluation: Evaluation, split: str) -> pd.DataFrame:
+    """The estimates of log p(x) of a split's evaluated images, one row an image and posterior; found once."""
+    assert isinstance(evaluation.model, LatentModel)
+    if split not in evaluation.estimates:
+        parts = [_rows(evaluation, *part) for part in _estimates(evaluation.model, evaluation, split)]
+        evaluation.estimates[split] = pd.concat(parts, ignore_index=True)
+    return evaluation.estimates[split]
 
 
 def _estimates(model: LatentModel, evaluation: Evaluation, split: str) -> Iterator[tuple[Batch, str, LogLikelihood]]:

@@ -188,7 +188,7 @@ AGGREGATE_KL = Metric(
 
 LOG_PX_AIS = Metric(
     "log_px_ais", "Annealed", "nats", "maximize",
-    "with `gap_images`: log p(x) by annealed importance sampling, the log of the mean over chains of "
+    "with `ais_distributions` too: log p(x) by annealed importance sampling, the log of the mean over chains of "
     "exp(sum_t (beta_t - beta_(t-1)) (log p(x, z_(t-1)) - log start(z_(t-1))))", "Neal 2001, eq. 11; Wu et al. 2017",
     GAP, SE,
 )  # fmt: skip
@@ -199,8 +199,8 @@ AIS_ACCEPTANCE = Metric(
 )  # fmt: skip
 GAP_LOG_PX = Metric(
     "gap_log_px", "log p(x)", "nats", "maximize",
-    "of the same images, the larger of annealed from the prior and as quoted, or exact: what the gaps are measured "
-    "from", "", GAP, SE,
+    "with `gap_images`: log p(x) as quoted, or exact, or the larger of that and annealed from the prior: what the gaps "
+    "are measured from; it and what follows are means over the split by regression, as `log_px`", "", GAP, SE,
 )  # fmt: skip
 ELBO_BEST = Metric(
     "elbo_best", "L[q*]", "nats", "maximize",

@@ -10,7 +10,7 @@ from elbolab.report import plots
 from elbolab.report.collect import SPLITS, Comparison, Entry, Row
 from elbolab.report.plots import Series
 from elbolab.report.sentences import Sentence
-from elbolab.support.number_formats import DAGGER, MINUS, UNRELIABLE, between, dagger, measured, number, rate_between
+from elbolab.support.number_formats import DAGGER, DASH, MINUS, between, dagger, measured, number, rate_between
 
 MOST_COLUMNS = 5
 """In so many columns the digits of a grid can still be seen."""
@@ -39,9 +39,9 @@ class Block:
         return type(self).__name__.lower()
 
     @property
-    def note(self) -> str:
-        """What stands under it: what the dagger means, where there is one."""
-        return UNRELIABLE if DAGGER in repr(self) else ""
+    def doubtful(self) -> bool:
+        """Whether any of its numbers bears the dagger of what is unreliable."""
+        return DAGGER in repr(self)
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,28 @@ class Notes(Block):
 
 
 @dataclass(frozen=True)
+class Conclusion(Notes):
+    """The sentences that a page begins with."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A run's headline number with its error, and what it is."""
+
+    who: Ref
+    value: str
+    error: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Cards(Block):
+    """Headline numbers beside each other."""
+
+    cards: Sequence[Card]
+
+
+@dataclass(frozen=True)
 class Missing(Block):
     """Something that a run which is shown lacks, and the command that makes it."""
 
@@ -178,8 +200,21 @@ def kept(row: Row) -> str:
     return rate_between(*(row.get(name, nan) for name in CLASS_PRESERVATION.names))
 
 
-def difference(row: Row, doubtful: bool) -> list[Cell]:
-    """Write a row's mean difference, marked where it is doubtful, and its 95% interval."""
+def state(*entries: Entry) -> str:
+    """Write why some entries are not to be ranked, since one has not converged; empty where all have."""
+    known = {entry.converged for entry in entries}
+    return "not converged" if False in known else "not known to have converged" if None in known else ""
+
+
+def marked(text: str, entry: Entry) -> str:
+    """Write a number or name with what forbids to rank its entry."""
+    return f"{text}, {state(entry)}" if state(entry) else text
+
+
+def difference(row: Row, doubtful: bool, why_not: str) -> list[Cell]:
+    """Write a row's mean difference, marked where it is doubtful, and its 95% interval; or why there is no ranking."""
+    if why_not:
+        return [why_not, DASH]
     mean = number(row["mean"], error=(row["high"] - row["low"]) / 2)
     return [dagger(mean, doubtful), between(row["low"], row["high"])]
 

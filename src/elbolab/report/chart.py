@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from elbolab.config.base import Settings
-from elbolab.support.number_formats import BRIEFLY, dagger
+from elbolab.support.number_formats import dagger
 
 
 class Line(Settings):
@@ -64,8 +64,7 @@ class Chart(Settings):
 
     @property
     def caption(self) -> str:
-        """What bars, dots and daggers are."""
+        """What bars and dots are."""
         bars = ["Bars: one standard error."] * any(line.error for line in self.lines)
         dots = [f"Dotted: {self.dotted}."] * any(line.level is not None for line in self.lines)
-        marks = [f"{BRIEFLY}."] * any(line.unreliable for line in self.lines)
-        return " ".join(bars + dots + marks)
+        return " ".join(bars + dots)

@@ -12,9 +12,10 @@ import pandas as pd
 
 from elbolab.evaluation.metrics import (
     ACCURACY,
-    BDMC_GAP,
+    BIAS,
     CLASS_PRESERVATION,
     ELBO,
+    INFERENCE_GAP,
     IW_BOUND,
     LOG_PX,
     LR,
@@ -25,13 +26,15 @@ from elbolab.evaluation.metrics import (
     is_doubtful,
 )
 from elbolab.evaluation.split_means import noise_of
-from elbolab.report.select import inference_of
+from elbolab.report.select import EXACT, inference_of
 from elbolab.support.statistics import accuracy, is_heavy_tailed
 from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.keys import CONVERGED
 from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
+TABLE = "table"
+"""The name of the posteriors that training left for its own images."""
 PICTURES = ("reconstructions_train", "reconstructions_val", "samples")
 
 T = TypeVar("T")
@@ -86,9 +89,10 @@ class Entry:
         return is_evaluated(self.run)
 
     @property
-    def unconverged(self) -> bool:
-        """Whether any of its trainings ended while the validation score was improving; false where none says so."""
-        return any(run.tags.get(CONVERGED) == "false" for run in self.runs)
+    def converged(self) -> bool | None:
+        """Whether the validation score had stopped improving in all its trainings; None where one does not say it."""
+        said = {run.tags.get(CONVERGED, "true" if self.closed_form else None) for run in self.runs}
+        return False if "false" in said else None if None in said else True
 
     @property
     def inference(self) -> str:
@@ -117,25 +121,25 @@ class Entry:
         """Whether most images of a split have too high a Pareto k in any of the runs: false where there is no k."""
         return any(is_doubtful(run.metrics, metric.at(split)) for run in self.runs)
 
-    def images(self, split: str, column: str = "log_px", table: bool = False, seed: int = 0) -> dict[int, float]:
-        """One value an image of a split, by index: of the declared posterior, or of the training table.
+    def images(self, split: str, column: str = "log_px", posterior: str = "", seed: int = 0) -> dict[int, float]:
+        """One value an image of a split, by index: of the declared posterior, or of another that was evaluated beside.
 
-        The run is the one at ``seed``. Empty where the evaluation left no such column.
+        The run is the one at ``seed``. Empty where the evaluation left no such column, or no such posterior.
         """
         frame = self.likelihoods[seed]
         if column not in frame:
             return {}
-        rows = frame[(frame["split"] == split) & ((frame["posterior"] == "table") == table)]
+        rows = frame[(frame["split"] == split) & (frame["posterior"] == (posterior or self.inference))]
         return dict(zip(rows["index"].tolist(), rows[column].tolist(), strict=True))
 
-    def doubts(self, split: str, table: bool = False) -> dict[int, float]:
+    def doubts(self, split: str, posterior: str = "") -> dict[int, float]:
         """1 for an image whose estimate is unreliable, else 0, by index; an exact one is not there."""
-        found = self.images(split, "unreliable", table)
+        found = self.images(split, "unreliable", posterior)
         if found:
-            rungs = self.images(split, "rung", table)
+            rungs = self.images(split, "rung", posterior)
             return {index: value for index, value in found.items() if rungs[index] > 0}
         # An evaluation of 0.1.0 has left the k alone.
-        known = {index: k for index, k in self.images(split, "pareto_k", table).items() if not isnan(k)}
+        known = {index: k for index, k in self.images(split, "pareto_k", posterior).items() if not isnan(k)}
         return {index: float(is_heavy_tailed(k, self.samples)) for index, k in known.items()}
 
     def population(self, split: str) -> pd.DataFrame:
@@ -150,11 +154,20 @@ class Entry:
         squares = [noise_of(self.images(split, "std_err", seed=seed).values()) for seed in range(len(self.runs))]
         return sum(squares) / len(squares) ** 2
 
-    def mean_log_px(self, split: str) -> dict[int, float]:
-        """Each image's log p(x) in nats, its mean over the seeds, where all of them evaluated it."""
-        found = [self.images(split, seed=seed) for seed in range(len(self.runs))]
+    def means(self, split: str, column: str = "log_px", posterior: str = "") -> dict[int, float]:
+        """A value of each image, such as its log p(x) in nats, its mean over the seeds, where all of them have it."""
+        found = [self.images(split, column, posterior, seed) for seed in range(len(self.runs))]
         shared = [index for index in found[0] if all(index in one for one in found)]
         return {index: float(np.mean([one[index] for one in found])) for index in shared}
+
+    @property
+    def most_bias(self) -> float:
+        """By how many nats its mean log p(x) is too low at most, two standard errors included; NaN if not measured."""
+        if self.inference == EXACT:
+            return 0.0
+        pairs = [[run.metrics.get(f"simulated/{name}", nan) for name in BIAS.names] for run in self.runs]
+        bias, errors = np.transpose(pairs)
+        return float(np.maximum(0.0, bias.mean() + 2 * np.sqrt((errors**2).sum()) / len(pairs)))
 
     def agreement(self, split: str) -> tuple[float, float, int]:
         """The share of a split's confusion that is on its diagonal, its standard error, and the images counted."""
@@ -211,10 +224,10 @@ class Comparison:
         """The epoch with which the training ended; 0 where nothing says it."""
         return max(self.score(entry), default=0)
 
-    def summary(self, entry: Entry, split: str) -> Row:
-        """A run's row of the summary for its declared posterior, empty where there is none."""
-        rows = (row for row in self.tables["summary"] if (row["run"], row["split"]) == (entry.run.id, split))
-        return next((row for row in rows if row.get("posterior") not in ("table", "none")), {})
+    def summary(self, entry: Entry, split: str, posterior: str = "") -> Row:
+        """A run's row of the summary for its declared posterior, or for another; empty where there is none."""
+        rows = (row for row in self.tables["summary"] if (row["model"], row["split"]) == (entry.label, split))
+        return next((row for row in rows if row.get("posterior", "") == (posterior or entry.inference)), {})
 
     def by_split(self, metric: Metric) -> dict[tuple[str, str, str], dict[str, Row]]:
         """The rows of the summary that have a metric, by model, run and posterior, then by split."""
@@ -233,7 +246,7 @@ def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
     run = runs[0]
     have = set(artifacts.list_artifacts(run.id, "evaluation"))
     # An evaluation takes back no file of an earlier one, but every figure that it did not measure itself.
-    figure = {"gap.parquet": BDMC_GAP.at("simulated")}
+    figure = {"gap.parquet": INFERENCE_GAP.at(TEST)}
     figure |= {"classes.json": (CLASS_PRESERVATION if is_latent(run) else ACCURACY).at(TEST)}
 
     def read(name: str, reader: Callable[[Path], T], nothing: T) -> T:

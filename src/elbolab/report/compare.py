@@ -5,10 +5,11 @@ from pathlib import Path
 
 from elbolab.config.schema import CompareConfig
 from elbolab.report import select, tables
-from elbolab.report.collect import Comparison, Entry, Variant, likelihoods, load, public, read_curves
+from elbolab.report.collect import Comparison, Entry, Variant, likelihoods, load, populations, public, read_curves
 from elbolab.report.page import render
 from elbolab.report.plots import SLOTS, colours
 from elbolab.report.sections.reproductions import newest_reproductions
+from elbolab.tracking import artifacts
 from elbolab.tracking import run as tracking
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
 
@@ -74,5 +75,7 @@ def _variants(base: Entry, pool: Sequence[RunRecord], spare: Sequence[int]) -> l
     for field, group in select.variants_of(base.run, pool):
         label = f"{base.label} {field} {public(group[0].params.get(field, 'unset'))}"
         slot = spare[sum(variant.field == field for variant in variants) % len(spare)]
-        variants.append(Variant(base, field, Entry(label, slot, group, likelihoods(group))))
+        pictures = {key: artifacts.step_images(group[0].id, key) for key in ("reconstructions_val", "samples")}
+        entry = Entry(label, slot, group, likelihoods(group), populations(group), pictures=pictures)
+        variants.append(Variant(base, field, entry))
     return variants

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from elbolab.report.blocks import Cell, Ref, Table
+from elbolab.support.number_formats import UNRELIABLE
 
 ESCAPES = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
@@ -39,7 +40,7 @@ def table(data: str, block: Table) -> str:
         *(row(cells) for cells in block.rows),
         r"\bottomrule",
         r"\end{tabular}}",
-        *([rf"\par\smallskip\footnotesize {escape(block.note)}"] if block.note else []),
+        *([rf"\par\smallskip\footnotesize {escape(UNRELIABLE)}"] if block.doubtful else []),
         r"\end{table}",
     ]
     return "\n" + "\n".join(lines) + "\n"

@@ -1,21 +1,25 @@
 """Lay comparisons out as one page and render it as HTML, Markdown and LaTeX: overview, datasets, list of runs."""
 
+import json
 from collections.abc import Sequence
-from math import isnan, nan
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from elbolab.evaluation.metrics import ACCURACY, LOG_PX, TEST
+from elbolab.config.schema import EvaluateConfig
+from elbolab.evaluation.metrics import LOG_PX, TEST
+from elbolab.evaluation.metrics import UNRELIABLE as UNRELIABLE_SHARE
 from elbolab.report import latex
-from elbolab.report.blocks import Cell, Ref, Section, Table, ref, shown
-from elbolab.report.collect import Comparison, Entry
+from elbolab.report.blocks import Block, Cell, Ref, Section, Table, marked, shown
+from elbolab.report.collect import SPLITS, Comparison
 from elbolab.report.plots import FLOOR_SLOT
 from elbolab.report.sections import SECTIONS
 from elbolab.report.sections.reproductions import Reproduced, reproduction_blocks
 from elbolab.report.sections.summary import summary_blocks
-from elbolab.report.tables import ACCURACY_SE, CONSTANT
-from elbolab.support.number_formats import DAGGER, DASH, dagger, number, percent
+from elbolab.report.tables import CONSTANT
+from elbolab.support.number_formats import DASH, UNRELIABLE, percent
+from elbolab.tracking.keys import EVALUATION_PROTOCOL
+from elbolab.tracking.mlflow_reader import RunRecord
 
 
 def environment() -> Environment:
@@ -41,20 +45,41 @@ def render(comparisons: Sequence[Comparison], reproductions: Sequence[Reproduced
     runs = [card for comparison in comparisons for card in run_cards(comparison)]
     overview = [overview_table(comparisons)] if several else []
     reproduced = [block for place, each in enumerate(reproductions) for block in reproduction_blocks(each, place)]
+    own = [(each["name"], [block for section in each["sections"] for block in section.blocks]) for each in datasets]
+    parts: list[tuple[str, Sequence[Block]]] = [("", overview), *own, ("", reproduced)]
     context = {
         "title": " and ".join(each["name"] for each in datasets),
         "observed": next((one for one in comparisons if one.latents), comparisons[0]).tag("observation_model"),
         "overview": overview,
         "datasets": datasets,
         "closing": [Section("reproductions", "Reproductions", reproduced)] if reproduced else [],
+        "footnote": footnote(comparisons, [block for _, blocks in parts for block in blocks]),
         "runs": runs,
         "address": {run: page for each in reproductions for run, page in each.pages.items()}
         | {run["run"]: run["url"] or f"#run-{run['run']}" for run in runs},
     }
     names = ("index.html", "report.md")
     pages = {name: env.get_template(f"report/{name}.j2").render(context).strip() + "\n" for name in names}
-    parts = [("", overview)] + [(each["name"], [b for s in each["sections"] for b in s.blocks]) for each in datasets]
-    return pages | {"tables.tex": latex.write([*parts, ("", reproduced)])}
+    return pages | {"tables.tex": latex.write(parts)}
+
+
+def footnote(comparisons: Sequence[Comparison], blocks: Sequence[Block]) -> list[str]:
+    """Return what the dagger means, where the page has one, and a command for each run that it concerns."""
+    if not any(block.doubtful for block in blocks):
+        return []
+    runs = [run for comparison in comparisons for run, entry in comparison.runs.values() if entry.latent]
+    doubtful = [run for run in runs if any(run.metrics.get(UNRELIABLE_SHARE.at(split), 0) > 0 for split in SPLITS)]
+    return [UNRELIABLE, *map(evaluate_again, doubtful)]
+
+
+def evaluate_again(run: RunRecord) -> str:
+    """Return the command that makes a run's estimates surer: as it was evaluated, with twice the budget."""
+    given = json.loads(run.tags.get(EVALUATION_PROTOCOL, "[{}]"))[0]
+    if given.get("method") != "auto":
+        return f"elbolab evaluate {run.id} --method auto"
+    given |= {"budget": 2 * given.get("budget", EvaluateConfig().budget)}
+    flags = (f"--{name.replace('_', '-')} {value}" for name, value in given.items() if name != "method")
+    return f"elbolab evaluate {run.id} {' '.join(flags)}"
 
 
 def dataset(comparison: Comparison, prefix: str = "") -> dict[str, Any]:
@@ -63,7 +88,6 @@ def dataset(comparison: Comparison, prefix: str = "") -> dict[str, Any]:
         "id": prefix.rstrip("-"),
         "name": comparison.tag("data.name"),
         "digest": comparison.tag("data.digest"),
-        "cards": [card(comparison, entry) for entry in comparison.entries],
         "sections": sections(comparison, prefix),
     }
 
@@ -85,26 +109,14 @@ def overview_table(comparisons: Sequence[Comparison]) -> Table:
         name: [Ref(name, slot=slot), *[DASH] * len(comparisons)] for name, slot in slots.items()
     }
     for place, comparison in enumerate(comparisons, start=1):
+        named = {entry.label: entry for entry in comparison.latents}
         for row in comparison.tables["summary"]:
             if row["split"] == TEST and LOG_PX.name in row:
-                rows[row["model"]][place] = Ref(shown(LOG_PX, row), row["run"])
+                text, entry = shown(LOG_PX, row), named.get(row["model"])
+                rows[row["model"]][place] = Ref(marked(text, entry) if entry else text, row["run"])
     caption = "Test log p(x) of an image ± standard error over images, nats, by model and dataset."
     head = ["Model", *(comparison.tag("data.name") for comparison in comparisons)]
     return Table("datasets", caption, head, list(rows.values()), left=1)
-
-
-def card(comparison: Comparison, entry: Entry) -> dict[str, Any]:
-    """Return a run's headline number."""
-    row = comparison.summary(entry, TEST)
-    if entry.latent:
-        metric, error = LOG_PX, row.get(LOG_PX.error_names[0], nan)
-        value = dagger(number(row.get(LOG_PX.name), error=error), row.get("unreliable"))
-        unit = f", {LOG_PX.unit}" + (", unreliable" if DAGGER in value else "")
-    else:
-        metric, value, error, unit = ACCURACY, percent(row.get(ACCURACY.name)), 100 * row.get(ACCURACY_SE, nan), ""
-    spread = "" if isnan(error) or not error else f"± {number(error, 2 if entry.latent else 1, error)}"
-    title = f"test {metric.label[:1].lower()}{metric.label[1:]}"
-    return {"who": ref(entry), "value": value, "error": spread, "unit": title + unit}
 
 
 def run_cards(comparison: Comparison) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
 # what is found so many seeds and ablations are kept.
 OTHERS, MOST_SEEDS, MOST_ABLATIONS = 50, 10, 20
 DATA_FIELDS = ("dataset", "train_size", "val_size", "test_size", "split_seed", "binarise")
-INFERENCES = ("encoder", "refined", "fitted", "exact")
+FITTED, EXACT = "fitted", "exact"
+INFERENCES = ("encoder", "refined", FITTED, EXACT)
 """Whence the posteriors of a latent-variable model come, in the order of the page."""
 
 Group = tuple[RunRecord, ...]

@@ -1,14 +1,14 @@
 """The sentences of a report, each computed from the numbers; None where its numbers are not there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import hypot, isnan
 
 import numpy as np
 
 from elbolab.evaluation.metrics import CLASS_PRESERVATION, IW_BOUND, LOG_PX, TEST, TRAIN, VAL
-from elbolab.report.collect import SPLITS, Comparison, Entry, Row
-from elbolab.support.number_formats import between, dagger, measured, number, percent, rate_between
+from elbolab.report.collect import TABLE, Comparison, Entry, Row
+from elbolab.support.number_formats import between, dagger, measured, number, rate_between
 from elbolab.support.statistics import Paired, paired
 
 
@@ -27,14 +27,13 @@ def apart_on_same(subject: str, gap: Paired, other: str, doubtful: bool) -> str:
     return f"{subject} {nats} nats {'above' if gap.mean > 0 else 'below'} {other} {interval}"
 
 
-def pair(row: Row, entries: Mapping[str, Entry]) -> Sentence:
-    """Say how far apart two runs are on the images that both were evaluated on, and which explains more of them."""
-    gap = Paired(**{name: row[name] for name in Paired.__dataclass_fields__})
-    images = f"{gap.images} {SPLITS[row['split']]} images"
-    doubtful = any(entries[row[who]].unreliable(row["split"]) for who in ("model", "other"))
-    text = apart_on_same(f"On the same {images} {row['model']} is", gap, row["other"], doubtful)
-    text += f" and explains {percent(gap.above)} of them better."
-    return Sentence(text, (row["run"], row["other_run"]))
+def fitted(encoder: Entry, other: Entry, gap: Paired | None) -> Sentence | None:
+    """Say what an encoder's decoder is worth under posteriors fitted to each image, beside a model without encoder."""
+    if gap is None:
+        return None
+    subject = f"With posteriors fitted to the same {gap.images} test images the ELBO of {encoder.label} is"
+    text = apart_on_same(subject, gap, f"that of {other.label}", False)
+    return Sentence(f"{text}.", (encoder.run.id, other.run.id))
 
 
 def protocol(entries: Sequence[Entry]) -> Sentence | None:
@@ -60,7 +59,7 @@ def train_test(entry: Entry) -> Sentence | None:
 
 def table(entry: Entry) -> Sentence | None:
     """Say how the training table's own rows compare with rows fitted to the same images by the protocol."""
-    gap = paired(entry.images(TRAIN, "elbo", table=True), entry.images(TRAIN, "elbo"))
+    gap = paired(entry.images(TRAIN, "elbo", TABLE), entry.images(TRAIN, "elbo"))
     if gap is None:
         return None
     subject = f"{entry.label}: on the same {gap.images} training images the ELBO of the training table's own rows is"
@@ -88,16 +87,6 @@ def class_kept(entry: Entry) -> Sentence | None:
     rate = rate_between(*entry.measures(CLASS_PRESERVATION, TEST).values())
     text = f"{entry.label}: {rate} of {n} test reconstructions keep the class that the classifier gives the original."
     return Sentence(text, (entry.run.id, entry.classes["cnn_run"])) if n else None
-
-
-def ten(entry: Entry) -> list[Sentence]:
-    """Say how many of the fixed digits changed class."""
-    out = []
-    for split, rows in entry.classes.get("ten", {}).items():
-        moved = sum(row["original"] != row["reconstruction"] for row in rows)
-        text = f"{entry.label}: {moved} of the {len(rows)} fixed {SPLITS[split]} digits changed class."
-        out.append(Sentence(text, (entry.run.id,)))
-    return out
 
 
 def confusion(entry: Entry) -> Sentence | None:

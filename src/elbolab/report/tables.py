@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import combinations
-from math import isnan, nan
+from math import inf, isnan, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from scipy.special import stdtrit
 
 from elbolab.evaluation import metrics as m
 from elbolab.evaluation.split_means import split_mean
-from elbolab.report.collect import SPLITS, Comparison, Curves, Entry, Row, Variant, public, value_of
+from elbolab.report.collect import SPLITS, TABLE, Comparison, Curves, Entry, Row, Variant, public, value_of
+from elbolab.report.select import FITTED
 from elbolab.support.statistics import Paired, is_unreliable, mean_and_half_width, mean_se, paired
 from elbolab.tracking.mlflow_reader import RunRecord
 
@@ -46,7 +47,7 @@ COLUMNS = {
     "summary": f"{RUN} split posterior images {_names(m.LOG_PX, m.POSTERIOR_ELBO, m.ESS, m.PARETO_K)} unreliable "
     f"unreliable_share {_names(*RATES, m.ACCURACY)} {ACCURACY_SE}",
     "seeds": "dataset model runs metric seeds mean half_width",
-    "pairs": f"{RUN} other other_run split images mean low high above below",
+    "pairs": f"{RUN} other other_run split converged images seeds mean low high above below",
     "digits": f"{RUN} split digit images {_names(m.LOG_PX, m.PARETO_K)} unreliable",
     "images": f"dataset digit index model run log_px std_err ess elbo {_names(m.PARETO_K)} unreliable",
     "bounds": f"{RUN} split posterior samples log_px log_px_se",
@@ -54,8 +55,8 @@ COLUMNS = {
     "representation": f"{RUN} split images latent_dim {_names(*m.REPRESENTATION)}",
     "fidelity": f"{RUN} cnn_run {_names(*m.FIDELITY)}",
     "curves": "model run key epoch value",
-    "ablations": "dataset model field value base runs seeds best_val_elbo best_epochs last_val_elbo test_log_px "
-    "test_log_px_se images mean low high",
+    "ablations": "dataset model field value base runs seeds converged best_val_elbo best_epochs last_val_elbo "
+    "test_log_px test_log_px_se images mean low high",
     "runs": f"run name model started {' '.join(TAGS)} params",
 }
 """The tables, each by its name with its columns in order."""
@@ -115,11 +116,16 @@ def summary_table(entries: Sequence[Entry]) -> list[Row]:
                     row |= entry.measures(metric, split)
                 rows.append(row | _trust(entry.doubts(split).values(), entry.images(split, "pareto_k").values()))
         if entry.has(m.STORED[m.LOG_PX], m.TRAIN):
-            images = len(entry.images(m.TRAIN, table=True)) or None
+            images = len(entry.images(m.TRAIN, posterior=TABLE)) or None
             mean, error = entry.measures(m.STORED[m.LOG_PX], m.TRAIN).values()
-            row = _row(entry, split=m.TRAIN, posterior="table", images=images) | {MEAN: mean, ERROR: error}
-            ks = entry.images(m.TRAIN, "pareto_k", table=True)
-            rows.append(row | _trust(entry.doubts(m.TRAIN, table=True).values(), ks.values()))
+            row = _row(entry, split=m.TRAIN, posterior=TABLE, images=images) | {MEAN: mean, ERROR: error}
+            ks = entry.images(m.TRAIN, "pareto_k", TABLE)
+            rows.append(row | _trust(entry.doubts(m.TRAIN, TABLE).values(), ks.values()))
+        if entry.latent and entry.has(m.FITTED[m.POSTERIOR_ELBO], m.TEST):
+            row = _row(entry, split=m.TEST, posterior=FITTED, images=len(entry.images(m.TEST, "elbo", FITTED)) or None)
+            for metric, fitted in m.FITTED.items():
+                row |= dict(zip(metric.names, entry.measures(fitted, m.TEST).values(), strict=True))
+            rows.append(row)
     for entry, name in _with_floor(entries)[len(entries) :]:
         for split in SPLITS:
             values = entry.images(split, FLAT).values()
@@ -252,24 +258,72 @@ def seeds_table(entries: Sequence[Entry]) -> list[Row]:
 def pairs_table(entries: Sequence[Entry]) -> list[Row]:
     """Mean difference in log p(x) of every two entries on the same images, in nats, with its interval."""
     return [
-        _row(other, other=one.label, other_run=one.run.id, split=split, **asdict(found))
+        _row(other, other=one.label, other_run=one.run.id, split=split, converged=both_converged(one, other), **found)
         for split in (m.TEST, m.TRAIN)
         for one, other in combinations([entry for entry in entries if entry.latent], 2)
-        if (found := _apart(other, one, split))
+        if (found := apart(other, one, split))
     ]
 
 
-def _apart(entry: Entry, other: Entry, split: str) -> Paired | None:
-    """By how much log p(x) under an entry is above that under another: over the split where every image is known."""
-    found = paired(entry.mean_log_px(split), other.mean_log_px(split))
-    known = [one.population(split) for one in (entry, other)]
-    if found is None or any(one.empty for one in known):
-        return found
-    values = pd.Series(entry.mean_log_px(split)) - pd.Series(other.mean_log_px(split))
+def both_converged(one: Entry, other: Entry) -> bool | None:
+    """Whether two entries have converged, so that one may be ranked above the other; None where it is not known."""
+    known = {one.converged, other.converged}
+    return False if False in known else None if None in known else True
+
+
+def apart(entry: Entry, other: Entry, split: str) -> Row:
+    """By how much log p(x) under an entry is above that under another on the same images; empty where they share none.
+
+    The 95% interval is over images, and where both models have several seeds over these too (then ``seeds`` is the
+    smaller number, else 0): the variances of the mean over images and over the seeds of each are added, with the
+    degrees of freedom of Welch 1947.
+    """
+    compared = _compare((entry, other), split, entry.means(split), other.means(split), noisy=True)
+    if compared is None:
+        return {}
+    found, error, degrees = compared
+    # A closed form has no seed.
+    seeded = [one for one in (entry, other) if not one.closed_form]
+    seeds = min((len(one.runs) for one in seeded), default=1)
+    if seeds > 1:
+        parts = [(error**2, degrees)]
+        for one in seeded:
+            values = [run.metrics[m.LOG_PX.at(split)] for run in one.runs]
+            parts.append((mean_se(values)[1] ** 2, len(values) - 1))
+        total = sum(variance for variance, _ in parts)
+        freedom = total**2 / sum(variance**2 / own for variance, own in parts) if total else degrees
+        half = float(stdtrit(freedom, 0.975)) * sqrt(total)
+        found = replace(found, low=found.mean - half, high=found.mean + half)
+    return asdict(found) | {"seeds": seeds if seeds > 1 else 0}
+
+
+def fitted_apart(encoder: Entry, fitted: Entry) -> Paired | None:
+    """By how much a decoder's ELBO under posteriors fitted to test images is above that of a model without encoder."""
+    ours, theirs = encoder.means(m.TEST, "elbo", FITTED), fitted.means(m.TEST, "elbo")
+    compared = _compare((encoder, fitted), m.TEST, ours, theirs)
+    return compared and compared[0]
+
+
+def _compare(
+    entries: Sequence[Entry], split: str, ours: dict[int, float], theirs: dict[int, float], noisy: bool = False
+) -> tuple[Paired, float, int] | None:
+    """Compare two values of the same images, ``noisy`` ones as estimates of log p(x) are.
+
+    The mean, also given with its error and the degrees of freedom of that, is over the split where every image of it
+    is known. None where fewer than two images have both.
+    """
+    found = paired(ours, theirs)
+    known = [one.population(split) for one in entries]
+    if found is None:
+        return None
+    if any(one.empty for one in known):
+        return found, (found.high - found.low) / (2 * float(stdtrit(inf, 0.975))), found.images - 1
     both = pd.concat(known, axis=1, keys=("entry", "other")).dropna()
-    mean, error = split_mean(values.dropna(), both, entry.noise(split) + other.noise(split))
-    half = float(stdtrit(max(1, found.images - 3), 0.975)) * error
-    return replace(found, mean=mean, low=mean - half, high=mean + half)
+    noise = sum(one.noise(split) for one in entries if noisy)
+    mean, error = split_mean((pd.Series(ours) - pd.Series(theirs)).dropna(), both, noise)
+    degrees = max(1, found.images - 3)
+    half = float(stdtrit(degrees, 0.975)) * error
+    return replace(found, mean=mean, low=mean - half, high=mean + half), error, degrees
 
 
 def ablations_table(entries: Sequence[Entry], variants: Sequence[Variant], curves: Curves) -> list[Row]:
@@ -281,8 +335,10 @@ def ablations_table(entries: Sequence[Entry], variants: Sequence[Variant], curve
         for variant in mine:
             value, was = (value_of(one, variant.field) for one in (variant.entry, base))
             row: Row = {"model": base.label, "field": variant.field, "value": value, "base": was}
-            gap = _apart(variant.entry, base, m.TEST)
-            rows.append(row | _outcome(variant.entry, curves) | (asdict(gap) if gap else {}))
+            gap = apart(variant.entry, base, m.TEST)
+            # Which counts the smaller number of seeds, where the row counts its own.
+            gap.pop("seeds", None)
+            rows.append(row | _outcome(variant.entry, curves) | gap)
     return rows
 
 
@@ -290,10 +346,13 @@ def _outcome(entry: Entry, curves: Curves) -> Row:
     """Return how the trainings of an entry went, means over its seeds in nats; a closed form has no epochs."""
     elbos = [elbo for run in entry.runs if (elbo := curves.get((run.id, m.ELBO.at(m.VAL))))]
     best = [max(elbo, key=lambda epoch: elbo[epoch]) for elbo in elbos]
-    test, error = mean_se(entry.mean_log_px(m.TEST).values())
+    tests = [[run.metrics.get(f"{m.TEST}/{name}", nan) for name in m.LOG_PX.names] for run in entry.runs]
+    # The errors of runs that were evaluated on the same images do not cancel.
+    test, error = map(float, np.mean(tests, axis=0))
     return {
         "runs": " ".join(run.id for run in entry.runs),
         "seeds": len(entry.runs),
+        "converged": entry.converged,
         "best_val_elbo": mean_se(elbo[epoch] for elbo, epoch in zip(elbos, best, strict=True))[0],
         "best_epochs": "" if entry.closed_form else " ".join(map(str, best)),
         "last_val_elbo": nan if entry.closed_form else mean_se(elbo[max(elbo)] for elbo in elbos)[0],

@@ -17,11 +17,23 @@ def classifier_blocks(comparison: Comparison) -> list[Block]:
     for entry, split in product(entries, SPLITS):
         if row := comparison.summary(entry, split):
             rate = percent(row[ACCURACY.name], row[ACCURACY_SE])
-            rows.append([*start(entry), split, str(row["images"] or DASH), rate])
+            rows.append([*start(entry), SPLITS[split], str(row["images"] or DASH), rate])
     heads = ["Model", "Run", "Split", "Images", head(ACCURACY)]
     return [
         *curve_blocks(comparison, entries, (LOSS, ACCURACY)),
-        *([Table("accuracy", "Accuracy ± binomial standard error.", heads, rows, left=3)] if rows else []),
+        *(
+            [
+                Table(
+                    "accuracy",
+                    "Share of images that the classifier gives their true class ± binomial standard error.",
+                    heads,
+                    rows,
+                    left=3,
+                )
+            ]
+            if rows
+            else []
+        ),
         *heat(entries, "Confusion on validation and on test images.", "true", "predicted"),
         *notes(*map(sentences.confusion, entries)),
     ]

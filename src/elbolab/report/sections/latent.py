@@ -17,7 +17,6 @@ def latent_blocks(comparison: Comparison) -> list[Block]:
     """Return the models, and what their trainings left: curves, reconstructions, class changes and samples."""
     entries = comparison.latents
     best = [sentences.best(comparison, entry) for entry in entries]
-    classes = [one for entry in entries for one in (sentences.class_kept(entry), *sentences.ten(entry))]
     alike = len(entries) > 1 and len({entry.run.params.get("latent_dim") for entry in entries}) == 1
     noise = ": the same noise at each epoch" + (" and for every run" if alike else "")
     digits = "digits at each epoch, originals above, reconstructions below"
@@ -30,7 +29,7 @@ def latent_blocks(comparison: Comparison) -> list[Block]:
         *picture_rows(comparison, entries, "reconstructions_val", f"The same ten validation {digits}{end}"),
         *picture_rows(comparison, entries, "reconstructions_train", f"The same ten training {digits}{end}"),
         *ten_table(entries),
-        *notes(*classes),
+        *notes(*map(sentences.class_kept, entries)),
         *picture_rows(comparison, entries, "samples", f"Samples decoded from the prior{noise}{end}"),
     ]
 

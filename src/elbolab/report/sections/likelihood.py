@@ -24,10 +24,11 @@ def likelihood_blocks(comparison: Comparison) -> list[Block]:
         row = comparison.summary(entry, split)
         if not isnan(row.get(CLASS_PRESERVATION.name, nan)):
             rates = [percent(row[metric.name]) for metric in (ACCURACY_ORIGINAL, ACCURACY_RECONSTRUCTION)]
-            rows.append([*b.start(entry), split, b.kept(row), *rates])
+            rows.append([*b.start(entry), SPLITS[split], b.kept(row), *rates])
     heads = ["Model", "Run", "Split", *map(b.head, (CLASS_PRESERVATION, ACCURACY_ORIGINAL, ACCURACY_RECONSTRUCTION))]
     caption = (
-        "What the classifier makes of the reconstructions; class kept with its 95% bootstrap interval over images."
+        "What the classifier makes of the reconstructions: the share that keeps the class it gives the original, with "
+        "its 95% bootstrap interval over images, and its accuracy on originals and on reconstructions."
     )
     confusion = "The classifier's class of each original against that of its reconstruction."
     return [
@@ -83,10 +84,11 @@ def digit_blocks(comparison: Comparison) -> list[Block]:
         assert one.slot is not None
         series.append(Series(one.text, one.slot, x, y, error))
     body = [[str(digit), *(b.shown(LOG_PX, rows.get((one.text, digit), {})) for one in names)] for digit in digits]
+    caption = f"(b) The same numbers: mean {LOG_PX.label} of the test images of each class ± standard error, nats."
     svg = plots.by_class(f"digits-{entries[0].run.id[:8]}", "(b) Mean test log p(x) of each class (nats)", series)
     return [
         b.Figures("Bars: one standard error over images.", names, [svg], wide=True),
-        Table("digits", "(b) The same numbers.", ["Class", *names], body, left=1),
+        Table("digits", caption, ["Class", *names], body, left=1),
         *b.notes(*(sentences.extremes(entry, comparison.tables["digits"]) for entry in comparison.latents)),
     ]
 
@@ -106,8 +108,8 @@ def mean_blocks(comparison: Comparison) -> list[Block]:
         rows.append([Ref(model, slot=slot), b.short(run), posterior, *means, counts])
     heads = ["Model", "Run", "Posterior", *(split.capitalize() for split in SPLITS.values()), "Images"]
     caption = (
-        "(c) Mean log p(x) ± standard error, nats; exact where the posterior is. Constant image: every image decoded "
-        "to the mean training image."
+        "(c) Mean log p(x) of each split ± standard error, nats; exact where the posterior is. Constant image: every "
+        "image decoded to the mean training image. Images: so many of each split were evaluated."
     )
     found = [one for entry in comparison.latents for one in (sentences.train_test(entry), sentences.table(entry))]
     return [Table("means", caption, heads, rows, left=3), *b.notes(*found)] if rows else []

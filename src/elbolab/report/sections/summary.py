@@ -1,6 +1,9 @@
-"""The first part of a dataset's page: headline numbers, how they were measured, and how sure a comparison is."""
+"""The first part of a dataset's page: what it concludes, headline numbers, and how they were measured."""
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from math import isnan, nan
 
 from elbolab.evaluation.metrics import (
     ACCURACY,
@@ -14,38 +17,49 @@ from elbolab.evaluation.metrics import (
 )
 from elbolab.report import blocks as b
 from elbolab.report import plots, sentences
-from elbolab.report.blocks import Block, Cell, Missing, Ref, Table
+from elbolab.report.blocks import Block, Card, Cards, Cell, Missing, Ref, Table
 from elbolab.report.collect import SPLITS, Comparison, Entry, Row
 from elbolab.report.plots import FLOOR_SLOT, Series
-from elbolab.report.tables import ACCURACY_SE, CONSTANT, OVER_SEEDS
-from elbolab.support.number_formats import DASH, dagger, measured, percent
-from elbolab.tracking.keys import LAST_EPOCH
+from elbolab.report.sections.conclusion import conclusion_blocks
+from elbolab.report.select import FITTED
+from elbolab.report.tables import ACCURACY_SE, CONSTANT, OVER_SEEDS, fitted_apart
+from elbolab.support.number_formats import DAGGER, DASH, dagger, measured, number, percent
+from elbolab.tracking.keys import CONVERGED, LAST_EPOCH
 
 SHOWN = sorted(OVER_SEEDS, key=lambda one: (one[0] is not LOG_PX, -list(SPLITS).index(one[1])))
 
 
 def summary_blocks(comparison: Comparison) -> list[Block]:
-    """Return the headline table, figure, sentences and the protocol."""
+    """Return the conclusion, the headline numbers as cards, table and figure, the differences and the protocol."""
     rows: list[list[Cell]] = []
-    for entry in comparison.entries:
+    for entry in comparison.latents:
         test, train = (comparison.summary(entry, split) for split in (TEST, TRAIN))
         numbers = [b.shown(LOG_PX, test), b.shown(LOG_PX, train), b.shown(POSTERIOR_ELBO, test), bias(entry)]
-        accuracy = percent(test.get(ACCURACY.name), test.get(ACCURACY_SE))
-        rows.append([*b.start(entry), *numbers, b.kept(test), accuracy])
+        rows.append([*b.start(entry), *numbers, b.kept(test), convergence(entry)])
+        rows += fitted_row(comparison, entry)
     floor = {row["split"]: row for row in comparison.tables["summary"] if row.get("posterior") == "none"}
     if floor:
         values = [b.shown(LOG_PX, floor[split]) for split in (TEST, TRAIN)]
         rows.append([Ref(CONSTANT, slot=FLOOR_SLOT), b.short(floor[TEST]["run"]), *values, *[DASH] * 4])
     heads = [b.head(LOG_PX, TEST), b.head(LOG_PX, TRAIN), b.head(POSTERIOR_ELBO, TEST)]
-    heads += map(b.head, (BIAS, CLASS_PRESERVATION, ACCURACY))
+    heads += map(b.head, (BIAS, CLASS_PRESERVATION))
     caption = (
-        "Mean ± standard error. Class kept: how often the classifier gives the reconstruction the same class, with the "
-        "95% bootstrap interval over images."
+        "Log-densities: nats an image, mean over the split ± standard error, and at most how much too low. Class kept: "
+        "how many test reconstructions the classifier gives the class of the original, with the 95% bootstrap interval "
+        "over images. Converged: whether the validation score had stopped improving when the training ended."
     )
+    if any(map(partial(fitted_row, comparison), comparison.latents)):
+        caption += (
+            " Fitted posteriors: the decoder of a model with an encoder, a posterior fitted to each image as a model "
+            "without one does it; log p(x) is that of the model all the same."
+        )
     return [
+        *conclusion_blocks(comparison),
+        Cards([card(comparison, entry) for entry in comparison.entries]),
         *b.unevaluated(comparison.entries),
         *unconverged(comparison.latents),
-        Table("summary", caption, ["Model", "Run", *heads], rows),
+        *([Table("summary", caption, ["Model", "Run", *heads, "Converged"], rows)] if rows else []),
+        *fitted_notes(comparison.latents),
         *seed_blocks(comparison),
         *ranking(comparison, floor),
         *pair_blocks(comparison),
@@ -54,18 +68,54 @@ def summary_blocks(comparison: Comparison) -> list[Block]:
     ]
 
 
+def card(comparison: Comparison, entry: Entry) -> Card:
+    """Return a run's headline number."""
+    row = comparison.summary(entry, TEST)
+    if entry.latent:
+        metric, error = LOG_PX, row.get(LOG_PX.error_names[0], nan)
+        value = dagger(number(row.get(LOG_PX.name), error=error), row.get("unreliable"))
+        unit = f", {LOG_PX.unit}" + (", unreliable" if DAGGER in value else "")
+    else:
+        metric, value, error, unit = ACCURACY, percent(row.get(ACCURACY.name)), 100 * row.get(ACCURACY_SE, nan), ""
+    spread = "" if isnan(error) or not error else f"± {number(error, 2 if entry.latent else 1, error)}"
+    title = f"test {metric.label[:1].lower()}{metric.label[1:]}{unit}"
+    return Card(b.ref(entry), value, spread, b.marked(title, entry) if entry.latent else title)
+
+
+def convergence(entry: Entry) -> str:
+    """Write whether an entry's trainings have converged; a closed form has none."""
+    return DASH if entry.closed_form else {True: "yes", False: "no", None: "not known"}[entry.converged]
+
+
+def fitted_row(comparison: Comparison, entry: Entry) -> list[list[Cell]]:
+    """Return what an encoder's decoder is worth under fitted posteriors, nothing where that was not measured."""
+    row = comparison.summary(entry, TEST, FITTED)
+    if not row or entry.inference == FITTED:
+        return []
+    name = Ref(f"{entry.label}, fitted posteriors", slot=entry.slot)
+    elbo = b.shown(POSTERIOR_ELBO, row)
+    return [[name, b.short(entry.run.id), DASH, DASH, elbo, DASH, b.kept(row), convergence(entry)]]
+
+
+def fitted_notes(entries: Sequence[Entry]) -> list[b.Notes]:
+    """Say how the decoders of encoders compare, under fitted posteriors, with the models that have no encoder."""
+    pairs = [pair for pair in product(entries, entries) if pair[0].inference != FITTED == pair[1].inference]
+    return b.notes(*(sentences.fitted(*pair, fitted_apart(*pair)) for pair in pairs if not b.state(*pair)))
+
+
 def unconverged(entries: Sequence[Entry]) -> list[Missing]:
-    """Return a notice for each of the entries whose training has not converged, with the command that trains longer."""
-    return [
-        Missing(
-            f"{entry.label} has not converged: its validation score was still improving when the training ended, after "
-            f"{entry.run.tags.get(LAST_EPOCH, entry.run.params.get('epochs', ''))} epochs. No sentence ranks it.",
-            f"elbolab {entry.model} --resume {entry.run.id} --new-run --schedule plateau --epochs 300",
-            "Not converged",
-        )
-        for entry in entries
-        if entry.unconverged
-    ]
+    """Return a notice for each entry that has not converged or is not known to have, with the command that goes on."""
+    notices = []
+    for entry in [entry for entry in entries if not entry.converged]:
+        # Of several seeds the first that is to go on.
+        run = next(run for run in entry.runs if run.tags.get(CONVERGED) != "true")
+        epochs = run.tags.get(LAST_EPOCH, run.params.get("epochs", ""))
+        text = f"{entry.label} has not converged: its validation score was still improving after {epochs} epochs."
+        if entry.converged is None:
+            text = f"The run of {entry.label}, by an earlier version, does not say whether {epochs} epochs were enough."
+        command = f"elbolab {entry.model} --resume {run.id} --new-run --schedule plateau --epochs 300"
+        notices.append(Missing(f"{text} Nothing here ranks it.", command, "Not converged"))
+    return notices
 
 
 def bias(entry: Entry) -> str:
@@ -76,7 +126,10 @@ def bias(entry: Entry) -> str:
 def ranking(comparison: Comparison, floor: dict[str, Row]) -> list[b.Figures]:
     """Return the figure of all mean log p(x), test beside training."""
     entries = [entry for entry in comparison.latents if entry.evaluated]
-    lines = [(entry.label, entry.slot, {s: comparison.summary(entry, s) for s in (TEST, TRAIN)}) for entry in entries]
+    lines = [
+        (b.marked(entry.label, entry), entry.slot, {s: comparison.summary(entry, s) for s in (TEST, TRAIN)})
+        for entry in entries
+    ]
     lines += [(CONSTANT, FLOOR_SLOT, floor)] if floor else []
     series = []
     for name, slot, by in lines:
@@ -93,7 +146,7 @@ def ranking(comparison: Comparison, floor: dict[str, Row]) -> list[b.Figures]:
 def protocol(comparison: Comparison) -> list[Table]:
     """Return how each density was evaluated, from its run's tags."""
     rows: list[list[Cell]] = []
-    for entry in comparison.latents:
+    for entry in [entry for entry in comparison.latents if entry.evaluated]:
         names = ("posterior", "images", "seed")
         posterior, *others = (entry.run.tags.get(f"evaluation.{name}", DASH) for name in names)
         rows.append([*b.start(entry), posterior, method(entry) if posterior != "exact" else DASH, *others])
@@ -104,7 +157,7 @@ def protocol(comparison: Comparison) -> list[Table]:
         "at most, on images that the model makes. Every number is of the run whose id stands beside it."
     )
     heads = ["Model", "Run", "Posterior", "Estimate", "Images a split", "Seed"]
-    return [Table("protocol", caption, heads, rows, left=3)] if rows else []
+    return [Table("protocol", caption, heads, rows, left=4)] if rows else []
 
 
 def method(entry: Entry) -> str:
@@ -118,10 +171,11 @@ def method(entry: Entry) -> str:
 def seed_blocks(comparison: Comparison) -> list[Table]:
     """Return the means over seeds of the models that have several, with their 95% intervals."""
     found = {(row["model"], row["metric"]): row for row in comparison.tables["seeds"]}
+    columns = [one for one in SHOWN if any(key == one[0].at(one[1]) for _, key in found)]
     rows: list[list[Cell]] = []
     for entry in [entry for entry in comparison.entries if len(entry.runs) > 1]:
         cells = []
-        for metric, split in SHOWN:
+        for metric, split in columns:
             row = found.get((entry.label, metric.at(split)), {})
             mean, half = row.get("mean"), row.get("half_width")
             text = percent(mean, half) if metric.unit == "share" else measured(mean, half)
@@ -132,7 +186,7 @@ def seed_blocks(comparison: Comparison) -> list[Table]:
         "Differences and ablations average over seeds too; all else on the page, figures and pictures included, shows "
         "the newest run of each model, the first named here."
     )
-    heads = [b.head(metric, split if metric.unit == "nats" else "") for metric, split in SHOWN]
+    heads = [b.head(metric, split if metric.unit == "nats" else "") for metric, split in columns]
     return [Table("seeds", caption, ["Model", "Runs", "Seeds", *heads], rows)] if rows else []
 
 
@@ -142,24 +196,19 @@ def pair_blocks(comparison: Comparison) -> list[Block]:
     entries = {entry.label: entry for entry in comparison.entries}
     for row in comparison.tables["pairs"]:
         one, other = entries[row["model"]], entries[row["other"]]
-        doubtful = one.unreliable(row["split"]) or other.unreliable(row["split"])
-        shares = [percent(row["above"]), percent(row["below"])]
-        numbers = [SPLITS[row["split"]], str(row["images"]), *b.difference(row, doubtful), *shares]
+        doubtful, why_not = one.unreliable(row["split"]) or other.unreliable(row["split"]), b.state(one, other)
+        shares = [DASH] * 2 if why_not else [percent(row["above"]), percent(row["below"])]
+        counts = [str(row["images"]), str(row["seeds"] or DASH)]
+        numbers = [SPLITS[row["split"]], *counts, *b.difference(row, doubtful, why_not), *shares]
         rows.append([*b.start(one), *b.start(other), *numbers])
     several = [f"{entry.label} over {len(entry.runs)}" for entry in comparison.latents if len(entry.runs) > 1]
     averaged = f" Log p(x) of an image is first averaged over seeds: {', '.join(several)}." if several else ""
     caption = (
         "Image by image: log p(x) under the first model less that under the second, nats: the mean over the split by "
         "regression from the images that both were evaluated on, with its 95% interval; and the share of these images "
-        "that each explains better. The interval is over images, for these trainings as they are."
+        "that each explains better. The interval is over images, for these trainings as they are, or where seeds are "
+        "counted over images and at least so many trainings of each model that is trained by steps."
         f"{averaged}"
     )
-    heads = ["Model", "Run", "Minus", "Run", "Split", "Images", "Difference", "95% interval", "First better"]
-    said = [
-        sentences.pair(row, entries)
-        for row in comparison.tables["pairs"]
-        if row["other"] == comparison.latents[0].label
-        # What more training would change is no ranking.
-        and not any(entries[row[who]].unconverged for who in ("model", "other"))
-    ]
-    return [Table("pairs", caption, [*heads, "Second better"], rows, left=5), *b.notes(*said)] if rows else []
+    heads = ["Model", "Run", "Minus", "Run", "Split", "Images", "Seeds", "Difference", "95% interval", "First better"]
+    return [Table("pairs", caption, [*heads, "Second better"], rows, left=5)] if rows else []

@@ -27,26 +27,26 @@ def weight_blocks(comparison: Comparison) -> list[Table]:
         if row["split"] not in (m.TEST, m.TRAIN) or "unreliable_share" not in row:
             continue
         entry = comparison.runs[row["run"]][1]
-        table = row["posterior"] == "table"
-        error = median(entry.images(row["split"], "std_err", table).values())
+        error = median(entry.images(row["split"], "std_err", row["posterior"]).values())
         doubt = dagger(percent(row["unreliable_share"]), row["unreliable"])
         bias = shown(m.BIAS, entry.measures(m.BIAS, m.SIMULATED)) if row["split"] == m.TEST else DASH
-        how = rungs(entry, row["split"], table)
+        how = rungs(entry, row["split"], row["posterior"])
         k = number(row.get(m.PARETO_K.name))
         rows.append([*start(entry), row["posterior"], SPLITS[row["split"]], how, number(error), doubt, k, bias])
     heads = ["Model", "Run", "Posterior", "Split", "Estimated by", "Error of an image", "Unreliable", "Pareto k"]
     caption = (
         "(a) How sure log p(x) is, nats. Estimated by: of how many images by importance sampling, and of how many by "
         "annealing with so many distributions. Error of an image: the median over images. Unreliable: the share of "
-        "images whose estimate misses the tolerance. Bias: on images that the model makes, an upper bound of log p(x) "
+        "images whose estimate misses the tolerance. Pareto k: how heavy the tail of an image's importance weights is, "
+        "the median over the images that have one. Bias: on images that the model makes, an upper bound of log p(x) "
         "less the estimate (Grosse et al. 2015). Exact likelihoods are not here."
     )
     return [Table("weights", caption, [*heads, m.BIAS.label], rows, left=5)] if rows else []
 
 
-def rungs(entry: Entry, split: str, table: bool = False) -> str:
+def rungs(entry: Entry, split: str, posterior: str) -> str:
     """Write how many images were estimated how."""
-    found = sorted(Counter(int(rung) for rung in entry.images(split, "rung", table).values()).items())
+    found = sorted(Counter(int(rung) for rung in entry.images(split, "rung", posterior).values()).items())
     if not found:
         return f"importance, {entry.samples} samples"
     return ", ".join(f"{count} {'importance' if rung == 1 else f'annealed {rung}'}" for rung, count in found)
@@ -56,7 +56,7 @@ def bound_blocks(comparison: Comparison) -> list[Figures]:
     """Return the figure of the mean bound on test images by its number of samples."""
     entries, series = [], []
     for entry in [entry for entry in comparison.latents if not entry.bounds.empty]:
-        found = entry.bounds.query("split == @m.TEST").sort_values("samples")
+        found = entry.bounds.query("split == @m.TEST and posterior == @entry.inference").sort_values("samples")
         if len(found):
             entries.append(entry)
             x, y, error = (found[name].tolist() for name in ("samples", "log_px", "log_px_se"))

@@ -1,10 +1,10 @@
 """What a report's page concludes, what it ranks and what it does not, and what stands under its daggers."""
 
 import html
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,15 @@ import pytest
 from invented_runs import Store, fill, rows_of, served, signed, spread
 from scipy.stats import t as student_t
 
+from elbolab.config.schema import EvaluateConfig
+from elbolab.experiment.evaluate import protocol
 from elbolab.report.collect import Comparison, Entry
 from elbolab.report.compare import CompareConfig, build, compare
 from elbolab.report.page import evaluate_again, render
 from elbolab.report.sections.conclusion import conclusion_blocks
 from elbolab.report.tables import apart
 from elbolab.tracking import mlflow_reader
+from elbolab.tracking.keys import EVALUATION_PROTOCOL
 from elbolab.tracking.mlflow_reader import RunRecord
 
 SURE = {"test/unreliable": 0.0, "train/unreliable": 0.0}
@@ -96,7 +99,19 @@ def test_a_lead_over_an_exact_model_survives_any_bias(ids: dict[str, str]) -> No
     assert best.endswith("; no bias of the estimates turns this round, since log p(x) of ppca is exact.")
 
 
-def test_an_interval_around_zero_ranks_nothing(ids: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_is_above_every_other_model_for_sure(ids: dict[str, str]) -> None:
+    comparison = compared(*(changed(ids[model], SURE) for model in ("vae", "latent_opt", "ppca")))
+    assert "vae explains test images best" in said(comparison)[0]
+    row = next(row for row in comparison.tables["pairs"] if (row["model"], row["other"]) == ("ppca", "vae"))
+    # Far behind on average, but by how much is hardly known.
+    row |= {"mean": -19.0, "low": -40.0, "high": 2.0}
+    assert said(comparison)[0] == (
+        "Of the 3 models that have converged, none is surely best: vae is 19 nats of test log p(x) above ppca "
+        "(95% interval \u22122 to 40, over 20 images)."
+    )
+
+
+def test_an_interval_around_zero_ranks_nothing(ids: dict[str, str]) -> None:
     comparison = compared(*(changed(ids[model], SURE) for model in ("vae", "latent_opt")))
     for row in comparison.tables["pairs"]:
         row |= {"mean": -0.1, "low": -0.5, "high": 0.3}
@@ -257,10 +272,14 @@ def test_one_footnote_explains_all_daggers_with_what_is_to_be_done(ids: dict[str
 
 
 def test_what_is_evaluated_again_is_evaluated_alike_with_twice_the_budget(ids: dict[str, str]) -> None:
-    given = {"tolerance": 0.1, "gap_images": 20, "budget": 500, "method": "auto", "images": 50}
-    run = changed(ids["vae"], {}, **{"evaluation.protocol": json.dumps([given, []])})
-    flags = "--tolerance 0.1 --gap-images 20 --budget 1000 --images 50"
-    assert evaluate_again(run) == f"elbolab evaluate {run.id} {flags}"
+    for budget in (500, EvaluateConfig().budget):
+        config = EvaluateConfig(tolerance=0.1, budget=budget, gap_images=20, images=50)
+        command = evaluate_again(changed(ids["vae"], {}, **{EVALUATION_PROTOCOL: protocol(config)})).split()
+        assert command[:3] == ["elbolab", "evaluate", ids["vae"]]
+        flags = {name.removeprefix("--").replace("-", "_"): value for name, value in pairwise(command[3:])}
+        assert EvaluateConfig.parse({name: flags[name] for name in flags if name in EvaluateConfig.model_fields}) == (
+            config.model_copy(update={"budget": 2 * budget})
+        )
 
 
 def test_starts_have_their_log_px_and_pictures_and_no_rank_before_they_converge(

@@ -77,7 +77,7 @@ def evaluate_again(run: RunRecord) -> str:
     given = json.loads(run.tags.get(EVALUATION_PROTOCOL, "[{}]"))[0]
     if given.get("method") != "auto":
         return f"elbolab evaluate {run.id} --method auto"
-    given |= {"budget": 2 * given.get("budget", EvaluateConfig().budget)}
+    given |= {"budget": 2 * int(given.get("budget", EvaluateConfig().budget))}
     flags = (f"--{name.replace('_', '-')} {value}" for name, value in given.items() if name != "method")
     return f"elbolab evaluate {run.id} {' '.join(flags)}"
 

@@ -68,7 +68,14 @@ def curves(comparison: Comparison, base: Entry, field: str, mine: list[Variant])
     title = f"{base.label}: validation ELBO by {field} (nats)"
     svg = plots.curves(f"{field}-{base.run.id[:8]}", title, series, plots.WIDE)
     keys = [Ref(f"{field} {value_of(entry, field)}", entry.run.id, entry.slot) for entry in entries]
-    return [Figures("One run for each value; the first is the compared one.", keys, [svg], wide=True)]
+    return [
+        Figures(
+            "Validation ELBO by epoch, of one run for each value; the first is the compared one.",
+            keys,
+            [svg],
+            wide=True,
+        )
+    ]
 
 
 def pictures(comparison: Comparison, base: Entry, field: str, mine: list[Variant]) -> list[Pictures]:

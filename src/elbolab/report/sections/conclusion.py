@@ -12,6 +12,7 @@ from elbolab.evaluation.metrics import LOG_PX, LOG_PX_CONSTANT, TEST
 from elbolab.report.blocks import Conclusion, state
 from elbolab.report.collect import Comparison, Entry, Row
 from elbolab.report.sections.cost import seconds_by_epoch, steps_by_epoch
+from elbolab.report.select import EXACT
 from elbolab.report.sentences import Sentence
 from elbolab.support.number_formats import between, dagger, measured, number
 
@@ -48,13 +49,14 @@ def better(comparison: Comparison, entries: Sequence[Entry]) -> Sentence | None:
     if len(ranked) < 2:
         text = f"{ranked[0].label if ranked else 'None'} of these models is known to have converged"
         return Sentence(f"{'Only ' if ranked else ''}{text}, so none is ranked.", ())
-    ranked.sort(key=lambda entry: -np.mean([run.metrics[LOG_PX.at(TEST)] for run in entry.runs]))
-    pairs = {(row["model"], row["other"]): row for row in comparison.tables["pairs"] if row["split"] == TEST}
-    one, other = ranked[:2]
-    if (row := pairs.get((one.label, other.label)) or _turned(pairs.get((other.label, one.label)))) is None:
+    best = max(ranked, key=lambda entry: np.mean([run.metrics[LOG_PX.at(TEST)] for run in entry.runs]))
+    leads = [(entry, lead) for entry in ranked if (lead := _lead(comparison, best, entry))]
+    if not leads:
         return None
+    # Over whom it is least sure: what holds of that one holds of the others.
+    one, (other, row) = best, min(leads, key=lambda lead: lead[1]["low"] - np.nan_to_num(lead[0].most_bias))
     if row["mean"] < 0:
-        one, other, row = other, one, _turned(row) or row
+        one, other, row = other, best, _turned(row)
     seeds = f" and {row['seeds']} seeds" if row["seeds"] else ""
     interval = f"95% interval {between(row['low'], row['high'])}, over {row['images']} images{seeds}"
     doubtful = one.unreliable(TEST) or other.unreliable(TEST)
@@ -69,8 +71,18 @@ def better(comparison: Comparison, entries: Sequence[Entry]) -> Sentence | None:
     return Sentence(f"{text}.", (one.run.id, other.run.id))
 
 
-def _turned(row: Row | None) -> Row | None:
-    return row and row | {"mean": -row["mean"], "low": -row["high"], "high": -row["low"]}
+def _lead(comparison: Comparison, one: Entry, other: Entry) -> Row | None:
+    """The row of two models' difference on test images, as the first less the second; None where there is none."""
+    for row in [row for row in comparison.tables["pairs"] if row["split"] == TEST]:
+        if (row["model"], row["other"]) == (one.label, other.label):
+            return row
+        if (row["other"], row["model"]) == (one.label, other.label):
+            return _turned(row)
+    return None
+
+
+def _turned(row: Row) -> Row:
+    return row | {"mean": -row["mean"], "low": -row["high"], "high": -row["low"]}
 
 
 def _verdict(low: float, other: Entry, doubtful: bool) -> str:
@@ -78,10 +90,10 @@ def _verdict(low: float, other: Entry, doubtful: bool) -> str:
     bias = other.most_bias
     if doubtful:
         return "the estimates are unreliable, so which is better stays open"
+    if other.inference == EXACT:
+        return f"no bias of the estimates turns this round, since log p(x) of {other.label} is exact"
     if isnan(bias):
         return f"how far the estimate of {other.label} is too low was not measured, so which is better stays open"
-    if not bias:
-        return f"no bias of the estimates turns this round, since log p(x) of {other.label} is exact"
     nats = f"{number(bias, error=bias)} nats at most"
     return f"this is {'' if low > bias else 'not '}larger than {other.label} may be estimated too low, {nats}"
 

@@ -38,8 +38,8 @@ def cost_blocks(comparison: Comparison) -> list[Figures]:
     if not svgs:
         return []
     caption = (
-        "What the validation score cost, a logarithmic axis: minus the ELBO at beta = 1, or minus the bound of a model "
-        f"that is trained and judged by its own.{plots.cut_note(figures)} Seconds compare on one device alone."
+        "The validation score against what it cost, on a logarithmic axis: minus the ELBO at beta = 1, or minus its "
+        f"own bound for a model that is judged by one.{plots.cut_note(figures)} Seconds compare on one device alone."
     )
     closed = " Dotted: a closed form." if any(line.level is not None for line in drawn.values()) else ""
     return [Figures(caption + closed, [ref(entry) for entry in comparison.latents if entry.label in drawn], svgs)]

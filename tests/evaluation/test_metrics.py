@@ -47,7 +47,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     """A run of every model, evaluated with gaps and by the evaluators of the shipped studies, on a store of its own."""
     before, folder = mlflow.get_tracking_uri(), tmp_path_factory.mktemp("metrics")
     studies = [
-        load_study(str(REPOSITORY / "studies" / f"{name}.py"))[1] for name in ("burda2016", "amortized_vs_latent")
+        load_study(str(REPOSITORY / "studies" / f"{name}.py"))[1]
+        for name in ("burda2016", "amortized_vs_latent", "nowozin2018")
     ]
     more = [one for study in studies if isinstance(study, Reproduction) for one in study.evaluators]
     with pytest.MonkeyPatch.context() as patch:

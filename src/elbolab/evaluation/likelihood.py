@@ -14,10 +14,12 @@ from elbolab.evaluation.base import Evaluation, Results, image_rows, mean_metric
 from elbolab.evaluation.importance_sampling import log_weights
 from elbolab.evaluation.log_likelihood import ELBO_SAMPLES, LogLikelihood, estimate_log_px
 from elbolab.evaluation.split_means import class_means, noise_of, split_mean
-from elbolab.evaluation.weights import bound
+from elbolab.evaluation.weights import bound, jackknife
 from elbolab.models.latent import LatentModel
 from elbolab.support.counters import counted
 
+# Samples of q for the jackknife, whose second order takes the square of them.
+JACKKNIFED = 100
 CURVE = (1, 10, 100, 1000, 5000)
 # Log weights are kept until an image's diagnostics are found: 40 MB of them, or those of one image; and no part of an
 # evaluation is long without a word of it.
@@ -64,6 +66,8 @@ def _split_metrics(evaluation: Evaluation, split: str, rows: pd.DataFrame) -> di
     metrics = with_error(m.LOG_PX.at(split), *log_px)
     metrics |= mean_metrics(m.LOG_PX_EVALUATED.at(split), rows.log_px)
     metrics |= {m.POSTERIOR_ELBO.at(split): split_mean(rows.elbo, known.to_frame())[0]}
+    for jackknifed in [one for one in (m.JVI_1, m.JVI_2) if one.name in rows]:
+        metrics |= with_error(jackknifed.at(split), *split_mean(pd.Series(rows[jackknifed.name]), known.to_frame()))
     metrics |= {m.LOG_PX_CONSTANT.at(split): everyone.log_px_constant.mean()}
     for label, (mean, error) in class_means(rows.log_px, known, everyone.label, noise).items():
         metrics |= with_error(m.LOG_PX_DIGIT.at(split, D=label), mean, 0.0 if exact else error)
@@ -124,6 +128,8 @@ def _rows(evaluation: Evaluation, batch: Batch, name: str, found: LogLikelihood)
     if found.log_w is not None:
         counts = [count for count in CURVE if count < len(found.log_w)]
         columns |= {count: bound(found.log_w, count) for count in [*counts, len(found.log_w)]}
+        some = found.log_w[:JACKKNIFED]
+        columns |= {f"jvi_{order}": jackknife(some, order) for order in (1, 2) if len(some) > order}
     rows = image_rows(batch, name, columns)
     rung, unreliable = (value.cpu().numpy() for value in (found.rung, found.unreliable))
     return rows.assign(rung=rung, unreliable=unreliable)

@@ -123,6 +123,13 @@ POSTERIOR_ELBO = Metric(
     "posterior_elbo", "ELBO", "nats", "maximize", "ELBO of the model's own q, the mean over the split as for `log_px`",
     "Kingma & Welling 2014, eq. 3",
 )  # fmt: skip
+JVI_1 = Metric(
+    "jvi_1", "JVI-1", "nats", "maximize",
+    "log p(x) from 100 samples of the model's own q by the jackknife, which takes the bias of the order 1/100 out: how "
+    "far it is above the ELBO and below `log_px` says what samples of q miss; no bound, the mean over the split as for "
+    "`log_px`", "Nowozin 2018, section 3", errors=SE,
+)  # fmt: skip
+JVI_2 = replace(JVI_1, name="jvi_2", label="JVI-2", meaning="the same by the jackknife of second order")
 STD_ERR = Metric(
     "std_err", "Error of an image", "nats", "minimize",
     "standard error of an image's log p(x): the median over images", "Burda et al. 2016, eq. 8",
@@ -260,6 +267,16 @@ NLL_5000 = Metric(
     "study `burda2016`: the mean of -L_100 over all test images and of L_100 - L_5000 over the evaluated ones, whose "
     "errors are added as if these were others", "Burda et al. 2016, section 5", (TEST,), SE, "{}_unreliable",
 )  # fmt: skip
+IW_BOUND_OF = Metric(
+    "iw_bound_{D}", "L_K", "nats", "maximize",
+    "study `nowozin2018`: log(1/K sum_k w_k) of D = K samples of q, mean over all test images",
+    "Burda et al. 2016, eq. 8", (TEST,), SE,
+)  # fmt: skip
+JVI_1_OF = replace(
+    IW_BOUND_OF, name="jvi_1_{D}", label="JVI-1", meaning="and from the same samples by the jackknife",
+    source="Nowozin 2018, section 3",
+)  # fmt: skip
+JVI_2_OF = replace(JVI_1_OF, name="jvi_2_{D}", label="JVI-2", meaning="and by the jackknife of second order")
 LOG_PX_FIT = Metric(
     "log_px_fit_{N}", "log p(x)", "nats", "maximize",
     "study `amortized_vs_latent`: log p(x) of 200 test images as estimated from the model's own q (`own`), and from "

@@ -52,6 +52,38 @@ def bound(log_w: Tensor, samples: int) -> Tensor:
     return (groups.logsumexp(1) - math.log(samples)).mean(0)
 
 
+def jackknife(log_w: Tensor, order: int) -> Tensor:
+    """log p(x) by jackknife variational inference of ``order`` 1 or 2, (B,), from log weights (K, B), K > ``order``.
+
+    sum_j (-1)^j (K - j)^order / ((order - j)! j!) L_(K-j), j = 0 to ``order``, with L_(K-j) the mean of
+    log 1/(K-j) sum_s w_s over all choices of K - j of the weights (Nowozin 2018, section 3). The bias of L_K falls as
+    1/K, that of this as 1/K^(order + 1). No bound: it may be too high. Time and memory grow as K^order.
+    """
+    count = len(log_w)
+    bounds = [log_w.logsumexp(0), _without_each(log_w).mean(0)]
+    if order == 2:
+        itself = torch.eye(count, dtype=torch.bool, device=log_w.device)[..., None]
+        first, second = torch.triu_indices(count, count, 1, device=log_w.device)
+        bounds.append(_without_each(log_w[:, None].masked_fill(itself, -math.inf))[first, second].mean(0))
+    total = torch.zeros_like(bounds[0])
+    for left_out, bound in enumerate(bounds):
+        kept = count - left_out
+        share = (-1) ** left_out * kept**order / math.factorial(order - left_out) / math.factorial(left_out)
+        total += share * (bound - math.log(kept))
+    return total
+
+
+def _without_each(log_w: Tensor) -> Tensor:
+    """The log sum of all weights but one, for each of them along the first dimension; same shape.
+
+    From sums of those before and after it: a difference would lose what is small beside it.
+    """
+    nothing = torch.full_like(log_w[:1], -math.inf)
+    before = torch.cat([nothing, log_w[:-1].logcumsumexp(0)])
+    after = torch.cat([log_w[1:].flip(0).logcumsumexp(0).flip(0), nothing])
+    return torch.logaddexp(before, after)
+
+
 def heavy_tailed(estimate: Estimate) -> Tensor:
     """Whether each image's importance weights have a Pareto k above what so many samples allow, (B,)."""
     assert estimate.log_w is not None, "a closed form has no weights"

@@ -86,6 +86,8 @@ STUDY = Reproduction(
         "batch_size": 20,
         "adam_eps": 1e-4,
         "schedule": "constant",
+        "clip": 0.0,
+        "pca_epochs": 0,
         "precision": "float32",
     },
     trainings={

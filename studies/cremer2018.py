@@ -42,6 +42,8 @@ STUDY = Reproduction(
         "batch_size": 100,
         "adam_eps": 1e-4,
         "schedule": "staged",
+        "clip": 0.0,
+        "pca_epochs": 0,
         "precision": "float32",
         "epochs": 3280,
         "beta_warmup": 0.0,

@@ -4,7 +4,7 @@ from elbolab import Study
 
 STUDY = Study(
     model="vae",
-    base={"epochs": 15},
+    base={"epochs": 15, "schedule": "cosine"},
     search=["beta", "latent_dim"],
     narrow={"latent_dim": (8, 256)},
     metrics=["val/kl", "val/distortion"],

@@ -35,6 +35,8 @@ def prepared(name: str, given: argparse.Namespace, **more: Any) -> tuple[Model, 
         "latent_dim": given.latent_dim,
         "sigma": SIGMA,
         "beta_warmup": 0,
+        "pca_epochs": 0,
+        "clip": 0.0,
         "iw_samples": IW_SAMPLES,
         **more,
     }

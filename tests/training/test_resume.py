@@ -82,6 +82,8 @@ class StoppedError(Exception):
         ("ppca", {"epochs": 1}),
         ("vae", PLATEAU),
         ("latent_opt", PLATEAU),
+        # One epoch from a PPCA's posteriors, and one from the encoder's.
+        ("vae", {"pca_epochs": 1}),
     ],
 )
 def test_every_model_goes_on_from_any_step(

@@ -19,6 +19,9 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("ELBOLAB_DATA") or platformdirs.user_cache_path("elbolab"))
 
 
+RateSchedule = Literal["cosine", "constant", "staged", "plateau"]
+
+
 class Config(Settings):
     """What every training has in common: the data, the budget, the optimiser's rate, the seed and the device."""
 
@@ -37,13 +40,13 @@ class Config(Settings):
     binarise: Literal["no", "once", "half"] = "no"
     """Whether all images are made black and white before anything sees them: every pixel white with the probability of
     its grey, drawn once, or where it is above a half."""
-    epochs: Annotated[int, Field(gt=0)] = 30
+    epochs: Annotated[int, Field(gt=0)] = 200
     """Passes over the training images; by the schedule plateau the most."""
     batch_size: Annotated[int, Field(gt=0), IntDistribution(16, 512, log=True)] = 64
     """Images in one step."""
     lr: Annotated[float, Field(gt=0), FloatDistribution(1e-4, 1e-2, log=True)] = 1e-3
     """Learning rate of Adam on the networks at the first step; it falls by the schedule."""
-    schedule: Literal["cosine", "constant", "staged", "plateau"] = "cosine"
+    schedule: RateSchedule = "plateau"
     """How rates fall: to 0 along a half cosine; not at all; to lr 10^(-i/7) for 3^i passes, i = 0 to 7, 3,280 in all
     (Burda et al. 2016, section 5); or, plateau, to a tenth when the validation score has stopped improving, and the
     training ends when it has again."""
@@ -52,9 +55,9 @@ class Config(Settings):
     hardly above that of as many before them."""
     min_improvement: Annotated[float, Field(ge=0)] = 0.1
     """By how much that mean must rise, in nats an image, for the score to be improving."""
-    clip: Annotated[float, Field(gt=0)] | None = None
-    """Norm to which a longer gradient of the nets and the prior is shortened; rows of a table are left as they are
-    [default: none is]."""
+    clip: Annotated[float, Field(ge=0)] = 50.0
+    """Norm to which a longer gradient of the nets and the prior is shortened, rows of a table left as they are; 0 for
+    none."""
     adam_eps: Annotated[float, Field(gt=0)] = 1e-8
     """Constant that Adam adds to the root of the second moment."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -113,7 +116,7 @@ class LikelihoodConfig(Settings):
     """Standard error of an image's log p(x), in nats, that auto is to meet."""
     samples: Annotated[int, Field(gt=0)] = 1000
     """Importance samples an image."""
-    budget: Annotated[int, Field(gt=0)] = 12_000
+    budget: Annotated[int, Field(gt=0)] = 16_000
     """Gradients an image that auto spends on annealing at most; an image that needs more is marked as unreliable."""
 
 

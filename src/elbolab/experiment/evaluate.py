@@ -13,6 +13,7 @@ from elbolab.evaluation import EVALUATORS, Evaluation, Results
 from elbolab.experiment.loading import choose_device, load_run
 from elbolab.models.cnn import CNN
 from elbolab.registry.packaging import load_model, log_model
+from elbolab.support.counters import computing_for
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
@@ -49,13 +50,14 @@ def evaluate_run(
     """
     # What an earlier evaluation left unsent would else be sent over this one.
     send_unfinished(log_model, run_id)
-    mlflow_reader.get_training(run_id)
+    name = mlflow_reader.get_training(run_id).name
     tracking.nest_project_run(run_id, "evaluate call")
     started = time.perf_counter()
     device = choose_device("auto")
     model, data = load_run(run_id, device)
     evaluation = Evaluation(model, data, config, _classifier(config.classifier, data, device))
-    found = reduce(or_, (evaluator(evaluation) for evaluator in [*EVALUATORS.values(), *more]), Results())
+    with computing_for(name):
+        found = reduce(or_, (evaluator(evaluation) for evaluator in [*EVALUATORS.values(), *more]), Results())
     # A tail of equal weights has a k of -inf, which a tracking server does not keep.
     metrics = {key: value for key, value in found.metrics.items() if math.isfinite(value)}
     outdated = mlflow_reader.evaluated_metrics(run_id) - metrics.keys()

@@ -16,6 +16,7 @@ from elbolab.registry.packaging import load_model, log_model
 from elbolab.support.errors import UserError
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import CONVERGED
+from elbolab.tracking.mlflow_reader import with_added
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
 from elbolab.training import distributed
 from elbolab.training.backend import Backend
@@ -84,7 +85,7 @@ def _tracked(name: str, model: Model, data: Data, tags: dict[str, str], folder: 
     ) as track:
         track.log_value(config.model_dump(mode="json"), "config.json")
         track.log_data(data)
-        with Progress(name, config.epochs) as progress:
+        with Progress(_run_name(name, config), config.epochs) as progress:
 
             def report(event: Event) -> None:
                 track.report(event)
@@ -122,6 +123,7 @@ def resume(run_id: str, model: str | None = None, fields: dict[str, Any] | None 
             "begun in another folder; go there"
         )
     params, tags = begun(folder)
+    params = with_added(params)
     name = params.pop("model")
     config = MODELS[name].Config.parse(params)
     wanted = MODELS[name].Config.parse({**params, **(fields or {})}) if model in (None, name) else None

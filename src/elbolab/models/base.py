@@ -33,6 +33,8 @@ class Model(nn.Module, ABC):
         self.config = config
         self.spec = spec
         self._as_in_training = False
+        self.stage = 0
+        """Of its training; steps at one stage are of one loss."""
 
     @property
     def device(self) -> torch.device:
@@ -92,6 +94,9 @@ class Model(nn.Module, ABC):
 
     def prepare(self, data: Data) -> None:
         """Everything that a model takes from its training data before the first step."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before the first step of each epoch, from 1, and where a training resumes within one."""
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimisers of the free parameters, their rates those of the first step; none for a closed form."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from elbolab.config.schema import Config
+from elbolab.config.schema import Config, RateSchedule
 from elbolab.data.splits import Batch, DataSpec
 from elbolab.models.base import Model
 from elbolab.models.networks import lenet
@@ -19,6 +19,8 @@ class CNNConfig(Config):
 
     epochs: Annotated[int, Field(gt=0)] = 10
     """Passes over the training images; by the schedule plateau the most."""
+    schedule: RateSchedule = "cosine"
+    """How rates fall: to 0 along a half cosine, or as for every other model."""
     min_improvement: Annotated[float, Field(ge=0)] = 0.002
     """By how much the mean of the cross-entropy must fall, in nats an image, for it to be improving."""
 

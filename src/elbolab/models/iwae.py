@@ -8,12 +8,12 @@ from pydantic import Field
 from torch import Tensor
 
 from elbolab.data.splits import Batch
-from elbolab.models.neural import DeepLatentConfig, EncoderModel
+from elbolab.models.neural import EncoderConfig, EncoderModel
 from elbolab.models.objectives import Terms, iw_bound
 from elbolab.models.posteriors import Posterior
 
 
-class IWAEConfig(DeepLatentConfig):
+class IWAEConfig(EncoderConfig):
     """The bound and the estimator of its gradient."""
 
     iw_samples: Annotated[int, Field(gt=0), IntDistribution(1, 50, log=True)] = 5
@@ -53,7 +53,7 @@ class IWAE(EncoderModel):
         return terms
 
     def loss(self, terms: Terms, kl_weight: float | Tensor) -> Tensor:
-        return -iw_bound(terms).mean()
+        return super().loss(terms, kl_weight) if self.starts else -iw_bound(terms).mean()
 
     def score(self, terms: Terms) -> Tensor:
         return iw_bound(terms)

@@ -15,7 +15,7 @@ from elbolab.models.base import Model
 from elbolab.models.fitting import FIT_LR, FIT_STEPS, START_LOG_VAR, choose, fit_anew
 from elbolab.models.neural import BetaConfig, DeepLatentModel, EncoderModel
 from elbolab.models.posteriors import Posterior
-from elbolab.models.ppca import fit_ppca, linear_posterior
+from elbolab.models.ppca import linear_posterior, ppca_start
 from elbolab.support.errors import UserError
 
 STARTS = ("zeros", "normal", "pca")
@@ -129,15 +129,8 @@ class LatentOpt(DeepLatentModel):
     def _start(self, split: Split, train: Split) -> Tensor:
         shape = (len(split), self.config.latent_dim)
         if self.config.latent_init == "pca":
-            mean, loadings, sigma = fit_ppca(
-                train.images.flatten(1).double() / 255,
-                self.config.latent_dim,
-                self.config.sigma if self.config.likelihood == "gaussian" else None,
-            )
-            q = linear_posterior(split.images.flatten(1).float() / 255, mean, loadings, sigma)
-            # Fewer pixels than latent dimensions leave some without a component: these start at the prior.
-            pad = (0, shape[1] - q.mean.shape[1])
-            return self.family.around(F.pad(q.mean, pad), F.pad(q.log_var, pad)).rows
+            x = split.images.flatten(1).float() / 255
+            return self.family.of(linear_posterior(x, *ppca_start(train.images, self.config))).rows
         if self._encoder_run is not None:
             assert self._encode is not None, f"latent_init={self.config.latent_init!r} needs start_from() first"
             return torch.cat([self.family.of(self._encode(batch)).rows for batch in split.batches(ENCODED_AT_ONCE)])

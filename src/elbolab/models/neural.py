@@ -1,5 +1,6 @@
 """Latent-variable models with nets: a decoder, and for those that amortise an encoder."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -8,12 +9,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from elbolab.config.limits import WIDEST
-from elbolab.data.splits import Batch, DataSpec
+from elbolab.data.splits import Batch, Data, DataSpec
 from elbolab.models.base import Model
 from elbolab.models.latent import LatentConfig, LatentModel
 from elbolab.models.networks import make_decoder, make_encoder
+from elbolab.models.objectives import Terms
 from elbolab.models.posteriors import Posterior
+from elbolab.models.ppca import linear_posterior, ppca_start
 from elbolab.support.errors import UserError
+
+# The stage of a training in which latent vectors are a PPCA's.
+PCA_START = 1
 
 
 class DeepLatentConfig(LatentConfig):
@@ -30,6 +36,20 @@ class DeepLatentConfig(LatentConfig):
     start: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_]+$")] | None = None
     """Run whose trained nets are the first ones: decoder, prior and, where both have one, encoder [default: drawn by
     seed]."""
+
+
+class EncoderConfig(DeepLatentConfig):
+    """Where the nets of a model with an encoder start."""
+
+    pca_epochs: Annotated[int, Field(ge=0)] = 3
+    """Epochs at the beginning in which latent vectors are drawn from the exact posterior of a PPCA of the training
+    images, where rows of latent_opt start too: the decoder learns to decode them, the encoder to give them; 0 for none,
+    as where start names a run."""
+
+    @property
+    def epochs_from_pca(self) -> int:
+        """How many epochs these are."""
+        return 0 if self.start else self.pca_epochs
 
 
 class BetaConfig(DeepLatentConfig):
@@ -99,6 +119,15 @@ class EncoderModel(DeepLatentModel):
         self.encoder = make_encoder(
             config.net, spec.shape, self.family.width(config.latent_dim), config.hidden, config.activation
         )
+        self._ppca: tuple[Tensor, Tensor, float] | None = None
+
+    def prepare(self, data: Data) -> None:
+        if self.config.epochs_from_pca:
+            mean, loadings, sigma = ppca_start(data.train.images, self.config)
+            self._ppca = mean.to(self.device), loadings.to(self.device), sigma
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.stage = PCA_START if epoch <= self.config.epochs_from_pca else 0
 
     @property
     def compiles(self) -> bool:
@@ -106,4 +135,28 @@ class EncoderModel(DeepLatentModel):
         return self.config.net == "mlp" and self.stacks
 
     def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:
+        return self.encoded(batch)
+
+    def encoded(self, batch: Batch) -> Posterior:
+        """The posterior that the encoder gives of each image."""
         return self.family.from_rows(self.compute(self.encoder, batch.x))
+
+    @property
+    def starts(self) -> bool:
+        """Whether a step would be one of the first epochs, whose latent vectors are a PPCA's."""
+        return self.training and self.stage == PCA_START
+
+    def terms(self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None) -> Terms:
+        if not self.starts:
+            return super().terms(batch, samples, generator)
+        assert self._ppca is not None, "prepare() comes first"
+        q = self.family.of(linear_posterior(batch.x.flatten(1), *self._ppca))
+        z = q.sample(samples, generator)
+        terms = self.terms_at(batch, q, z)
+        return replace(terms, also={**terms.also, "encoder_nll": -self.encoded(batch).log_prob(z).mean(0)})
+
+    def loss(self, terms: Terms, kl_weight: float | Tensor) -> Tensor:
+        """The training loss; while latent vectors are a PPCA's, -log p(x | z) - log q(z | x), q the encoder's."""
+        if not self.starts:
+            return super().loss(terms, kl_weight)
+        return (terms.also["encoder_nll"] - terms.log_px_z.mean(0)).mean()

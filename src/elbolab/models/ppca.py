@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -34,8 +35,8 @@ def fit_ppca(x: Tensor, latent_dim: int, sigma: float | None) -> tuple[Tensor, T
     """Maximum-likelihood PPCA of images (N, P): the mean (P,), the orthogonal loadings W (P, D), and sigma.
 
     W = U_D (L_D - sigma^2 I)^(1/2) with U, L the leading eigenvectors and eigenvalues of the sample covariance, zero
-    where an eigenvalue is below sigma^2; a ``sigma`` of None is fitted as the mean of the P - D eigenvalues left over
-    (Tipping & Bishop 1999, eqs. 7 and 8, with R = I).
+    where an eigenvalue is below sigma^2 and beyond P dimensions; a ``sigma`` of None is fitted as the mean of the P - D
+    eigenvalues left over (Tipping & Bishop 1999, eqs. 7 and 8, with R = I).
     """
     x = x.double()
     mean = x.mean(0)
@@ -43,11 +44,21 @@ def fit_ppca(x: Tensor, latent_dim: int, sigma: float | None) -> tuple[Tensor, T
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
     values, vectors = values.flip(0), vectors.flip(1)
     if sigma is None:
-        sigma = math.sqrt(max(values[latent_dim:].mean().item(), 1e-6))
+        left = values[latent_dim:]
+        sigma = math.sqrt(max(left.mean().item() if len(left) else 0.0, 1e-6))
     # Eigenvectors have a free sign: the largest entry is made positive, so that every machine agrees.
     signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
     scale = (values[:latent_dim] - sigma**2).clamp(min=0).sqrt()
-    return mean.float(), (vectors * signs)[:, :latent_dim].mul(scale).float(), sigma
+    loadings = (vectors * signs)[:, :latent_dim] * scale
+    return mean.float(), F.pad(loadings, (0, latent_dim - loadings.shape[1])).float(), sigma
+
+
+def ppca_start(images: Tensor, config: LatentConfig) -> tuple[Tensor, Tensor, float]:
+    """The PPCA of training images, uint8 (N, C, H, W), from which models start: at the sigma of a gaussian likelihood,
+    else at its own.
+    """
+    sigma = config.sigma if config.likelihood == "gaussian" else None
+    return fit_ppca(images.flatten(1).double() / 255, config.latent_dim, sigma)
 
 
 def linear_posterior(x: Tensor, mean: Tensor, loadings: Tensor, sigma: float) -> DiagonalGaussian:

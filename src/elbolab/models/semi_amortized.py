@@ -8,11 +8,11 @@ from pydantic import Field
 from torch import Tensor
 
 from elbolab.data.splits import Batch
-from elbolab.models.neural import DeepLatentConfig, EncoderModel
+from elbolab.models.neural import EncoderConfig, EncoderModel
 from elbolab.models.posteriors import Posterior
 
 
-class SemiAmortizedConfig(DeepLatentConfig):
+class SemiAmortizedConfig(EncoderConfig):
     """How the encoder's posterior of an image is refined, in training as in evaluation."""
 
     refine_steps: Annotated[int, Field(gt=0), IntDistribution(1, 20)] = 5

@@ -112,10 +112,17 @@ def variants_of(base: RunRecord, pool: Sequence[RunRecord]) -> list[tuple[str, G
     """The runs that differ from a compared one in one parameter, by its name: a group for each value."""
     first: dict[tuple[str, str], RunRecord] = {}
     for run in sorted(pool, key=lambda run: not _evaluated_alike(run, base)):
-        if _same_model(run, base) and len(fields := differences(run, base)) == 1:
+        if _same_model(run, base) and len(fields := _changes(run, base)) == 1:
             first.setdefault((fields[0], run.params.get(fields[0], "")), run)
     kept = sorted(list(first.items())[:MOST_ABLATIONS], key=lambda item: item[0])
     return [(field, with_seeds(run, pool)) for (field, _), run in kept]
+
+
+def _changes(run: RunRecord, base: RunRecord) -> list[str]:
+    fields = differences(run, base)
+    # By this schedule the epochs are a bound: a run that ends before it converges is an ablation that is not ranked.
+    bounded = all(one.params.get("schedule") == "plateau" for one in (run, base))
+    return [field for field in fields if field != "epochs"] if bounded and len(fields) > 1 else fields
 
 
 def differences(run: RunRecord, base: RunRecord) -> list[str]:

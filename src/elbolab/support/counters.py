@@ -1,4 +1,4 @@
-"""How far a long computation is: a bar on a terminal, a line a minute elsewhere."""
+"""How far a long computation is: a bar on a terminal, a line every ten seconds elsewhere."""
 
 import sys
 import time
@@ -10,13 +10,30 @@ from tqdm import tqdm
 # Evaluations of seconds show nothing, longer ones a line so often.
 FIRST_SECONDS, SECONDS_A_LINE = 5, 10
 
+place = 0
+"""The line of this process's bar on the terminal, from 0; several processes have one each."""
+_about = ""
+
+
+@contextmanager
+def computing_for(name: str) -> Iterator[None]:
+    """While it lasts, what is shown begins with ``name``."""
+    global _about
+    _about = f"{name}: "
+    try:
+        yield
+    finally:
+        _about = ""
+
 
 @contextmanager
 def counted(what: str, images: int) -> Iterator[Callable[[int], None]]:
     """Show how many of so many ``images`` are done: what it gives is called with the number of each part."""
     began = said = time.monotonic()
-    terminal = sys.stderr.isatty()
-    with tqdm(total=images, desc=what, unit="image", leave=False, delay=FIRST_SECONDS, disable=not terminal) as bar:
+    terminal, what = sys.stderr.isatty(), f"{_about}{what}"
+    with tqdm(
+        total=images, desc=what, unit="image", leave=False, delay=FIRST_SECONDS, disable=not terminal, position=place
+    ) as bar:
         done = 0
 
         def add(count: int) -> None:

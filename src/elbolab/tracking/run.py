@@ -40,6 +40,7 @@ CODE = Path(__file__).parent.parent / "__init__.py"
 START_SECONDS, END_SECONDS, KILLED_SECONDS = 10, 30, 5
 
 _under_way: list["RunWriter"] = []
+_parent: str | None = None
 
 
 class RunWriter:
@@ -191,9 +192,15 @@ def nest_project_run(run_id: str, kind: str) -> None:
             track.set_tags({PARENT: run_id, KIND: kind})
 
 
+def nest_new_runs(run_id: str) -> None:
+    """Nest the runs that this process starts from now on, and that are in no other of its own, under ``run_id``."""
+    global _parent
+    _parent = run_id
+
+
 def _new_run(name: str) -> records.NewRun:
     above = mlflow.active_run()
-    parent = _under_way[-1].id if _under_way else above.info.run_id if above else None
+    parent = _under_way[-1].id if _under_way else above.info.run_id if above else _parent
     new: records.NewRun = {"name": name, "time": int(time.time() * 1000), "tags": resolve_tags(), "parent": parent}
     if (known := os.environ.get("MLFLOW_EXPERIMENT_ID")) is not None:
         return {**new, "experiment_id": known}

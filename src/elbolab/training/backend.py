@@ -39,7 +39,7 @@ class Step:
     batch: Batch
     kl_weight: float
     checked: str | None
-    clip: float | None
+    clip: float
     terms: Terms = field(init=False)
     loss: Tensor = field(init=False)
 
@@ -65,7 +65,7 @@ class Step:
 
     def move(self) -> None:
         """Move the weights along the gradients that they have, clipped."""
-        if self.clip is not None:
+        if self.clip:
             groups = [group["params"] for optimizer in self.optimizers for group in optimizer.param_groups]
             # A row's gradient is one image's own, and each of several processes has other rows.
             dense = [weight for group in groups for weight in group if not _is_sparse(weight)]

@@ -111,7 +111,7 @@ def _kind(step: Step) -> Any:
     if not isinstance(step.objective, Objective) or not (model := step.objective.model).stacks:
         return id(step)
     config = model.config.model_dump_json(exclude=BESIDE_THE_FORWARD)
-    return type(model), config, model.spec, len(step.batch)
+    return type(model), config, model.spec, model.stage, len(step.batch)
 
 
 def _take(steps: list[Step], streams: list[Stream]) -> list[Exception | None]:

@@ -6,6 +6,7 @@ from typing import Self
 
 from tqdm import tqdm
 
+from elbolab.support import counters
 from elbolab.training.trainer import Event
 
 
@@ -15,7 +16,7 @@ class Progress:
     def __init__(self, name: str, epochs: int) -> None:
         self.name = name
         terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=epochs, desc=name, unit="epoch", disable=not terminal)
+        self.bar = tqdm(total=epochs, desc=name, unit="epoch", disable=not terminal, position=counters.place)
         self.plain = not terminal
 
     def __enter__(self) -> Self:

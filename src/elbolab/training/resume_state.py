@@ -115,8 +115,9 @@ class ResumeState:
                 where = "the one before it" if found else "the start"
                 print(f"elbolab: {error}; going on from {where}", file=sys.stderr, flush=True)
                 continue
-            # Of before there were some of its fields, which then had their defaults.
-            if type(self._model.config).parse(header["config"]) != self._model.config:
+            # One of an earlier version lacks some fields.
+            config = self._model.config.model_dump(mode="json")
+            if config != config | header["config"]:
                 raise UserError(f"{self._folder} holds the state of a training of another config; use another folder")
             return self._put(_within(tensors), header)
         return Position()

@@ -81,6 +81,7 @@ def train(
 
         while (epoch := at.epoch) <= schedule.last:
             model.train()
+            model.begin_epoch(epoch)
             began, at.order = time.perf_counter() - at.seconds, shuffle.get_state()
             for batch in islice(data.train.batches(config.batch_size, shuffle), at.step, None):
                 epochs = epoch - 1 + at.step / visits

@@ -20,14 +20,18 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from elbolab.config.schema import Config
+from elbolab.models import MODELS
 from elbolab.support import sqlite
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.keys import FAILURE
 from elbolab.training.schedule import fewest_epochs
 from elbolab.tuning.study import Study
 
+METHOD, DEFAULTS = "method", "defaults"
+# Of fields whose defaults are others today.
+DEFAULTS_OF_0_1_0 = {"epochs": 30, "schedule": "cosine", "clip": 0.0, "pca_epochs": 0}
 # System attributes of a queued trial that name the trials that it replaces; the first is Optuna's.
-METHOD = "method"
 AGAIN = ("retry_history", "interrupted")
 GRACE = 4
 # Why a trial failed, as its attribute FAILURE says; without one its worker died.
@@ -153,8 +157,11 @@ def open_study(job: Job, begin: bool = True) -> tuple[optuna.Study, bool]:
         raise UserError(f"study {job.name!r} has not begun on {job.storage}; carry it out first") from None
     study.sampler = SeededSampler(job.seed, study)
     begun = {"definition": job.study.model_dump_json(exclude={"trials"}), "heartbeat": job.heartbeat}
+    today = MODELS[job.study.model].Config().model_dump(mode="json", exclude={"data_dir"})
     if is_new:
         study.set_user_attr(METHOD, "auto")
+        study.set_user_attr(DEFAULTS, today)
+    _keep_defaults(job.study, today, study.user_attrs.get(DEFAULTS))
     for key, value in begun.items():
         if is_new:
             study.set_user_attr(key, value)
@@ -165,6 +172,15 @@ def open_study(job: Job, begin: bool = True) -> tuple[optuna.Study, bool]:
                 "name another storage"
             )
     return study, is_new
+
+
+def _keep_defaults(study: Study, today: dict[str, Any], then: dict[str, Any] | None) -> None:
+    """Have the trials of a study that goes on trained by the defaults with which it began."""
+    if then is None:
+        # A classifier and a closed form had an epochs of their own then too.
+        own = set() if today["epochs"] == Config().epochs else {"epochs"}
+        then = {key: value for key, value in DEFAULTS_OF_0_1_0.items() if key not in own}
+    study.defaults.update({key: value for key, value in then.items() if key in today and value != today[key]})
 
 
 def _pruner(study: Study) -> BasePruner:

@@ -60,6 +60,9 @@ class Study(Settings):
     trials: int = Field(default=50, gt=0)
     """Finished or pruned trials by default; a list of configs has as many as it has points."""
 
+    defaults: dict[str, Any] = Field(default_factory=dict, exclude=True)
+    """Defaults of fields where the study began under other ones than today's; not given by whoever writes a study."""
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.model not in MODELS:
@@ -155,7 +158,7 @@ class Study(Settings):
         """The config of these parameters of a trial; raises UserError where they are out of bounds."""
         if "config" in params:
             params = {**self.configs[params["config"]], "seed": params["seed"]}
-        return MODELS[self.model].Config.parse({**self.base, **params})
+        return MODELS[self.model].Config.parse({**self.defaults, **self.base, **params})
 
 
 def with_distortion(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -4,10 +4,10 @@ from elbolab import Study
 
 STUDY = Study(
     model="vae",
-    base={"epochs": 30, "schedule": "cosine"},
+    base={"epochs": 20, "schedule": "cosine"},
     search=["lr", "batch_size"],
     narrow={"lr": (3e-4, 5e-3), "batch_size": (16, 256)},
     metrics=["val/log_px"],
     images=100,
-    trials=10,
+    trials=8,
 )

@@ -50,10 +50,10 @@ class Config(Settings):
     """How rates fall: to 0 along a half cosine; not at all; to lr 10^(-i/7) for 3^i passes, i = 0 to 7, 3,280 in all
     (Burda et al. 2016, section 5); or, plateau, to a tenth when the validation score has stopped improving, and the
     training ends when it has again."""
-    patience: Annotated[int, Field(gt=0)] = 10
+    patience: Annotated[int, Field(gt=0)] = 5
     """Epochs over which the validation score is averaged: it has stopped improving where the mean of so many epochs is
     hardly above that of as many before them."""
-    min_improvement: Annotated[float, Field(ge=0)] = 0.1
+    min_improvement: Annotated[float, Field(ge=0)] = 0.2
     """By how much that mean must rise, in nats an image, for the score to be improving."""
     clip: Annotated[float, Field(ge=0)] = 50.0
     """Norm to which a longer gradient of the nets and the prior is shortened, rows of a table left as they are; 0 for

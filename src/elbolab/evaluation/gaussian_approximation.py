@@ -12,7 +12,7 @@ from elbolab.models.latent import LatentModel
 from elbolab.models.posteriors import LOG_2PI
 from elbolab.support.gradients import value_and_gradient
 
-NEWTON_STEPS, ITERATIONS, SAMPLES = 6, 4, 4
+ITERATIONS, FULL_STEPS, SAMPLES = 8, 2, 4
 # Of a whitened coordinate: decoders of rectifiers have no smaller-scale slope that is worth more.
 DIFFERENCE = 1e-2
 # Below this mean curvature, in units of the prior's, one value serves all images.
@@ -92,12 +92,6 @@ class GaussianApproximation:
         mean, scale, inverse = (torch.cat([getattr(one, name) for one in parts]) for name in PER_IMAGE)
         return cls(mean, scale, inverse, parts[0].rotation, parts[0].rest)
 
-    def choose(self, candidates: Sequence[Self], chosen: Tensor) -> Self:
-        """For each image the candidate of that number, (B,)."""
-        own = chosen, torch.arange(len(chosen), device=chosen.device)
-        stacked = {name: torch.stack([getattr(one, name) for one in candidates]) for name in PER_IMAGE}
-        return replace(self, **{name: values[own] for name, values in stacked.items()})
-
     def __getitem__(self, rows: Any) -> Self:
         return replace(self, **{name: getattr(self, name)[rows] for name in PER_IMAGE})
 
@@ -128,22 +122,19 @@ def measure_curvature(model: LatentModel, means: Tensor) -> Curvature:
 def fit_gaussian(
     model: LatentModel,
     x: Tensor,
-    starts: Sequence[Tensor],
+    start: Tensor,
     curvature: Curvature,
     generator: torch.Generator | None = None,
 ) -> GaussianApproximation:
-    """The Gaussian of about the highest ELBO for images (B, C, H, W), from the best of the means ``starts``, (B, D).
+    """The Gaussian of about the highest ELBO for images (B, C, H, W), near the means ``start``, (B, D).
 
-    Newton steps lead from each start to a mode; each image keeps that of the highest evidence by Laplace's method.
-    From there the precision becomes the mean of -d^2 log p(x, z) / dz^2 over the Gaussian's own samples, and the mean
-    moves to where that of d log p(x, z) / dz is 0 (Opper & Archambeau 2009, eq. 8), by stochastic natural-gradient
-    ascent (Khan et al. 2018, section 3.1). The Hessian is that of Gauss and Newton: J' F J with the decoder's Jacobian
-    J, by differences along the active directions, and the Fisher information F of the likelihood.
+    The precision becomes the mean of -d^2 log p(x, z) / dz^2 over the Gaussian's own samples, and the mean moves to
+    where that of d log p(x, z) / dz is 0 (Opper & Archambeau 2009, eq. 8), by stochastic natural-gradient ascent (Khan
+    et al. 2018, section 3.1). The Hessian is that of Gauss and Newton: J' F J with the decoder's Jacobian J, by
+    differences along the active directions, and the Fisher information F of the likelihood. A mode is no better start
+    than the mean of q: decoders of rectifiers have high ones with little mass around them.
     """
-    modes = [_newton(model, x, _first(model, start, curvature), NEWTON_STEPS) for start in starts]
-    evidence = torch.stack([model.log_joint(x, mode.mean[None])[0] + mode.log_det for mode in modes])
-    best = evidence.nan_to_num(-math.inf).argmax(0)
-    found = modes[0].choose(modes, best)
+    found = _first(model, start, curvature)
     hessian = torch.eye(found.active, device=x.device, dtype=found.mean.dtype)
     for iteration in range(ITERATIONS):
         shape = (SAMPLES // 2, *found.mean.shape)
@@ -151,7 +142,7 @@ def fit_gaussian(
         z = found.to_latent(torch.cat([noise, -noise]))
         # One sample at a time, since its Jacobian is as large as some tens of images.
         seen = torch.stack([_curvature(model, at, found) for at in z]).mean(0)
-        rate = (1 + iteration) ** -0.7
+        rate = max(1, iteration - FULL_STEPS + 2) ** -0.7
         hessian = torch.lerp(hessian, seen, rate)
         found = _step(model, x, replace(found, inverse=_inverse(hessian)), z, rate)
     return found
@@ -164,20 +155,13 @@ def _first(model: LatentModel, start: Tensor, curvature: Curvature) -> GaussianA
     return GaussianApproximation(start, _prior_scale(model, start), _inverse(hessian), curvature.rotation, rest)
 
 
-def _newton(model: LatentModel, x: Tensor, found: GaussianApproximation, steps: int) -> GaussianApproximation:
-    for _ in range(steps):
-        found = replace(found, inverse=_inverse(_curvature(model, found.mean, found)))
-        found = _step(model, x, found, found.mean[None], 1.0)
-    return found
-
-
 def _step(model: LatentModel, x: Tensor, found: GaussianApproximation, z: Tensor, rate: float) -> GaussianApproximation:
     """Move the mean by ``rate`` of a Newton step along the mean gradient at z (S, B, D)."""
     slope = (found.scale * value_and_gradient(lambda at: model.log_joint(x, at), z)[1].mean(0)) @ found.rotation.T
-    # The step in whitened coordinates, where none is longer than a draw from the Gaussian is.
+    # The step in whitened coordinates, where none is longer than a draw from the Gaussian may be.
     first = torch.einsum("bji,bj->bi", found.inverse, slope[:, : found.active])
     step = torch.cat([first, slope[:, found.active :] / found.rest], -1).nan_to_num(0.0, 0.0, 0.0)
-    longest = math.sqrt(step.shape[-1])
+    longest = math.sqrt(step.shape[-1]) + 3
     step = step * (longest / step.norm(dim=-1, keepdim=True).clamp(min=longest))
     return replace(found, mean=found.to_latent(rate * step[None])[0])
 

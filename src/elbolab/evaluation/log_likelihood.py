@@ -27,8 +27,10 @@ LARGEST_VARIANCE, NEGLIGIBLE_VARIANCE = 1.0, 0.01
 # Samples of q for its ELBO, and of the Gaussian that say whether sampling from it will do.
 ELBO_SAMPLES = PILOT_SAMPLES = 100
 CHAINS = 32
-DISTRIBUTIONS = (8, 32, 128, 512)
+DISTRIBUTIONS = (8, 16, 32, 64, 128, 256, 512)
 """Numbers of distributions of the annealed rungs."""
+# By how much more of them an image is tried again at most, since few chains do not know their variance well.
+LARGEST_JUMP = 16
 # In whitened coordinates a step of this size is accepted three times of four, where the posterior is about Gaussian.
 STEP_SIZE, LEAPFROG = 0.4, 2
 PILOT_CHAINS, PILOT_DISTRIBUTIONS, PILOT_ADAPTATION = 4, 8, 0.5
@@ -67,7 +69,8 @@ def estimate_log_px(
 
     With ``method=importance`` from ``samples`` samples of q (Burda et al. 2016, eq. 8). With ``method=auto`` each image
     takes the first rung that meets ``tolerance``: importance sampling from a Gaussian approximation of its posterior,
-    then annealing from there with more and more distributions (Neal 2001). Every rung draws anew, and its mean weight
+    then annealing from there with more and more distributions (Neal 2001), as many as the weights of the rung before
+    ask for if their variance falls as one over that number. Every rung draws anew, and its mean weight
     is unbiased, so that its logarithm is a lower bound in expectation. The choice of the rung depends on the weights:
     it rejects estimates with large weights, which makes what is quoted lower, not higher.
 
@@ -106,23 +109,19 @@ def _climb(
     curvature = measure_curvature(model, q.mean)
     everything = torch.arange(len(x), device=x.device)
     at_once = max(1, model.decodes_at_once // CHAINS)
-    middle = model.prior.moments()[0].expand_as(q.mean)
-    parts = [
-        fit_gaussian(model, x[rows], [q.mean[rows], middle[rows]], curvature, generator)
-        for rows in everything.split(at_once)
-    ]
-    gaussian, spent = GaussianApproximation.cat(parts), 0
+    parts = [fit_gaussian(model, x[rows], q.mean[rows], curvature, generator) for rows in everything.split(at_once)]
+    gaussian = GaussianApproximation.cat(parts)
     pilot = log_weights(model, x, gaussian, PILOT_SAMPLES, generator)
     # Pareto k has no meaning where the weights are nearly equal.
     light = (pareto_k(pilot) <= LARGEST_K) | (pilot.var(0) <= NEGLIGIBLE_VARIANCE)
-    left = everything[light & (len(pilot) / summarise(pilot).ess - 1 <= config.samples * config.tolerance**2)]
+    light &= len(pilot) / summarise(pilot).ess - 1 <= config.samples * config.tolerance**2
     if config.budget < CHAINS * LEAPFROG * DISTRIBUTIONS[0]:
         # Without annealing an estimate from samples, marked as unreliable, is better than none.
-        left = everything
+        light[:] = True
+    wanted = torch.where(light, 1, DISTRIBUTIONS[0])
+    gradients = torch.full_like(wanted, config.budget)
     for rung in (1, *DISTRIBUTIONS):
-        spent += CHAINS * LEAPFROG * rung if rung > 1 else 0
-        if spent > config.budget:
-            break
+        left = everything[wanted == rung]
         for rows in left.split(at_once) if len(left) else ():
             ends = None if known is None else known[rows]
             if rung == 1:
@@ -138,9 +137,25 @@ def _climb(
             estimate.pareto_k[rows], estimate.rung[rows] = k, rung
             # What is no number is not within the tolerance either.
             estimate.unreliable[rows] = heavy | ~(found.std_err <= config.tolerance)
+            gradients[rows] -= CHAINS * LEAPFROG * rung if rung > 1 else 0
+            excess = torch.maximum(log_w.var(0) / LARGEST_VARIANCE, (found.std_err / config.tolerance).square())
+            further = _next_rung(rung, excess, gradients[rows])
+            wanted[rows] = torch.where(estimate.unreliable[rows], further, 0)
             if back is not None:
                 estimate.upper[rows] = torch.cat([log_w[1:], back[None]]).logsumexp(0) - math.log(len(log_w))
-        left = everything[estimate.unreliable]
+
+
+def _next_rung(rung: int, excess: Tensor, gradients: Tensor) -> Tensor:
+    """The number of distributions for images whose variance at ``rung`` is ``excess`` times too large, (B,).
+
+    The nearest that these ``gradients`` (B,) pay for; 0 where they pay for no more than was tried.
+    """
+    ladder = torch.tensor(DISTRIBUTIONS, device=excess.device)
+    jump = excess.nan_to_num(LARGEST_JUMP).clamp(2, LARGEST_JUMP) * rung if rung > 1 else torch.ones_like(excess)
+    paid = torch.searchsorted(ladder * CHAINS * LEAPFROG, gradients, right=True) - 1
+    place = torch.minimum(torch.searchsorted(ladder, jump).clamp(max=len(ladder) - 1), paid)
+    found = ladder[place.clamp(min=0)]
+    return torch.where((place >= 0) & (found > rung), found, 0)
 
 
 def _sampled(

@@ -195,7 +195,7 @@ def stopped(store: Path, number: signal.Signals) -> str:
     with subprocess.Popen(command, cwd=store, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if "epoch 2/" in line:
+            if "epoch 2 " in line.replace("/", " "):
                 break
         process.send_signal(number)
         said = process.stderr.read()

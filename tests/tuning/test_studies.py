@@ -78,6 +78,9 @@ def test_a_study_without_meaning_is_refused_when_it_is_made(values: dict[str, An
         Study(**{**sound, **values})
 
 
+TUNED = ("vae", "latent_opt")
+
+
 def test_the_shipped_studies_are_sound():
     files = sorted(REPOSITORY.glob("studies/*.py"))
     found = dict(load_study(str(file)) for file in files)
@@ -86,7 +89,12 @@ def test_the_shipped_studies_are_sound():
         "latent_opt_rates",
         "cnn_lr",
         "vae_rate_distortion",
+        "vae_training",
+        "latent_opt_training",
     }
+    # One budget for the two models that are compared.
+    budgets = [found[f"{model}_training"].model_dump(include={"base", "metrics", "images", "trials"}) for model in TUNED]
+    assert budgets[0] == budgets[1]
     burda = found["burda2016"]
     assert isinstance(burda, Reproduction)
     # Rate 10^(-i/7) for 3^i passes, from i = 0 to 7.

@@ -119,6 +119,24 @@ def test_whitened_coordinates_are_a_linear_map_with_its_determinant():
     torch.testing.assert_close(found.log_prob(found.to_latent(u)), standard_log_prob(u) - found.log_det)
 
 
+def test_a_start_narrower_than_the_posterior_is_further_below_it(monkeypatch: pytest.MonkeyPatch):
+    model = small_vae(2)
+    z, x = images_of(model, 200)
+    exact, q = by_quadrature(model, x), DiagonalGaussian(z, torch.zeros_like(z))
+    # So that all are annealed.
+    monkeypatch.setattr("elbolab.evaluation.log_likelihood.LARGEST_K", -math.inf)
+    monkeypatch.setattr("elbolab.evaluation.log_likelihood.NEGLIGIBLE_VARIANCE", 0)
+    below, gaps = {}, {}
+    for wider in (0.6, 1.1):
+        monkeypatch.setattr("elbolab.evaluation.log_likelihood.WIDER", wider)
+        found = estimate_log_px(model, x, q, LikelihoodConfig(), seeded(), z)
+        assert (found.rung > 1).all()
+        below[wider] = (exact - found.log_px).mean().item()
+        gaps[wider] = (found.upper - found.log_px).mean().item()
+    assert abs(below[1.1]) < 0.5 * below[0.6]
+    assert abs(gaps[1.1]) < 0.5 * gaps[0.6]
+
+
 @pytest.mark.parametrize("name", ["gaussian", "bernoulli", "continuous_bernoulli"])
 @pytest.mark.parametrize("prior", ["normal", "mixture"])
 def test_every_rung_agrees_with_quadrature(name: str, prior: str):

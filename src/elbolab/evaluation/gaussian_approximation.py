@@ -17,7 +17,7 @@ ITERATIONS, FULL_STEPS, SAMPLES = 8, 2, 4
 DIFFERENCE = 1e-2
 # Below this mean curvature, in units of the prior's, one value serves all images.
 LEAST_CURVATURE = 0.05
-CURVATURE_DECODES = 8_000
+CURVATURE_DECODES = 4_000
 PER_IMAGE = ("mean", "scale", "inverse")
 
 

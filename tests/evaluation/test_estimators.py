@@ -262,8 +262,7 @@ def test_a_decoder_under_an_encoder_is_fitted_as_latent_opt_fits_an_image_withou
     assert len(own) == len(other) == 10
     assert other.log_px.isna().all()
     # The encoder was not trained; what is fitted is better, and no better than log p(x).
-    assert (other.elbo > own.elbo).all()
-    assert other.elbo.mean() < own.log_px.mean()
+    assert own.elbo.mean() < other.elbo.mean() < own.log_px.mean()
     known = evaluation.population("test").elbo
     slope, start = np.polyfit(known[other.index], other.elbo, 1)
     assert found.metrics["test/fitted_posterior_elbo"] == pytest.approx(start + slope * known.mean())
@@ -373,9 +372,8 @@ def test_nothing_keeps_a_model_after_its_evaluation(digits: Data):
 def test_the_weights_in_memory_are_bounded_whatever_the_number_of_samples(
     digits: Data, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = likelihood(
-        evaluation := Evaluation(trained("ppca", digits, latent_dim=4), digits, EvaluateConfig(samples=20))
-    )
+    model, config = trained("ppca", digits, latent_dim=4), EvaluateConfig(samples=20)
+    whole = likelihood(Evaluation(model, digits, config))
     seen: list[int] = []
 
     def estimate(model: Any, x: Tensor, q: DiagonalGaussian, config: EvaluateConfig, *more: Any) -> LogLikelihood:
@@ -384,7 +382,7 @@ def test_the_weights_in_memory_are_bounded_whatever_the_number_of_samples(
 
     monkeypatch.setitem(likelihood.__globals__, "estimate_log_px", estimate)
     monkeypatch.setitem(likelihood.__globals__, "WEIGHTS_AT_ONCE", 150)
-    parts = likelihood(evaluation)
+    parts = likelihood(Evaluation(model, digits, config))
     assert max(seen) == 140
     pd.testing.assert_frame_equal(parts.files["likelihood.parquet"], whole.files["likelihood.parquet"], rtol=1e-5)
 

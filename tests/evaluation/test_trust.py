@@ -65,7 +65,8 @@ def test_an_image_is_marked_by_its_own_k(report: Report):
     markdown = (report.folder / "report.md").read_text()
     marked = 0
     for model in (*PARETO_K, "ppca"):
-        test = likelihoods(report, model).query("split == 'test'").set_index("index")
+        # Of posteriors fitted to an encoder's decoder only the ELBO is known.
+        test = likelihoods(report, model).query("split == 'test' and log_px.notna()").set_index("index")
         for index in range(100, 110):
             row = images.loc[(report.ids[model], index)]
             k = test.loc[index, "pareto_k"]
@@ -91,7 +92,7 @@ def test_a_mean_is_marked_where_most_of_its_images_have_too_high_a_k(report: Rep
     assert trained["pareto_k"].item() == pytest.approx(np.mean(PARETO_K["latent_opt"]))
     for heads in (("Test log p(x)", "Bias at most"), ("Validation", "Images")):
         for row in report.table(*heads)[1:]:
-            assert any(DAGGER in cell for cell in row) == row[0].startswith("vae")
+            assert any(DAGGER in cell for cell in row) == (row[0] == "vae")
     # Evaluations of 0.1.0 have left the k alone.
     weights = {(row[0], row[2], row[3]): [row[4], *row[6:8]] for row in report.table("Estimated by")[1:]}
     how = "importance, 1000 samples"
@@ -112,14 +113,11 @@ def test_a_mean_is_marked_where_most_of_its_images_have_too_high_a_k(report: Rep
     assert card == f"{signed(headline['log_px'].item(), headline['log_px_se'].item())}{DAGGER}"
 
 
-def test_the_dagger_is_explained_where_it_stands_and_nowhere_else(report: Report):
+def test_the_dagger_is_explained_once_on_a_page_and_under_every_table_of_a_paper(report: Report):
     page = (report.folder / "index.html").read_text()
-    bodies = re.findall(r"<tbody>(.*?)</figure>", page, re.DOTALL)
-    explained = [body for body in bodies if '<p class="note">' in body]
-    assert [DAGGER in body.partition("</tbody>")[0] for body in bodies] == [body in explained for body in bodies]
-    assert len(explained) > 4
-    for body in explained:
-        assert "much too low" in body.partition("</tbody>")[2]
+    bodies = re.findall(r"<tbody>(.*?)</tbody>", page, re.DOTALL)
+    assert sum(DAGGER in body for body in bodies) > 4
+    assert page.count("much too low") == 1
     latex = (report.folder / "tables.tex").read_text()
     tables = re.findall(r"\\begin\{tabular\}(.*?)\\end\{tabular\}(.*?)\\end\{table\}", latex, re.DOTALL)
     for inside, under in tables:
@@ -128,10 +126,10 @@ def test_the_dagger_is_explained_where_it_stands_and_nowhere_else(report: Report
 
 def test_sentences_mark_what_they_cannot_trust(report: Report):
     page = (report.folder / "index.html").read_text()
-    lists = re.findall(r'<ul class="notes">(.*?)</ul>\s*(<p class="note">)?', page, re.DOTALL)
-    sentences = [item for body, _ in lists for item in re.findall(r"<li>(.*?)</li>", body, re.DOTALL)]
+    lists = re.findall(r'<ul class="notes">(.*?)</ul>', page, re.DOTALL)
+    sentences = [item for body in lists for item in re.findall(r"<li>(.*?)</li>", body, re.DOTALL)]
     compared = [text for text in sentences if re.search(r"On the same|lie on average|highest mean", text)]
-    assert len(compared) > 6
+    assert len(compared) > 5
     for text in compared:
         # latent_opt's and ppca's own figures are trusted, the vae's are not.
         means = re.findall(r"highest mean for class (\d) .* lowest for class (\d)", text)
@@ -141,7 +139,6 @@ def test_sentences_mark_what_they_cannot_trust(report: Report):
             assert text.count(DAGGER) == sum(doubtful)
         else:
             assert text.count(DAGGER) == ("vae" in text)
-    assert all((DAGGER in body) == bool(explained) for body, explained in lists)
     markdown = (report.folder / "report.md").read_text()
     assert markdown.count(DAGGER) == page.count(DAGGER) - len(
         re.findall(r'<div class="value">(?:<a [^>]*>)?\S*\u2020', page)

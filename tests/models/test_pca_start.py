@@ -95,6 +95,7 @@ def test_an_encoder_learns_a_ppcas_posterior(tmp_path: Path):
     batch = data.val.batch(torch.arange(20))
     apart = []
     for model in models:
+        assert isinstance(model, LatentModel)
         run(model, data, tmp_path)
         q, target = model.eval().infer(batch), exact(model, data).posterior(batch)
         assert isinstance(q, DiagonalGaussian)

@@ -93,8 +93,9 @@ def test_the_shipped_studies_are_sound():
         "latent_opt_training",
     }
     # One budget for the two models that are compared.
-    budgets = [found[f"{model}_training"].model_dump(include={"base", "metrics", "images", "trials"}) for model in TUNED]
-    assert budgets[0] == budgets[1]
+    alike = {"base", "metrics", "images", "trials"}
+    one, other = (found[f"{model}_training"].model_dump(include=alike) for model in TUNED)
+    assert one == other
     burda = found["burda2016"]
     assert isinstance(burda, Reproduction)
     # Rate 10^(-i/7) for 3^i passes, from i = 0 to 7.

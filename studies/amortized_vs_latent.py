@@ -59,10 +59,20 @@ def against_steps(table: pd.DataFrame) -> Chart:
 
 STUDY = Reproduction(
     question="Where does latent optimisation lose to an encoder, and how many fitting steps buy the encoder back?",
-    # One step of the decoder at every visit of a batch, whatever the inference.
-    base={"epochs": 30, "latent_steps": 1, "beta_warmup": 0.0, "net": "mlp", "latent_dim": 50},
+    # One step of the decoder at every visit of a batch, and as many visits, whatever the inference.
+    base={
+        "epochs": 30,
+        "schedule": "cosine",
+        "clip": 0.0,
+        "pca_epochs": 0,
+        "latent_steps": 1,
+        "beta_warmup": 0.0,
+        "net": "mlp",
+        "latent_dim": 50,
+    },
     trainings={
         "vae": Training(model="vae"),
+        "vae from pca": Training(model="vae", fields={"pca_epochs": 3}),
         "semi_amortized": Training(model="semi_amortized"),
         "latent_opt from zeros": Training(model="latent_opt", fields={"latent_init": "zeros"}),
         "latent_opt from normal": Training(model="latent_opt", fields={"latent_init": "normal"}),

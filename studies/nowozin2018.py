@@ -44,6 +44,8 @@ STUDY = Reproduction(
         # Of the paper's passes a CPU does some tens in minutes.
         "schedule": "cosine",
         "epochs": 60,
+        "clip": 0.0,
+        "pca_epochs": 0,
     },
     trainings={"vae": Training(model="vae")},
     evaluation=EvaluateConfig(images=500),

@@ -158,3 +158,7 @@ def test_help_shows_defaults_and_bounds(name: str):
     if name in MODELS:
         assert "--batch-size, --batch_size" in result.output
         assert "[> 0; default: 64]" in " ".join(result.output.split())
+
+
+def test_a_config_of_an_earlier_version_without_clipping_is_one_now():
+    assert Config.parse({"clip": None}).clip == 0.0

@@ -33,7 +33,7 @@ def test_only_long_trainings_of_dense_nets_are_compiled(monkeypatch: pytest.Monk
     monkeypatch.setattr("shutil.which", lambda name: name)
 
     def worth(name: str, **fields: Any) -> bool:
-        model, data, tags = prepared(name, **fields)
+        model, data, tags = prepared(name, schedule="cosine", **fields)
         assert tags["compiled"] == str(CompiledSteps().compiles(model, data)).lower()
         return CompiledSteps().compiles(model, data)
 

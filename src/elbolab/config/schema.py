@@ -71,6 +71,12 @@ class Config(Settings):
     """Whether steps are compiled: auto does where it repays itself, in long trainings of dense nets on a CPU with a C++
     compiler."""
 
+    @field_validator("clip", mode="before")
+    @classmethod
+    def _none_is_zero(cls, value: Any) -> Any:
+        # As runs of an earlier version have it.
+        return 0.0 if value is None else value
+
 
 class GapConfig(Settings):
     """How far q and what it could be are from p(z | x): annealed importance sampling and local optimisation."""

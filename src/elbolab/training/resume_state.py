@@ -116,8 +116,8 @@ class ResumeState:
                 print(f"elbolab: {error}; going on from {where}", file=sys.stderr, flush=True)
                 continue
             # One of an earlier version lacks some fields.
-            config = self._model.config.model_dump(mode="json")
-            if config != config | header["config"]:
+            config = self._model.config
+            if config != type(config).parse(config.model_dump(mode="json") | header["config"]):
                 raise UserError(f"{self._folder} holds the state of a training of another config; use another folder")
             return self._put(_within(tensors), header)
         return Position()

@@ -56,6 +56,8 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "out": TEXT.map(lambda text: Path(f"new {text}")),
     "alias": st.sampled_from(["champion", "best-of_3", "A"]),
     "name": TEXT.filter(lambda text: not set("/:") & set(text) and text.strip() not in ("", ".", "..")),
+    # More are too many numbers for a full covariance.
+    "latent_dim": st.integers(1, 1000),
     "latent_init": st.sampled_from(["zeros", "normal", "pca"]) | st.from_regex(r"encoder:\w+", fullmatch=True),
     "start": st.from_regex(r"[a-zA-Z0-9_]+", fullmatch=True),
 }

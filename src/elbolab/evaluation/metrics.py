@@ -83,11 +83,6 @@ MSE = Metric(
     "mse", "Mean squared error", "per pixel", "minimize",
     "squared error of the expected image, mean over pixels (pixels in [0, 1])", "", EPOCHS,
 )  # fmt: skip
-ENCODER_NLL = Metric(
-    "encoder_nll", "Encoder's NLL", "nats", "minimize",
-    "-log q(z\\|x) of the encoder at z from a PPCA's posterior, in the epochs of `pca_epochs`, whose other figures are "
-    "of that posterior", "", (TRAIN,),
-)  # fmt: skip
 KL = Metric("kl", "KL divergence", "nats", "minimize", "KL(q(z\\|x) ‖ p(z))", "", EPOCHS)
 ACCURACY = Metric("accuracy", "Accuracy", "share", "maximize", "`cnn`: share of right classes")
 LR = Metric("lr", "Rate", "", None, "Adam's rate on the networks at the epoch's last step", "", (TRAIN,))

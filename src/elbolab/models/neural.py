@@ -155,6 +155,10 @@ class EncoderModel(DeepLatentModel):
         terms = self.terms_at(batch, q, z)
         return replace(terms, also={**terms.also, "encoder_nll": -self.encoded(batch).log_prob(z).mean(0)})
 
+    def metrics(self, terms: Terms) -> dict[str, Tensor]:
+        # Of the first epochs only, while every other figure is one of all epochs.
+        return {key: value for key, value in super().metrics(terms).items() if key != "encoder_nll"}
+
     def loss(self, terms: Terms, kl_weight: float | Tensor) -> Tensor:
         """The training loss; while latent vectors are a PPCA's, -log p(x | z) - log q(z | x), q the encoder's."""
         if not self.starts:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from threading import Thread
 from types import FrameType
 from typing import Any, TypeVar
@@ -69,7 +70,12 @@ def _call(call: Callable[[], Result]) -> Result:
     # One more call may wait for this process already.
     if _is_stopped:
         sys.exit()
-    return call()
+    try:
+        return call()
+    finally:
+        # Nobody reads what is sent back, nor sends a next call: the pool would wait for ever.
+        if _is_stopped and not _parent().is_alive():
+            os._exit(1)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -79,7 +85,11 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _stop_with_parent() -> None:
+    _parent().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _parent() -> BaseProcess:
     parent = parent_process()
     assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    return parent

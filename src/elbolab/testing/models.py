@@ -110,7 +110,7 @@ class ModelTests:
 
     def test_sixteen_images_are_learnt_by_heart(self, make: Make, tmp_path: Path):
         data = digits(16, 10)
-        model = make(data, epochs=300)
+        model = make(data, epochs=300, schedule="cosine")
         events = run(model, data, tmp_path)
         if model.optimizers():
             self.check_learnt(events[0].metrics, events[-1].metrics)

@@ -127,8 +127,8 @@ def anneal(
 
     log w = sum_t (beta_t - beta_(t-1)) (log p(x, z_(t-1)) - log start(z_(t-1))) (Neal 2001, eq. 11). Without
     ``step_sizes`` each chain's follows its own acceptance towards 65 %, from ``first_step_size`` and by a factor of at
-    most exp(``adaptation``) a move (Neal 2011, section 4.4): a step size that
-    depends on the chain's past does not leave the distribution invariant, and these weights are biased.
+    most exp(``adaptation``) a move (Neal 2011, section 4.4): a step size that depends on the chain's past does not
+    leave the distribution invariant, and these weights are biased.
     """
     log_w = torch.zeros(z.shape[:2], dtype=torch.float64, device=z.device)
     acceptances = torch.zeros_like(log_w)

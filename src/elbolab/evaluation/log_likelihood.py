@@ -73,9 +73,9 @@ def estimate_log_px(
     With ``method=importance`` from ``samples`` samples of q (Burda et al. 2016, eq. 8). With ``method=auto`` each image
     takes the first rung that meets ``tolerance``: importance sampling from a Gaussian approximation of its posterior,
     then annealing from there with more and more distributions (Neal 2001), as many as the weights of the rung before
-    ask for if their variance falls as one over that number. Every rung draws anew, and its mean weight
-    is unbiased, so that its logarithm is a lower bound in expectation. The choice of the rung depends on the weights:
-    it rejects estimates with large weights, which makes what is quoted lower, not higher.
+    ask for if their variance falls as one over that number. Every rung draws anew, and its mean weight is unbiased, so
+    that its logarithm is a lower bound in expectation. The choice of the rung depends on the weights: it rejects
+    estimates with large weights, which makes what is quoted lower, not higher.
 
     ``known`` are exact posterior samples z (B, D) of images that the model made: with one of the weights replaced by
     that of ``known``, or of a chain back from it, the estimate is an upper bound in expectation (Grosse et al. 2015,

@@ -23,7 +23,9 @@ Result = TypeVar("Result")
 _is_stopped = False
 
 
-def call_beside_each_other(calls: Sequence[Callable[[], Result]], begin: Callable[[], object] = int) -> list[Result]:
+def call_beside_each_other(
+    calls: Sequence[Callable[[], Result]], begin: Callable[[], None] | None = None
+) -> list[Result]:
     """What each of ``calls`` returns, in their order; as many are called at once as this process has threads.
 
     Each has its share of the threads, and its process calls ``begin`` first; both are pickled. With one thread, and
@@ -55,7 +57,7 @@ def call_beside_each_other(calls: Sequence[Callable[[], Result]], begin: Callabl
                 process.terminate()
 
 
-def _begin(begin: Callable[[], object], threads: int, places: Any) -> None:
+def _begin(begin: Callable[[], None] | None, threads: int, places: Any) -> None:
     # A terminal sends Ctrl-C to every process; the first of them passes it on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
@@ -63,7 +65,8 @@ def _begin(begin: Callable[[], object], threads: int, places: Any) -> None:
     counters.place = places.get()
     torch.set_num_threads(threads)
     tune_memory()
-    begin()
+    if begin is not None:
+        begin()
 
 
 def _call(call: Callable[[], Result]) -> Result:

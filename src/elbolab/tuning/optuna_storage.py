@@ -31,6 +31,7 @@ from elbolab.tuning.study import Study
 METHOD, DEFAULTS = "method", "defaults"
 # Of fields whose defaults are others today.
 DEFAULTS_OF_0_1_0 = {"epochs": 30, "schedule": "cosine", "clip": 0.0, "pca_epochs": 0}
+DEFAULTS_OF_0_1_0 |= {"patience": 10, "min_improvement": 0.1}
 # System attributes of a queued trial that name the trials that it replaces; the first is Optuna's.
 AGAIN = ("retry_history", "interrupted")
 GRACE = 4
@@ -177,8 +178,8 @@ def open_study(job: Job, begin: bool = True) -> tuple[optuna.Study, bool]:
 def _keep_defaults(study: Study, today: dict[str, Any], then: dict[str, Any] | None) -> None:
     """Have the trials of a study that goes on trained by the defaults with which it began."""
     if then is None:
-        # A classifier and a closed form had an epochs of their own then too.
-        own = set() if today["epochs"] == Config().epochs else {"epochs"}
+        # A classifier and a closed form had these of their own then too.
+        own = set() if today["epochs"] == Config().epochs else {"epochs", "min_improvement"}
         then = {key: value for key, value in DEFAULTS_OF_0_1_0.items() if key not in own}
     study.defaults.update({key: value for key, value in then.items() if key in today and value != today[key]})
 

@@ -70,11 +70,15 @@ def _begin(begin: Callable[[], None] | None, threads: int, places: Any) -> None:
 
 
 def _call(call: Callable[[], Result]) -> Result:
-    # One more call may wait for this process already.
+    global _is_stopped
+    # More calls may wait for this process already.
     if _is_stopped:
         sys.exit()
     try:
         return call()
+    except BaseException:
+        _is_stopped = True
+        raise
     finally:
         # Nobody reads what is sent back, nor sends a next call: the pool would wait for ever.
         if _is_stopped and not _parent().is_alive():

@@ -58,6 +58,8 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "name": TEXT.filter(lambda text: not set("/:") & set(text) and text.strip() not in ("", ".", "..")),
     # More are too many numbers for a full covariance.
     "latent_dim": st.integers(1, 1000),
+    # One distribution is no path.
+    "ais_distributions": st.just(0) | st.integers(2, LARGEST_INT),
     "latent_init": st.sampled_from(["zeros", "normal", "pca"]) | st.from_regex(r"encoder:\w+", fullmatch=True),
     "start": st.from_regex(r"[a-zA-Z0-9_]+", fullmatch=True),
 }

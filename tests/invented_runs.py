@@ -15,6 +15,7 @@ import pytest
 from mlflow.entities import Metric, Param, RunTag
 from PIL import Image
 
+from elbolab.evaluation import metrics as m
 from elbolab.evaluation.metrics import POSTERIOR_ELBO
 from elbolab.report.chart import Chart, Line
 from elbolab.report.sections.reproductions import FOUND, summarise
@@ -218,7 +219,10 @@ def trust_files(table: pd.DataFrame, model: str, files: Path) -> dict[str, float
     pd.DataFrame(bounds).to_parquet(files / "curve.parquet")
     gaps.to_parquet(files / "gap.parquet")
     bdmc = {"simulated/log_px_lower": -61.3, "simulated/log_px_upper": -60.9, "simulated/bdmc_gap": 0.4}
-    bdmc |= {"test/inference_gap": float(gaps.loc[gaps["split"] == "test", "inference_gap"].to_numpy().mean())}
+    for (split, posterior), part in gaps.groupby(["split", "posterior"]):
+        for column, metric in m.GAP_COLUMNS.items():
+            key = (m.STORED[metric] if posterior == "table" else metric).at(str(split))
+            bdmc |= {key: part[column].mean(), f"{key}_se": part[column].sem()}
     return metrics | bdmc
 
 

@@ -17,9 +17,9 @@ from elbolab.config.schema import EvaluateConfig
 from elbolab.experiment.evaluate import protocol
 from elbolab.report.collect import Comparison, Entry
 from elbolab.report.compare import CompareConfig, build, compare
+from elbolab.report.differences import apart
 from elbolab.report.page import evaluate_again, render
 from elbolab.report.sections.conclusion import conclusion_blocks
-from elbolab.report.tables import apart
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking.keys import EVALUATION_PROTOCOL
 from elbolab.tracking.mlflow_reader import RunRecord

@@ -1,21 +1,19 @@
 """The tables of a report, as rows of plain values: what its CSV files hold and its page shows."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import combinations
-from math import inf, isnan, nan, sqrt
+from math import isnan, nan
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from elbolab.evaluation import metrics as m
-from elbolab.evaluation.split_means import split_mean
 from elbolab.report.collect import SPLITS, TABLE, Comparison, Curves, Entry, Row, Variant, public, value_of
+from elbolab.report.differences import apart, both_converged
 from elbolab.report.select import FITTED
-from elbolab.support.statistics import Paired, is_unreliable, mean_and_half_width, mean_se, paired
+from elbolab.support.statistics import is_unreliable, mean_and_half_width, mean_se
 from elbolab.tracking.mlflow_reader import RunRecord
 
 CONSTANT, REAL = "constant image", "training images"
@@ -33,7 +31,6 @@ TAGS = (
         for name in ("method", "tolerance", "samples", "images", "seed", "posterior", "cnn_run", "cnn_test_accuracy")
     ),
 )
-GAP = ("log_px_ais", "log_px_is", *list(m.GAP_COLUMNS)[1:])
 
 MEAN, ERROR = m.LOG_PX.names
 
@@ -51,7 +48,7 @@ COLUMNS = {
     "digits": f"{RUN} split digit images {_names(m.LOG_PX, m.PARETO_K)} unreliable",
     "images": f"dataset digit index model run log_px std_err ess elbo {_names(m.PARETO_K)} unreliable",
     "bounds": f"{RUN} split posterior samples log_px log_px_se",
-    "gap": f"{RUN} split posterior images {' '.join(f'{name} {name}_se' for name in GAP)}",
+    "gap": f"{RUN} split posterior images {' '.join(f'{name} {name}_se' for name in m.GAP_COLUMNS)}",
     "representation": f"{RUN} split images latent_dim {_names(*m.REPRESENTATION)}",
     "fidelity": f"{RUN} cnn_run {_names(*m.FIDELITY)}",
     "curves": "model run key epoch value",
@@ -189,13 +186,14 @@ def images_table(entries: Sequence[Entry]) -> list[Row]:
 
 
 def gap_table(entries: Sequence[Entry]) -> list[Row]:
-    """Means over images of log p(x), of the two ELBOs below it and of the gaps between them, in nats, with errors."""
+    """Means over a split of log p(x), of the two ELBOs below it and of the gaps between them, in nats, with errors."""
     rows = []
     for entry in [entry for entry in entries if not entry.gaps.empty]:
-        for _, part in entry.gaps.groupby(["split", "posterior"], sort=False):
-            row = _row(entry, images=len(part), **part[["split", "posterior"]].iloc[0].to_dict())
-            for column in GAP:
-                row[column], row[f"{column}_se"] = mean_se(part[column])
+        for (split, posterior), part in entry.gaps.groupby(["split", "posterior"], sort=False):
+            row = _row(entry, split=split, posterior=posterior, images=len(part))
+            for column, metric in m.GAP_COLUMNS.items():
+                found = entry.measures(m.STORED[metric] if posterior == TABLE else metric, split)
+                row[column], row[f"{column}_se"] = found.values()
             rows.append(row)
     return rows
 
@@ -263,67 +261,6 @@ def pairs_table(entries: Sequence[Entry]) -> list[Row]:
         for one, other in combinations([entry for entry in entries if entry.latent], 2)
         if (found := apart(other, one, split))
     ]
-
-
-def both_converged(one: Entry, other: Entry) -> bool | None:
-    """Whether two entries have converged, so that one may be ranked above the other; None where it is not known."""
-    known = {one.converged, other.converged}
-    return False if False in known else None if None in known else True
-
-
-def apart(entry: Entry, other: Entry, split: str) -> Row:
-    """By how much log p(x) under an entry is above that under another on the same images; empty where they share none.
-
-    The 95% interval is over images, and where both models have several seeds over these too (then ``seeds`` is the
-    smaller number, else 0): the variances of the mean over images and over the seeds of each are added, with the
-    degrees of freedom of Welch 1947.
-    """
-    compared = _compare((entry, other), split, entry.means(split), other.means(split), noisy=True)
-    if compared is None:
-        return {}
-    found, error, degrees = compared
-    # A closed form has no seed.
-    seeded = [one for one in (entry, other) if not one.closed_form]
-    seeds = min((len(one.runs) for one in seeded), default=1)
-    if seeds > 1:
-        parts = [(error**2, degrees)]
-        for one in seeded:
-            values = [run.metrics[m.LOG_PX.at(split)] for run in one.runs]
-            parts.append((mean_se(values)[1] ** 2, len(values) - 1))
-        total = sum(variance for variance, _ in parts)
-        freedom = total**2 / sum(variance**2 / own for variance, own in parts) if total else degrees
-        half = float(stdtrit(freedom, 0.975)) * sqrt(total)
-        found = replace(found, low=found.mean - half, high=found.mean + half)
-    return asdict(found) | {"seeds": seeds if seeds > 1 else 0}
-
-
-def fitted_apart(encoder: Entry, fitted: Entry) -> Paired | None:
-    """By how much a decoder's ELBO under posteriors fitted to test images is above that of a model without encoder."""
-    ours, theirs = encoder.means(m.TEST, "elbo", FITTED), fitted.means(m.TEST, "elbo")
-    compared = _compare((encoder, fitted), m.TEST, ours, theirs)
-    return compared and compared[0]
-
-
-def _compare(
-    entries: Sequence[Entry], split: str, ours: dict[int, float], theirs: dict[int, float], noisy: bool = False
-) -> tuple[Paired, float, int] | None:
-    """Compare two values of the same images, ``noisy`` ones as estimates of log p(x) are.
-
-    The mean, also given with its error and the degrees of freedom of that, is over the split where every image of it
-    is known. None where fewer than two images have both.
-    """
-    found = paired(ours, theirs)
-    known = [one.population(split) for one in entries]
-    if found is None:
-        return None
-    if any(one.empty for one in known):
-        return found, (found.high - found.low) / (2 * float(stdtrit(inf, 0.975))), found.images - 1
-    both = pd.concat(known, axis=1, keys=("entry", "other")).dropna()
-    noise = sum(one.noise(split) for one in entries if noisy)
-    mean, error = split_mean((pd.Series(ours) - pd.Series(theirs)).dropna(), both, noise)
-    degrees = max(1, found.images - 3)
-    half = float(stdtrit(degrees, 0.975)) * error
-    return replace(found, mean=mean, low=mean - half, high=mean + half), error, degrees
 
 
 def ablations_table(entries: Sequence[Entry], variants: Sequence[Variant], curves: Curves) -> list[Row]:

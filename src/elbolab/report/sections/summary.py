@@ -19,10 +19,11 @@ from elbolab.report import blocks as b
 from elbolab.report import plots, sentences
 from elbolab.report.blocks import Block, Card, Cards, Cell, Missing, Ref, Table
 from elbolab.report.collect import SPLITS, Comparison, Entry, Row
+from elbolab.report.differences import fitted_apart
 from elbolab.report.plots import FLOOR_SLOT, Series
 from elbolab.report.sections.conclusion import conclusion_blocks
 from elbolab.report.select import FITTED
-from elbolab.report.tables import ACCURACY_SE, CONSTANT, OVER_SEEDS, fitted_apart
+from elbolab.report.tables import ACCURACY_SE, CONSTANT, OVER_SEEDS
 from elbolab.support.number_formats import DAGGER, DASH, dagger, measured, number, percent
 from elbolab.tracking.keys import CONVERGED, LAST_EPOCH
 

@@ -84,11 +84,11 @@ def gap_blocks(comparison: Comparison) -> list[Block]:
         return []
     entries = [entry for entry in comparison.latents if not entry.gaps.empty]
     caption = (
-        "(c) Inference gap, nats, means over the same images ± standard error. log p(x): the larger of annealed and of "
-        "plain importance sampling, or exact; L[q]: ELBO of the model's q; L[q*]: ELBO of the best posterior of the "
-        "model's own family that a search finds for the image. The approximation gap is log p(x) less L[q*], the "
-        "amortization gap L[q*] less L[q], their sum the inference gap (Cremer et al. 2018). A search that stops short "
-        "makes the first too large and the second too small."
+        "(c) Inference gap, nats, means over the split ± standard error. log p(x): the estimate that is quoted, or "
+        "exact; where it is annealed from the prior too, the larger of the two. L[q]: ELBO of the model's q. L[q*]: "
+        "ELBO of the best posterior of the model's own family that a search finds for the image. The approximation gap "
+        "is log p(x) less L[q*], the amortization gap L[q*] less L[q], their sum the inference gap (Cremer et al. "
+        "2018). A search that stops short makes the first too large and the second too small."
     )
     if fitted := [entry.label for entry in entries if entry.inference == "fitted"]:
         caption += (

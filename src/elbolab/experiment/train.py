@@ -8,6 +8,7 @@ import torch
 
 from elbolab.config.click_options import command_line
 from elbolab.config.schema import Config
+from elbolab.config.version_0_1_0 import with_added
 from elbolab.data.splits import Data
 from elbolab.experiment.loading import choose_device, load_for
 from elbolab.models import MODELS
@@ -16,7 +17,6 @@ from elbolab.registry.packaging import load_model, log_model
 from elbolab.support.errors import UserError
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import CONVERGED
-from elbolab.tracking.mlflow_reader import with_added
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
 from elbolab.training import distributed
 from elbolab.training.backend import Backend

@@ -16,6 +16,7 @@ from mlflow.store.entities import PagedList
 from mlflow.utils.rest_utils import http_request_safe
 
 from elbolab.config.schema import ResumeConfig
+from elbolab.config.version_0_1_0 import with_added
 from elbolab.evaluation.metrics import ACCURACY, LOG_PX
 from elbolab.support.errors import UserError, redacted
 from elbolab.support.sqlite import PREFIX, first_use
@@ -26,14 +27,6 @@ NOTHING: Mapping[str, str] = {}
 PAGE = 1000
 # What a server takes and gives of histories in one call.
 RUNS_A_CALL, VALUES_A_CALL = 100, 25_000
-# Fields that runs of 0.1.0 do not have, with what they stood for; by a field of the models that have them now, of
-# several the first.
-ADDED = {
-    "latent_dim": {"prior": "normal", "posterior": "diagonal", "min_improvement": "0.1"},
-    "net": {"prior_components": "10"},
-    "schedule": {"patience": "10", "min_improvement": "0.002", "clip": "0.0"},
-}
-ENCODERS_OF_THEN = ("vae", "iwae", "semi_amortized")
 
 
 @dataclass(frozen=True)
@@ -79,24 +72,16 @@ def prepare_store() -> None:
 ARTIFACT_URIS: dict[str, str | None] = {}
 
 
-def with_added(params: dict[str, str]) -> dict[str, str]:
-    """A run's parameters with those that its version did not have, as it trained."""
-    for field, added in ADDED.items():
-        params = added | params if field in params else params
-    return {"pca_epochs": "0"} | params if params.get("model") in ENCODERS_OF_THEN else params
-
-
 def _record(found: Run) -> RunRecord:
     info, data = found.info, found.data
     ARTIFACT_URIS[info.run_id] = info.artifact_uri
     # `mlflow run -P` logs what was typed: `latent-dim` beside our `latent_dim`, and the flags that take up a run.
     typed = {key for key in data.params if "-" in key} | ResumeConfig.model_fields.keys()
     params = {key: value for key, value in data.params.items() if key not in typed}
-    params = with_added(params)
     return RunRecord(
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
         max(0, (info.end_time or info.start_time) - info.start_time) / 1000,
-        params, dict(data.tags), {key: value for key, value in data.metrics.items() if value == value},
+        with_added(params), dict(data.tags), {key: value for key, value in data.metrics.items() if value == value},
         page_of(info.experiment_id, info.run_id), _train_images(found),
     )  # fmt: skip
 

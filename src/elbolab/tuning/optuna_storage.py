@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from elbolab.config.schema import Config
+from elbolab.config import version_0_1_0
 from elbolab.models import MODELS
 from elbolab.support import sqlite
 from elbolab.support.errors import UserError, reason
@@ -29,9 +29,6 @@ from elbolab.training.schedule import fewest_epochs
 from elbolab.tuning.study import Study
 
 METHOD, DEFAULTS = "method", "defaults"
-# Of fields whose defaults are others today.
-DEFAULTS_OF_0_1_0 = {"epochs": 30, "schedule": "cosine", "clip": 0.0, "pca_epochs": 0}
-DEFAULTS_OF_0_1_0 |= {"patience": 10, "min_improvement": 0.1}
 # System attributes of a queued trial that name the trials that it replaces; the first is Optuna's.
 AGAIN = ("retry_history", "interrupted")
 GRACE = 4
@@ -162,7 +159,9 @@ def open_study(job: Job, begin: bool = True) -> tuple[optuna.Study, bool]:
     if is_new:
         study.set_user_attr(METHOD, "auto")
         study.set_user_attr(DEFAULTS, today)
-    _keep_defaults(job.study, today, study.user_attrs.get(DEFAULTS))
+    # The trials of a study that goes on are trained by the defaults with which it began.
+    then = study.user_attrs.get(DEFAULTS) or version_0_1_0.defaults(today)
+    job.study.defaults.update({key: value for key, value in then.items() if key in today and value != today[key]})
     for key, value in begun.items():
         if is_new:
             study.set_user_attr(key, value)
@@ -173,15 +172,6 @@ def open_study(job: Job, begin: bool = True) -> tuple[optuna.Study, bool]:
                 "name another storage"
             )
     return study, is_new
-
-
-def _keep_defaults(study: Study, today: dict[str, Any], then: dict[str, Any] | None) -> None:
-    """Have the trials of a study that goes on trained by the defaults with which it began."""
-    if then is None:
-        # A classifier and a closed form had these of their own then too.
-        own = set() if today["epochs"] == Config().epochs else {"epochs", "min_improvement"}
-        then = {key: value for key, value in DEFAULTS_OF_0_1_0.items() if key not in own}
-    study.defaults.update({key: value for key, value in then.items() if key in today and value != today[key]})
 
 
 def _pruner(study: Study) -> BasePruner:

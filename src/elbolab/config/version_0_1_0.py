@@ -1,0 +1,29 @@
+"""What 0.1.0 trained by and its runs and studies do not say: fields added since, defaults that have changed."""
+
+from typing import Any
+
+from elbolab.config.schema import Config
+
+# By a field of the models that have them now, of several the first.
+ADDED: dict[str, dict[str, Any]] = {
+    "latent_dim": {"prior": "normal", "posterior": "diagonal", "min_improvement": 0.1},
+    "net": {"prior_components": 10},
+    "schedule": {"patience": 10, "min_improvement": 0.002, "clip": 0.0},
+}
+ENCODERS = ("vae", "iwae", "semi_amortized")
+
+
+def with_added(params: dict[str, str]) -> dict[str, str]:
+    """A run's parameters with those that its version did not have, as it trained."""
+    for field, added in ADDED.items():
+        if field in params:
+            params = {key: str(value) for key, value in added.items()} | params
+    return {"pca_epochs": "0"} | params if params.get("model") in ENCODERS else params
+
+
+def defaults(today: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of a model's config in 0.1.0, of the fields of ``today``'s."""
+    then = {"epochs": 30, "schedule": "cosine", "pca_epochs": 0} | ADDED["schedule"] | ADDED["latent_dim"]
+    # A classifier and a closed form had these of their own then too.
+    own = set() if today["epochs"] == Config().epochs else {"epochs", "min_improvement"}
+    return {key: value for key, value in then.items() if key in today and key not in own}

@@ -235,7 +235,8 @@ def test_the_whole_experiment_by_mlflow_run(store: Path):
         "samples=10",
         "images=10",
         "seed=1",
-        "tolerance=3",
+        "simulated=2",
+        "budget=1",
     ]
     done = mlflow_run(store, "main", *small, f"out={store / 'report'}")
     assert done.returncode == 0, done.stderr

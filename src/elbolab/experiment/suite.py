@@ -13,7 +13,7 @@ from elbolab.tracking.run import nest_new_runs, start_run
 
 SUITE = ("latent_opt", "vae", "cnn", "ppca")
 """The models that it trains, those that take long first."""
-STARTS, STARTS_EPOCHS = ("zeros", "normal"), 30
+STARTS, STARTS_EPOCHS = ("zeros", "normal"), 20
 """The starts of latent_opt beside its default, and the epochs after which it is plain how they do."""
 
 

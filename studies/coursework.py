@@ -4,7 +4,7 @@ from elbolab import EvaluateConfig, Reproduction, Training
 
 STUDY = Reproduction(
     question="Is latent optimisation inferior to amortized inference on 20,000 MNIST images?",
-    # Epochs are the models' own, 30 of the latent-variable models that are trained by gradient.
+    # Epochs are the models' own: until the validation score has stopped improving.
     base={"dataset": "mnist", "train_size": 20_000},
     trainings={
         "cnn": Training(model="cnn"),

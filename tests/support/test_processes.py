@@ -61,14 +61,17 @@ def test_a_killed_process_is_the_users_mistake_in_one_line():
 def test_processes_end_with_the_one_that_began_them(number: signal.Signals, tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(f"""
-import os, signal, sys, time
+import faulthandler, os, signal, sys, time
 import torch
 from elbolab.support.processes import call_beside_each_other
 
 def work(place):
     open(place, "w").write(str(os.getpid()))
-    time.sleep({LONG})
+    # A signal that comes just before a sleep is heeded after it.
+    for _ in range(10 * {LONG}):
+        time.sleep(0.1)
 
+faulthandler.dump_traceback_later(50)
 if __name__ == "__main__":
     from functools import partial
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -80,7 +83,7 @@ if __name__ == "__main__":
         # A shell starts its background jobs with Ctrl-C ignored, and so would every process under them.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    process = subprocess.Popen([sys.executable, script], cwd=tmp_path, stderr=subprocess.DEVNULL, preexec_fn=heed)
+    process = subprocess.Popen([sys.executable, script], cwd=tmp_path, preexec_fn=heed)
     places = [tmp_path / "0", tmp_path / "1"]
     until = time.monotonic() + 120
     while not all(place.exists() and place.read_text() for place in places) and time.monotonic() < until:

@@ -62,7 +62,17 @@ class Command(click.Command):
         settings = []
         for kind in self._kinds():
             settings.append(kind.parse({key: given.pop(key) for key in list(given) if key in kind.model_fields}))
+        _find_store()
         self._act(*settings, **given)
+
+
+def _find_store() -> None:
+    """Write to the store in which `mlflow run`, in whatever folder it was called, has made the run of this call."""
+    run_id, address = os.environ.get("MLFLOW_RUN_ID"), os.environ.get("MLFLOW_TRACKING_URI")
+    if run_id and address:
+        from elbolab.support.sqlite import meant_by_caller
+
+        os.environ["MLFLOW_TRACKING_URI"] = meant_by_caller(address, run_id)
 
 
 class Commands(click.Group):

@@ -11,6 +11,7 @@ from elbolab.evaluation import metrics as m
 from elbolab.evaluation.base import IMAGES_AT_ONCE, Evaluation, Results
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import LatentModel
+from elbolab.support.random_streams import own_stream
 
 NEIGHBOURS = 5
 SUBSETS, MOST_IN_SUBSET = 100, 500
@@ -89,7 +90,7 @@ def kernel_distance(real: Tensor, other: Tensor, seed: int) -> tuple[float, floa
 
     count = min(len(real), len(other))
     size = min(count // 2, MOST_IN_SUBSET)
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), own_stream():
         warnings.filterwarnings("ignore", ".*save all extracted features")
         metric = KernelInceptionDistance(Precomputed(real.shape[1]), subsets=SUBSETS, subset_size=size)
         metric.update(real, real=True)

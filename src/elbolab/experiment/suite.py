@@ -9,6 +9,7 @@ from elbolab.experiment.train import prepare, train_model
 from elbolab.models import MODELS
 from elbolab.report.compare import compare
 from elbolab.support.processes import call_beside_each_other
+from elbolab.support.random_streams import own_stream
 from elbolab.tracking.run import nest_new_runs, start_run
 
 SUITE = ("latent_opt", "vae", "cnn", "ppca")
@@ -17,6 +18,7 @@ STARTS, STARTS_EPOCHS = ("zeros", "normal"), 20
 """The starts of latent_opt beside its default, and the epochs after which it is plain how they do."""
 
 
+@own_stream()
 def run_all(given: SuiteConfig) -> Path:
     """Train each model of ``SUITE``, evaluate every run, compare them; returns the report.
 

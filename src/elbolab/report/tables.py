@@ -189,7 +189,8 @@ def gap_table(entries: Sequence[Entry]) -> list[Row]:
     """Means over a split of log p(x), of the two ELBOs below it and of the gaps between them, in nats, with errors."""
     rows = []
     for entry in [entry for entry in entries if not entry.gaps.empty]:
-        for (split, posterior), part in entry.gaps.groupby(["split", "posterior"], sort=False):
+        for _, part in entry.gaps.groupby(["split", "posterior"], sort=False):
+            split, posterior = part[["split", "posterior"]].iloc[0]
             row = _row(entry, split=split, posterior=posterior, images=len(part))
             for column, metric in m.GAP_COLUMNS.items():
                 found = entry.measures(m.STORED[metric] if posterior == TABLE else metric, split)

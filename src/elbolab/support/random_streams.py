@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 Random = Callable[[tuple[int, ...]], Tensor]
 
@@ -37,6 +39,40 @@ def of_images(rows: Tensor, count: int) -> Iterator[None]:
         yield
     finally:
         _images = None
+
+
+_turn = RLock()
+# What initial weights are drawn by.
+DRAWS = {"uniform_", "normal_", "bernoulli_", "exponential_", "kaiming_uniform_", "kaiming_normal_"}
+DRAWS |= {"rand", "randn", "randint", "randperm", "bernoulli", "normal"}
+
+
+@contextmanager
+def own_stream() -> Iterator[None]:
+    """While it lasts no other thread's training draws from torch's global generators; afterwards they are as before.
+
+    Nets are initialised from these alone, which all threads share.
+    """
+    with _turn:
+        before = _global_states()
+        try:
+            yield
+        finally:
+            _set_global_states(before)
+
+
+class ElsewhereDrawn(TorchFunctionMode):
+    """While it lasts this thread's draws on the CPU are from a generator of its own: weights that are loaded over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._generator = torch.Generator()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") in DRAWS and kwargs.get("generator") is None:
+            kwargs["generator"] = self._generator
+        return func(*args, **kwargs)
 
 
 class Stream:

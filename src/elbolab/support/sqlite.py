@@ -3,9 +3,10 @@
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from filelock import FileLock
 from sqlalchemy import create_engine, make_url, text
 
@@ -47,6 +48,25 @@ def absolute(url: str) -> str:
     if not url.startswith(PREFIX):
         return url
     return make_url(url).set(database=str(_path(url).absolute())).render_as_string(hide_password=False)
+
+
+def meant_by_caller(url: str, run_id: str) -> str:
+    """The address of an MLflow store with this run, as the process means it that began this one in another folder.
+
+    `mlflow run` hands a relative address down as it stands. One that is not relative, or is nowhere, is as it was.
+    """
+    path = _path(url) if url.startswith(PREFIX) else Path("/")
+    for process in psutil.Process().parents() if not path.is_absolute() else ():
+        with suppress(psutil.Error, OSError):
+            if _has_run(Path(process.cwd()) / path, run_id):
+                return PREFIX + str(Path(process.cwd()) / path)
+    return url
+
+
+def _has_run(path: Path, run_id: str) -> bool:
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+        return bool(connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone())
+    return False
 
 
 def _path(url: str) -> Path:

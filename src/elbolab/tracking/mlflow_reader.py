@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import mlflow
 import pandas as pd
-from mlflow.entities import Run
+from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 from mlflow.utils.rest_utils import http_request_safe
@@ -169,12 +169,15 @@ def _quoted(value: str) -> str:
 
 
 def get_run(run_id: str) -> RunRecord:
-    """The run of this id; raises UserError where the server has none."""
+    """The run of this id; raises UserError where the server has none, or it is deleted."""
     prepare_store()
     try:
-        return _record(mlflow.MlflowClient().get_run(run_id))
+        run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
         raise UserError(f"run {run_id!r} is not on {address()}: {error.message}") from error
+    if run.info.lifecycle_stage == LifecycleStage.DELETED:
+        raise UserError(f"run {run_id} is deleted; bring it back by `mlflow runs restore --run-id {run_id}`")
+    return _record(run)
 
 
 def get_training(run_id: str) -> RunRecord:

@@ -1,19 +1,22 @@
 """Writing to MLflow: runs, and a journal's records as they are sent. What is sent twice is stored once."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import mlflow
 import numpy as np
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
+from mlflow.utils import name_utils
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_RUN_NAME
 from PIL import Image, ImageOps
 
+from elbolab.support.errors import UserError
 from elbolab.tracking import records
 from elbolab.tracking.journal import Journal, read_state
-from elbolab.tracking.keys import FAILURE, PARENT, RUNNING, SPOOL
+from elbolab.tracking.keys import FAILURE, KIND, PARENT, RUNNING, SPOOL
 from elbolab.tracking.mlflow_reader import NOTHING, PAGE, all_pages, is_tag, prepare_store
 
 Package = Callable[[str, Path, np.ndarray], None]
@@ -21,6 +24,9 @@ Package = Callable[[str, Path, np.ndarray], None]
 METRICS_AT_ONCE = 500
 # Of the picture that MLflow's pages show.
 PREVIEW = (256, 256)
+# The names that MLflow makes up.
+WORDS = "|".join(name_utils._GENERATOR_PREDICATES), "|".join(name_utils._GENERATOR_NOUNS)
+GENERATED = re.compile("({})-({})-\\d+".format(*WORDS), re.IGNORECASE)
 
 
 Value = tuple[str, float, int, int]
@@ -82,6 +88,8 @@ class MlflowWriter:
         self._journal = journal
         self._package = package
         self._runs = MlflowRuns()
+        self.is_there = False
+        """Whether the server has been seen to have the run, not deleted, by this writer."""
 
     @property
     def run_id(self) -> str | None:
@@ -96,12 +104,16 @@ class MlflowWriter:
         """Send all that there is, and what can be sent even where something cannot.
 
         Once it is ``stopped`` another process may have the journal: nothing more is sent, nor written to the journal.
-        Raises the first error: MlflowException, WaitingError, or OSError where a file cannot be read.
+        Raises the first error: MlflowException, WaitingError, UserError where the run is deleted, or OSError where a
+        file cannot be read.
         """
         if self.run_id is None:
             found = self._find_or_make()
             if not stopped():
                 self._journal.update_state(run_id=found)
+        elif not self.is_there:
+            self._present(self.run_id)
+        self.is_there = True
         errors = []
         # A run ends once its files are there.
         for lane, send in ((records.VALUES, self._values), (records.FILES, self._file), (records.VALUES, self._values)):
@@ -145,9 +157,15 @@ class MlflowWriter:
         first = self._journal.records[0]
         assert isinstance(first, records.Begin | records.Attach)
         assert first.run is not None
-        if "id" in first.run:
-            return first.run["id"]
         new, own = first.run, self._journal.folder.name
+        if "id" in new:
+            tags = self._present(new["id"]).data.tags
+            if "otherwise" not in new:
+                return new["id"]
+            if tags.get(SPOOL, own) == own and (SPOOL in tags or KIND not in tags):
+                self._runs.client.set_tag(new["id"], SPOOL, own)
+                return new["id"]
+            new = new["otherwise"]
         experiment = self._experiment(new)
         if (found := self._find(own, experiment)) is not None:
             return found
@@ -157,6 +175,13 @@ class MlflowWriter:
         made = self._runs.client.create_run(experiment, new["time"], tags, new["name"])
         # MLflow asks again where an answer is lost, and then there are two.
         return self._find(own, experiment) or made.info.run_id
+
+    def _present(self, run_id: str) -> Run:
+        """The run of this id; raises UserError where it is deleted, since the server would keep nothing of it."""
+        run = self._runs.client.get_run(run_id)
+        if run.info.lifecycle_stage == LifecycleStage.DELETED:
+            raise UserError(f"run {run_id} is deleted; bring it back by `mlflow runs restore --run-id {run_id}`")
+        return run
 
     def _find(self, journal: str, experiment: str) -> str | None:
         """Id of the run of a journal, of which there is one from then on."""
@@ -200,10 +225,12 @@ class MlflowWriter:
         tagged = [record for record in batch if isinstance(record, records.Begin | records.Tags)]
         params = {key: value for record in begun for key, value in record.params.items()}
         tags = {key: value for record in tagged for key, value in record.tags.items()}
-        if params:
-            # `mlflow run -P` logs its own spelling of a value (1e-3) first.
-            present = client.get_run(self.run_id).data.params
-            params = {key: value for key, value in params.items() if key not in present}
+        if begun:
+            present = client.get_run(self.run_id)
+            # `mlflow run -P` logs its own spelling of a value (1e-3) first, and its --run-name is the user's.
+            params = {key: value for key, value in params.items() if key not in present.data.params}
+            if (name := present.info.run_name) and not GENERATED.fullmatch(name):
+                tags.pop(MLFLOW_RUN_NAME, None)
         self._runs.log(self.run_id, values, params, tags)
         last = batch[-1]
         if isinstance(last, records.Begin) and last.status is not None:

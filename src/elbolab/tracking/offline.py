@@ -86,7 +86,8 @@ def _is_begun_again(journal: Journal) -> bool:
 def _known_id(records: Sequence[Record]) -> str | None:
     """Id of the run that a call has begun again by its id; None of a run that is new or only added to."""
     first = records[0] if records else None
-    return first.run.get("id") if isinstance(first, Begin) and first.run else None
+    run = first.run if isinstance(first, Begin) else None
+    return run.get("id") if run and "otherwise" not in run else None
 
 
 def is_done_with(journal: Journal, writer: MlflowWriter) -> bool:

@@ -25,10 +25,14 @@ class NewRun(TypedDict):
 
 
 class KnownRun(TypedDict):
-    """A run that the server has; ``attached`` where its status stays."""
+    """A run that the server has; ``attached`` where its status stays.
+
+    ``otherwise`` is the run to make where something else is written to that one already.
+    """
 
     id: str
     attached: NotRequired[bool]
+    otherwise: NotRequired[NewRun]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -23,7 +24,7 @@ from elbolab.support.errors import UserError, reason, redacted
 from elbolab.tracking import records
 from elbolab.tracking.journal import Journal
 from elbolab.tracking.keys import FAILED, FAILURE, FINISHED, KIND, PARENT, PROCESSES, RUNNING
-from elbolab.tracking.mlflow_reader import address
+from elbolab.tracking.mlflow_reader import address, get_run
 from elbolab.tracking.mlflow_writer import MlflowWriter, Package
 from elbolab.tracking.offline import UNFINISHED, begun, can_be_resumed, is_done_with
 from elbolab.tracking.uploader import Uploader, refused
@@ -39,7 +40,8 @@ CODE = Path(__file__).parent.parent / "__init__.py"
 # How long a run waits for the server: at its start for an id, at its end as long as nothing gets through.
 START_SECONDS, END_SECONDS, KILLED_SECONDS = 10, 30, 5
 
-_under_way: list["RunWriter"] = []
+# Of this thread, or task: a run that another begins is no part of this one.
+_under_way: ContextVar["RunWriter | None"] = ContextVar("_under_way", default=None)
 _parent: str | None = None
 
 
@@ -149,21 +151,25 @@ def start_run(
 ) -> Iterator[RunWriter]:
     """A run under way: the unfinished one of ``folder``, else ``run_id``, else that of `mlflow run`, or a new one.
 
-    A new one is nested in the one that is under way, if any. It ends FINISHED, or KILLED when it is interrupted, or
+    A new one is nested in the one that is under way, if any, or in that of `mlflow run` where another call has written
+    to it. It ends FINISHED, or KILLED when it is interrupted, or
     FAILED with the reason as the tag ``failure``. While the server does not answer the run goes on, and what is logged
     stays in the folder ``unfinished``. ``package`` logs its model, where it has one.
 
     Raises UserError where the server refuses it.
     """
-    run_id = run_id or (None if folder else os.environ.pop("MLFLOW_RUN_ID", None))
+    given = None if folder or run_id else os.environ.pop("MLFLOW_RUN_ID", None)
     own = {KIND: kind, MLFLOW_RUN_NAME: name, **code_tags(), **tags}
     own = {key: redacted(value) for key, value in own.items()}
     journal = Journal(folder or UNFINISHED.absolute() / uuid4().hex)
-    first: records.NewRun | records.KnownRun | None
-    first = ({"id": run_id} if run_id else _new_run(name)) if journal.is_new else None
-    journal.append(records.Begin(tags=own, params=params, run=first, status=RUNNING if run_id or folder else None))
+    first: records.NewRun | records.KnownRun | None = None
+    if journal.is_new:
+        new = _new_run(name, given)
+        first = {"id": run_id} if run_id else {"id": given, "otherwise": new} if given else new
+    status = RUNNING if run_id or given or folder else None
+    journal.append(records.Begin(tags=own, params=params, run=first, status=status))
     with _sending(journal, package) as run:
-        _under_way.append(run)
+        outer = _under_way.set(run)
         status = FINISHED
         try:
             yield run
@@ -172,7 +178,7 @@ def start_run(
                 run.set_tags({FAILURE: redacted(f"{type(error).__name__}: {error}")[:500]})
             raise
         finally:
-            _under_way.pop()
+            _under_way.reset(outer)
             journal.append(records.End(status=status))
 
 
@@ -186,8 +192,12 @@ def reopen_run(run_id: str) -> Iterator[RunWriter]:
 
 
 def nest_project_run(run_id: str, kind: str) -> None:
-    """Nest the run that `mlflow run` made for a call under ``run_id``, on which the call works, and tag its kind."""
-    if (call := os.environ.pop("MLFLOW_RUN_ID", None)) is not None:
+    """Nest the run that `mlflow run` made for a call under ``run_id``, on which the call works, and tag its kind.
+
+    A run that something is written to already stays as it is. Raises UserError where the server has no such run.
+    """
+    call = os.environ.pop("MLFLOW_RUN_ID", None)
+    if call not in (None, run_id) and KIND not in get_run(call).tags:
         with reopen_run(call) as track:
             track.set_tags({PARENT: run_id, KIND: kind})
 
@@ -198,9 +208,9 @@ def nest_new_runs(run_id: str) -> None:
     _parent = run_id
 
 
-def _new_run(name: str) -> records.NewRun:
-    above = mlflow.active_run()
-    parent = _under_way[-1].id if _under_way else above.info.run_id if above else _parent
+def _new_run(name: str, parent: str | None = None) -> records.NewRun:
+    own, above = _under_way.get(), mlflow.active_run()
+    parent = parent or (own.id if own else above.info.run_id if above else _parent)
     new: records.NewRun = {"name": name, "time": int(time.time() * 1000), "tags": resolve_tags(), "parent": parent}
     if (known := os.environ.get("MLFLOW_EXPERIMENT_ID")) is not None:
         return {**new, "experiment_id": known}
@@ -213,8 +223,8 @@ def _sending(journal: Journal, package: Package | None = None) -> Iterator[RunWr
     uploader = Uploader(journal, run.writer)
     patience, is_refused = END_SECONDS, False
     try:
-        uploader.wait(START_SECONDS, lambda: run.writer.run_id is not None or uploader.problem is not None)
-        if (problem := uploader.problem) and (is_refused := run.writer.run_id is None and refused(problem)):
+        uploader.wait(START_SECONDS, lambda: run.writer.is_there or uploader.problem is not None)
+        if (problem := uploader.problem) and (is_refused := not run.writer.is_there and refused(problem)):
             raise UserError(f"{address()} refuses the run: {reason(problem)}")
         yield run
     except (KeyboardInterrupt, SystemExit):

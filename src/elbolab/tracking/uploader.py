@@ -53,7 +53,7 @@ class Uploader:
             except Exception as error:
                 problem = error
             # A run that the server refuses raises where it was begun.
-            if problem and not before and not (refused(problem) and self._writer.run_id is None):
+            if problem and not before and not (refused(problem) and not self._writer.is_there):
                 self._say(f"{reason(problem)}; what is logged waits in {self._journal.folder}")
             elif before and not problem:
                 self._say("the tracking server has all of it now")

@@ -27,6 +27,7 @@ from elbolab.evaluation.metrics import LOG_PX, PARETO_K, is_doubtful
 from elbolab.experiment.train import prepare
 from elbolab.support.errors import UserError, redacted
 from elbolab.support.number_formats import dagger
+from elbolab.support.random_streams import own_stream
 from elbolab.tracking.keys import CONVERGED, FAILURE, LAST_EPOCH
 from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import load_checkpoint
@@ -187,7 +188,7 @@ def _run(study: optuna.Study, job: Job, mirror: Mirror, count: int) -> None:
     storage = under_way[0].storage
     try:
         trainings = [partial(_train_and_judge, job, mirror, trial) for trial in under_way.values()]
-        with closing(take_turns(trainings)) as outcomes:
+        with own_stream(), closing(take_turns(trainings)) as outcomes:
             for place, outcome in outcomes:
                 _end(study, job, mirror, under_way.pop(place), outcome)
     except (KeyboardInterrupt, SystemExit) as error:

@@ -90,7 +90,7 @@ def test_without_an_epoch_of_it_and_from_a_trained_run_nothing_differs(digits: D
 
 def test_an_encoder_learns_a_ppcas_posterior(tmp_path: Path):
     data = load_data("mnist5k", Path(), train_size=600, val_size=20, test_size=20)
-    start: dict[str, Any] = {"latent_dim": 8, "epochs": 30, "schedule": "constant", "batch_size": 32}
+    start: dict[str, Any] = {"latent_dim": 8, "net": "mlp", "epochs": 30, "schedule": "constant", "batch_size": 32}
     models = [make_model(MODELS["vae"], data, pca_epochs=epochs, **start) for epochs in (30, 0)]
     batch = data.val.batch(torch.arange(20))
     apart = []
@@ -105,10 +105,10 @@ def test_an_encoder_learns_a_ppcas_posterior(tmp_path: Path):
 
 
 def test_with_it_a_vae_is_better_after_as_many_epochs(tmp_path: Path):
-    data = load_data("mnist5k", Path(), train_size=1000, val_size=100, test_size=20)
+    data = load_data("mnist5k", Path(), train_size=600, val_size=100, test_size=20)
     scores = []
     for epochs in (3, 0):
-        model = make_model(MODELS["vae"], data, epochs=12, latent_dim=50, batch_size=32, pca_epochs=epochs)
+        model = make_model(MODELS["vae"], data, net="mlp", epochs=12, latent_dim=50, batch_size=32, pca_epochs=epochs)
         scores.append(max(event.metrics["val/elbo"] for event in run(model, data, tmp_path)))
     assert scores[0] > scores[1] + 3
 

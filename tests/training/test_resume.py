@@ -35,7 +35,15 @@ from elbolab.training.trainer import Event, train
 
 TINY = {"train_size": 40, "val_size": 10, "test_size": 10, "batch_size": 8, "latent_dim": 4}
 # Two epochs at a constant rate and two at a tenth of it, by scores that must not be lost.
-PLATEAU = {"schedule": "plateau", "patience": 1, "min_improvement": 1e9, "epochs": 9, "beta_warmup": 0}
+PLATEAU = {
+    "net": "mlp",
+    "hidden": 20,
+    "schedule": "plateau",
+    "patience": 1,
+    "min_improvement": 1e9,
+    "epochs": 9,
+    "beta_warmup": 0,
+}
 AS_OPTIONS = [part for key, value in TINY.items() for part in (f"--{key}", str(value))]
 
 

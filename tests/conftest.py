@@ -23,6 +23,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
+from elbolab import cli
 from elbolab.data.splits import Batch, Data, DataSpec, load_data
 from elbolab.models import MODELS
 from elbolab.models.ppca import PPCA, PPCAConfig
@@ -130,6 +131,27 @@ def command(store: Path) -> Command:
         )
 
     return run
+
+
+@pytest.fixture
+def command_here(store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Run `elbolab ARGUMENTS` in this process, which has imported all that another would import for seconds."""
+    usual = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        for name, value in {**cli.ENVIRONMENT, **environment}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["elbolab", *arguments])
+        capfd.readouterr()
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        return subprocess.CompletedProcess(arguments, code or 0, *capfd.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, usual)
 
 
 class Postgres:

@@ -91,8 +91,8 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
         (["main", "--dataset", "mnist6k"], "dataset='mnist6k' does not exist"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_no_run(command: Command, arguments: list[str], message: str):
-    done = command(*arguments)
+def test_a_mistake_is_one_line_and_leaves_no_run(command_here: Command, arguments: list[str], message: str):
+    done = command_here(*arguments)
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if not line.startswith(("Usage:", "Try ")) and line.strip()]
     assert len(lines) == 1, done.stderr

@@ -273,11 +273,11 @@ def test_what_comes_from_a_run_is_escaped(opened: Open, pages: dict[str, Path]):
 
 
 def test_the_command_writes_the_same_bytes(
-    command: Command, folder: Path, runs: dict[str, str], pages: dict[str, Path], tmp_path: Path
+    command_here: Command, folder: Path, runs: dict[str, str], pages: dict[str, Path], tmp_path: Path
 ):
     names = ",".join(runs[name] for name in PAGES["both"])
-    there = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    done = command("explore", names, "--images", "20", "--out", str(tmp_path / "again.html"), **there)
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    done = command_here("explore", names, "--images", "20", "--out", str(tmp_path / "again.html"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == pages["both"].read_bytes()
@@ -287,10 +287,10 @@ def test_the_command_writes_the_same_bytes(
     ("names", "message"), [(["nothing"], "run 'nothing' is not on"), (["vae", "cnn"], "has no latent space")]
 )
 def test_a_mistake_is_one_line_and_writes_nothing(
-    command: Command, folder: Path, runs: dict[str, str], store: Path, names: list[str], message: str
+    command_here: Command, folder: Path, runs: dict[str, str], store: Path, names: list[str], message: str
 ):
-    there = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    done = command("explore", *(runs.get(name, name) for name in names), **there)
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    done = command_here("explore", *(runs.get(name, name) for name in names))
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert message in done.stderr

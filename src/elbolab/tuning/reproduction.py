@@ -11,7 +11,7 @@ import pandas as pd
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from pydantic import Field, model_validator
 
-from elbolab.config.base import Settings
+from elbolab.config.base import Settings, Value
 from elbolab.config.click_options import command_line
 from elbolab.config.schema import Config, EvaluateConfig
 from elbolab.evaluation import Evaluation, Results
@@ -38,7 +38,7 @@ class Training(Settings):
 
     model: str
     """Name in MODELS."""
-    fields: dict[str, Any] = Field(default_factory=dict)
+    fields: dict[str, Value] = Field(default_factory=dict)
     """Values beside those of the reproduction's base; {NAME} in a text is the run of the training NAME on this seed."""
 
 
@@ -49,7 +49,7 @@ class Reproduction(Settings):
     """What is asked, one sentence."""
     trainings: dict[str, Training] = Field(min_length=1)
     """What is trained, by name, in this order."""
-    base: dict[str, Any] = Field(default_factory=dict)
+    base: dict[str, Value] = Field(default_factory=dict)
     """Values of fields, the same in every training whose model has the field."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds under which each is trained."""

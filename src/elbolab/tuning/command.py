@@ -15,6 +15,7 @@ from elbolab.experiment.loading import choose_device, load_for
 from elbolab.registry.packaging import log_model
 from elbolab.support import sqlite
 from elbolab.support.errors import UserError, reason
+from elbolab.support.torch_settings import default_settings
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import STUDY
@@ -57,6 +58,7 @@ def load_study(name: str) -> tuple[str, Study | Reproduction]:
     return path.stem, study
 
 
+@default_settings()
 def run_study(name: str, config: StudyConfig) -> str:
     """Carry out the study ``name`` as ``config`` says, a search or a reproduction; returns the id of its run.
 

@@ -1,9 +1,9 @@
 """A reproduction: a list of trainings, evaluated under one protocol, beside the numbers that their source reports."""
 
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,8 +20,9 @@ from elbolab.experiment.evaluate import evaluate_run, protocol
 from elbolab.experiment.train import train_model
 from elbolab.models import MODELS
 from elbolab.report.chart import Chart
-from elbolab.report.plots import save_chart
+from elbolab.report.plots import chart_png
 from elbolab.report.sections.reproductions import FOUND, insert, markdown, summarise
+from elbolab.support import figures
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
@@ -145,7 +146,7 @@ def reproduce(name: str, study: Reproduction, passes: int | None = None, only: S
             "devices": sorted({run.tags.get("device", "unknown") for _, _, run in runs}),
             "seconds": sum(run.seconds + float(run.tags["evaluation.seconds"]) for _, _, run in runs),
         }
-        chart = None if study.figure is None else study.figure(table)
+        chart = None if study.figure is None else figures.draw("the study's figure", partial(study.figure, table))
         track.log_value(found | {"chart": chart and chart.model_dump(mode="json")}, FOUND)
         _publish(found, chart, table, track)
         return track.id
@@ -153,15 +154,18 @@ def reproduce(name: str, study: Reproduction, passes: int | None = None, only: S
 
 def _publish(found: dict[str, Any], chart: Chart | None, table: pd.DataFrame, track: tracking.RunWriter) -> None:
     """The runs as a CSV, the figure, and both in the documentation where it has a place for them."""
+    name = f"{found['name']}.png"
+    png = figures.draw(name, partial(chart_png, chart)) if chart is not None else None
     with tempfile.TemporaryDirectory() as folder:
-        rows, picture = Path(folder, "runs.csv"), Path(folder, f"{found['name']}.png")
+        rows, picture = Path(folder, "runs.csv"), Path(folder, name)
         table.to_csv(rows, index=False)
         track.log_artifact(rows)
-        if chart is not None:
-            save_chart(chart, picture)
+        if png is not None:
+            picture.write_bytes(png)
             track.log_artifact(picture, "figures")
-        if RESULTS.is_file() and insert(RESULTS, found["name"], markdown(found, chart)) and chart is not None:
-            shutil.copy(picture, RESULTS.parent)
+    shown = None if png is None else chart
+    if RESULTS.is_file() and insert(RESULTS, found["name"], markdown(found, shown)) and png is not None:
+        RESULTS.with_name(name).write_bytes(png)
 
 
 def _commit(run: RunRecord) -> str:

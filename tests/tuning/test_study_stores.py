@@ -77,7 +77,7 @@ def test_a_reproduction_takes_values_from_an_array():
 @pytest.mark.parametrize("value", [Fraction(1, 1000), np.longdouble(0.001), object, np.nan])
 def test_a_value_that_json_has_not_is_refused_by_name(tmp_path: Path, value: Any):
     with pytest.raises(ValueError, match=r"base\.lr"):
-        Study(model="vae", search=["latent_dim"], base={"lr": value})
+        Study(model="vae", search=("latent_dim",), base={"lr": value})
     file = tmp_path / "study.py"
     file.write_text("from elbolab import Study\nSTUDY = Study(model='vae', search=['beta'], base={'lr': 1j})\n")
     with pytest.raises(UserError, match=r"study\.py: base=1j: .*valid JSON"):
@@ -152,7 +152,7 @@ def test_the_database_of_another_program_is_left_as_it_is(store: Path):
 
 @pytest.mark.parametrize("url", ["optuna.db", "journal.log", "redis://host", "mysql://host/x", "postgresql+none://h/x"])
 def test_a_storage_that_is_no_database_is_one_line(url: str):
-    with pytest.raises(UserError, match="cannot be opened: .*; name a database that can"):
+    with pytest.raises(UserError, match=r"cannot be opened: .*; name a database that can"):
         open_storage(url, 10)
 
 

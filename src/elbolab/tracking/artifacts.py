@@ -14,6 +14,7 @@ from mlflow.utils.uri import is_local_uri, validate_path_is_safe
 
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.mlflow_reader import ARTIFACT_URIS, address, get_run
+from elbolab.tracking.moved_folders import refuse_moved
 
 T = TypeVar("T")
 
@@ -29,7 +30,10 @@ def model_of(run_id: str) -> str | None:
 
 
 def list_artifacts(run_id: str, path: str = "") -> list[str]:
-    """Paths of the artifacts directly under ``path``; raises UserError where one would lead out of the run's folder."""
+    """Paths of the artifacts directly under ``path``; raises UserError where one would lead out of the run's folder,
+    or where that was moved.
+    """
+    refuse_moved(_uri(run_id))
     try:
         return [item.path for item in mlflow.MlflowClient().list_artifacts(run_id, path or None)]
     except MlflowException as error:
@@ -45,9 +49,8 @@ def read(run_id: str, path: str, reader: Callable[[Path], T]) -> T:
         try:
             # What is put behind an address is not looked at by MLflow.
             validate_path_is_safe(path)
-            if run_id not in ARTIFACT_URIS:
-                get_run(run_id)
-            uri = f"{ARTIFACT_URIS[run_id]}/{path}"
+            refuse_moved(own := _uri(run_id))
+            uri = f"{own}/{path}"
             # By its address, since MLflow would ask for the run twice more and copy a file that is on this machine.
             file = Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if is_local_uri(uri) else folder))
         except (MlflowException, OSError) as error:
@@ -57,6 +60,13 @@ def read(run_id: str, path: str, reader: Callable[[Path], T]) -> T:
         except (BadZipFile, EOFError, LookupError, OSError, TypeError, ValueError) as error:
             why = " ".join(str(error).split())
             raise UserError(f"artifact {path!r} of run {run_id} cannot be read: {why:.200}; make it anew") from error
+
+
+def _uri(run_id: str) -> str:
+    """Where the artifacts of a run are."""
+    if run_id not in ARTIFACT_URIS:
+        get_run(run_id)
+    return ARTIFACT_URIS[run_id]
 
 
 def step_images(run_id: str, key: str) -> dict[int, bytes]:

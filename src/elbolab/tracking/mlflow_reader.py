@@ -91,12 +91,12 @@ def prepare_store() -> None:
 
 
 # Where the artifacts of a run are never changes, and MLflow would ask for it at each file.
-ARTIFACT_URIS: dict[str, str | None] = {}
+ARTIFACT_URIS: dict[str, str] = {}
 
 
 def _record(found: Run) -> RunRecord:
     info, data = found.info, found.data
-    ARTIFACT_URIS[info.run_id] = info.artifact_uri
+    ARTIFACT_URIS[info.run_id] = str(info.artifact_uri)
     # `mlflow run -P` logs what was typed: `latent-dim` beside our `latent_dim`, and the flags that take up a run.
     typed = {key for key in data.params if "-" in key} | ResumeConfig.model_fields.keys()
     params = {key: value for key, value in data.params.items() if key not in typed}

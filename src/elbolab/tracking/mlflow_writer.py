@@ -15,6 +15,7 @@ from elbolab.tracking import records
 from elbolab.tracking.journal import Journal, read_state
 from elbolab.tracking.keys import FAILURE, PARENT, RUNNING, SPOOL
 from elbolab.tracking.mlflow_reader import NOTHING, PAGE, all_pages, is_tag, prepare_store
+from elbolab.tracking.moved_folders import refuse_moved
 
 Package = Callable[[str, Path, np.ndarray], None]
 """Logs a checkpoint as a run's model: ``package(run_id, checkpoint, example)``, ``example`` uint8 (N, H, W, C)."""
@@ -82,6 +83,7 @@ class MlflowWriter:
         self._journal = journal
         self._package = package
         self._runs = MlflowRuns()
+        self._is_begun = False
 
     @property
     def run_id(self) -> str | None:
@@ -96,8 +98,10 @@ class MlflowWriter:
         """Send all that there is, and what can be sent even where something cannot.
 
         Once it is ``stopped`` another process may have the journal: nothing more is sent, nor written to the journal.
-        Raises the first error: MlflowException, WaitingError, or OSError where a file cannot be read.
+        Raises the first error: MlflowException, WaitingError, OSError where a file cannot be read, or UserError where
+        the run's own folder was moved.
         """
+        self._refuse_moved()
         if self.run_id is None:
             found = self._find_or_make()
             if not stopped():
@@ -117,6 +121,25 @@ class MlflowWriter:
                 errors.append(error)
         if errors:
             raise errors[0]
+
+    def _refuse_moved(self) -> None:
+        """Before the first record, what says that the folder of the run's files is where it was not expected."""
+        if self._is_begun:
+            return
+        client, run = self._runs.client, self._run
+        known = self.run_id or run.get("id")
+        if known is not None:
+            refuse_moved(str(client.get_run(known).info.artifact_uri))
+        else:
+            refuse_moved(client.get_experiment(self._experiment(run)).artifact_location)
+        self._is_begun = True
+
+    @property
+    def _run(self) -> records.NewRun | records.KnownRun:
+        first = self._journal.records[0]
+        assert isinstance(first, records.Begin | records.Attach)
+        assert first.run is not None
+        return first.run
 
     def _done(self, lane: str) -> int:
         return self._journal.state.get(lane, 0)
@@ -142,12 +165,9 @@ class MlflowWriter:
         return any(record.lane == records.FILES for record in self._journal.records[self._done(records.FILES) : place])
 
     def _find_or_make(self) -> str:
-        first = self._journal.records[0]
-        assert isinstance(first, records.Begin | records.Attach)
-        assert first.run is not None
-        if "id" in first.run:
-            return first.run["id"]
-        new, own = first.run, self._journal.folder.name
+        new, own = self._run, self._journal.folder.name
+        if "id" in new:
+            return new["id"]
         experiment = self._experiment(new)
         if (found := self._find(own, experiment)) is not None:
             return found

@@ -215,12 +215,7 @@ def _sending(journal: Journal, package: Package | None = None) -> Iterator[RunWr
     try:
         uploader.wait(START_SECONDS, lambda: run.writer.run_id is not None or uploader.problem is not None)
         if (problem := uploader.problem) and (is_refused := run.writer.run_id is None and refused(problem)):
-            # One of ours has its remedy at the end.
-            raise (
-                problem
-                if isinstance(problem, UserError)
-                else UserError(f"{address()} refuses the run: {reason(problem)}")
-            )
+            raise UserError(f"{address()} refuses the run: {reason(problem)}")
         yield run
     except (KeyboardInterrupt, SystemExit):
         patience = KILLED_SECONDS

@@ -20,6 +20,7 @@ from elbolab.support.errors import UserError, reason
 from elbolab.tracking.keys import FAILED, FAILURE, FINISHED, KILLED, KIND, PARENT, STUDY, TRIAL
 from elbolab.tracking.mlflow_reader import address
 from elbolab.tracking.mlflow_writer import MlflowRuns
+from elbolab.tracking.moved_folders import refuse_moved
 from elbolab.tracking.run import code_tags
 from elbolab.tuning.optuna_storage import DIED, SURPLUS
 from elbolab.tuning.plots import draw_study
@@ -43,15 +44,16 @@ def parent_of(study: optuna.Study, created: bool, anew: bool = False) -> str | N
     name, known = study.study_name, _runs_of(study)
     for run_id in known:
         try:
-            stage = MlflowRuns().client.get_run(run_id).info.lifecycle_stage
+            found = MlflowRuns().client.get_run(run_id).info
         except MlflowException as error:
             if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 continue
             line = f"study {name!r} is mirrored by run {run_id}, which cannot be read from {address()}"
             raise UserError(f"{line}: {error.message}; set MLFLOW_TRACKING_URI to its server") from error
-        if stage == "deleted":
+        if found.lifecycle_stage == "deleted":
             restore = f"mlflow runs restore --run-id {run_id}"
             raise UserError(f"study {name!r} is mirrored by run {run_id}, which is deleted; `{restore}` brings it back")
+        refuse_moved(str(found.artifact_uri))
         return run_id
     if known and not anew:
         raise UserError(

@@ -92,7 +92,8 @@ def load_model(source: str, device: str = "cpu") -> Model:
     with TemporaryDirectory(prefix="elbolab-") as copy:
         try:
             model = source if ":/" in source else f"models:/{model_of(source)}"
-            refuse_moved(own := ModelsArtifactRepository.get_underlying_uri(model))
+            own = str(ModelsArtifactRepository.get_underlying_uri(model))
+            refuse_moved(own)
             where = f"{own}/artifacts"
             names = [Path(item.path).name for item in mlflow.artifacts.list_artifacts(where)]
             uri = f"{where}/{next((name for name in names if name.endswith('.safetensors')), 'checkpoint')}"

@@ -19,6 +19,10 @@ from elbolab.tracking.moved_folders import refuse_moved
 T = TypeVar("T")
 
 
+class LostError(UserError):
+    """A file that a run had is not there any more, or cannot be read."""
+
+
 def model_of(run_id: str) -> str | None:
     """Id of the model that a run has logged; None where it has none that is whole."""
     # As `runs:/ID/model` it would be looked for among the run's own artifacts first, which a server of MLflow 3.1
@@ -41,8 +45,8 @@ def list_artifacts(run_id: str, path: str = "") -> list[str]:
 
 
 def read(run_id: str, path: str, reader: Callable[[Path], T]) -> T:
-    """What ``reader`` makes of an artifact; raises UserError where the run has none of that path in its folder, or one
-    that it cannot read.
+    """What ``reader`` makes of an artifact; raises UserError where the run has none of that path in its folder, and
+    LostError where it has one that cannot be read.
     """
     # MLflow never removes the folder that it downloads into by itself.
     with TemporaryDirectory(prefix="elbolab-") as folder:
@@ -59,7 +63,7 @@ def read(run_id: str, path: str, reader: Callable[[Path], T]) -> T:
             return reader(file)
         except (BadZipFile, EOFError, LookupError, OSError, TypeError, ValueError) as error:
             why = " ".join(str(error).split())
-            raise UserError(f"artifact {path!r} of run {run_id} cannot be read: {why:.200}; make it anew") from error
+            raise LostError(f"artifact {path!r} of run {run_id} cannot be read: {why:.200}; make it anew") from error
 
 
 def _uri(run_id: str) -> str:

@@ -164,7 +164,7 @@ def newest_of_each(param: str, tags: Mapping[str, str] = NOTHING, kind: str = "t
 def _search(kind: str, tags: Mapping[str, str], conditions: list[str], limit: int | None) -> list[RunRecord]:
     tagged = [is_tag(key, value) for key, value in {KIND: kind, **tags}.items()]
     query = " and ".join(["attributes.status = 'FINISHED'", *tagged, *conditions])
-    client, experiment = mlflow.MlflowClient(), current_experiment()
+    experiment, client = current_experiment(), mlflow.MlflowClient()
     size = PAGE if limit is None else min(PAGE, limit)
     found = all_pages(lambda token: client.search_runs([experiment], query, max_results=size, page_token=token))
     return [_record(run) for run in islice(found, limit)]

@@ -127,9 +127,8 @@ class MlflowWriter:
         if self._is_begun:
             return
         client, run = self._runs.client, self._run
-        known = self.run_id or run.get("id")
-        if known is not None:
-            refuse_moved(str(client.get_run(known).info.artifact_uri))
+        if self.run_id is not None or "id" in run:
+            refuse_moved(str(client.get_run(self.run_id or run.get("id", "")).info.artifact_uri))
         else:
             refuse_moved(client.get_experiment(self._experiment(run)).artifact_location)
         self._is_begun = True

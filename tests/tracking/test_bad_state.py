@@ -15,12 +15,8 @@ from urllib.parse import quote
 
 import mlflow
 import pytest
-from alembic import command
 from conftest import free_port
 from mlflow.exceptions import MlflowException
-from mlflow.store.db.utils import _get_alembic_config
-from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
-from sqlalchemy import create_engine
 
 from elbolab.cli import cli
 from elbolab.config.schema import CompareConfig, ExploreConfig, MainConfig
@@ -144,23 +140,6 @@ def test_a_store_of_another_version_is_said_at_once(store: Path, version: str, c
     assert lines[1:] == [lines[1]] * 2
     assert lines[0].endswith(lines[1])
     assert "`mlflow db upgrade sqlite:///other.db`" in lines[1]
-
-
-@pytest.mark.scale
-def test_the_remedy_for_a_store_of_an_older_version_works(unused_store: Path):
-    """Its tables are truly those of then, by MLflow's own migrations."""
-    engine = create_engine(f"sqlite:///{unused_store}/old.db")
-    InitialBase.metadata.create_all(engine)
-    engine.dispose()
-    command.upgrade(_get_alembic_config(f"sqlite:///{unused_store}/old.db"), "bf29a5ff90ea")
-    mlflow.set_tracking_uri(f"sqlite:///{unused_store}/old.db")
-    with pytest.raises(UserError, match="tables of another MLflow") as told:
-        mlflow_reader.prepare_store()
-    remedy = re.findall("`(.*?)`", str(told.value))[0]
-    subprocess.run([sys.executable, "-m", *remedy.split()], check=True, capture_output=True, timeout=120)
-    with tracking.start_run("train", "x", {}, {}) as run:
-        pass
-    assert mlflow_reader.get_run(run.id).status == "FINISHED"
 
 
 @pytest.mark.parametrize(

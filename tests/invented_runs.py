@@ -19,6 +19,7 @@ from elbolab.evaluation import metrics as m
 from elbolab.evaluation.metrics import POSTERIOR_ELBO
 from elbolab.report.chart import Chart, Line
 from elbolab.report.sections.reproductions import FOUND, summarise
+from elbolab.support.statistics import mean_se
 from elbolab.tracking.keys import KIND, REPRODUCTION
 
 GAUSSIAN = "gaussian sigma=0.4, pixels in [0,1]"
@@ -219,10 +220,11 @@ def trust_files(table: pd.DataFrame, model: str, files: Path) -> dict[str, float
     pd.DataFrame(bounds).to_parquet(files / "curve.parquet")
     gaps.to_parquet(files / "gap.parquet")
     bdmc = {"simulated/log_px_lower": -61.3, "simulated/log_px_upper": -60.9, "simulated/bdmc_gap": 0.4}
-    for (split, posterior), part in gaps.groupby(["split", "posterior"]):
+    for _, part in gaps.groupby(["split", "posterior"]):
+        split, posterior = part[["split", "posterior"]].iloc[0]
         for column, metric in m.GAP_COLUMNS.items():
             key = (m.STORED[metric] if posterior == "table" else metric).at(str(split))
-            bdmc |= {key: part[column].mean(), f"{key}_se": part[column].sem()}
+            bdmc |= dict(zip((key, f"{key}_se"), mean_se(part[column]), strict=True))
     return metrics | bdmc
 
 

@@ -22,7 +22,7 @@ import torch
 from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
 from elbolab.registry.packaging import log_model
-from elbolab.report.collect import PICTURES
+from elbolab.report.fetch import PICTURES
 from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.journal import journals
 from elbolab.tracking.offline import UNFINISHED, begun, send_unfinished

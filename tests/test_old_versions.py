@@ -29,8 +29,8 @@ from elbolab.experiment.loading import load_for
 from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
 from elbolab.models.latent import LatentModel
-from elbolab.report.collect import likelihoods
 from elbolab.report.compare import compare
+from elbolab.report.fetch import LIKELIHOOD, likelihood
 from elbolab.tracking import mlflow_reader
 from elbolab.tuning.command import load_study
 
@@ -81,7 +81,7 @@ def test_its_runs_are_compared_with_the_numbers_that_they_have(old: Path):
 
 def test_its_run_is_evaluated_to_the_numbers_that_were_logged_then(old: Path):
     run = run_of("vae")
-    images = likelihoods([run])[0]
+    images = likelihood(run, {LIKELIHOOD})
     # Means of log p(x) are over the split now, and were over the evaluated images.
     logged = {
         re.sub(r"/log_px(?=$|_se)", "/log_px_evaluated", key): run.metrics[key]
@@ -91,7 +91,9 @@ def test_its_run_is_evaluated_to_the_numbers_that_were_logged_then(old: Path):
     assert "test/log_px_evaluated" in logged
     found = evaluate_run(run.id, EVALUATION)
     assert {key: found[key] for key in logged} == pytest.approx(logged, abs=1e-4)
-    again = likelihoods([mlflow_reader.get_run(run.id)])[0].query("posterior != 'fitted'").reset_index(drop=True)
+    again = (
+        likelihood(mlflow_reader.get_run(run.id), {LIKELIHOOD}).query("posterior != 'fitted'").reset_index(drop=True)
+    )
     pd.testing.assert_frame_equal(pd.DataFrame(again, columns=images.columns), images, check_dtype=False, atol=1e-3)
 
 

@@ -215,6 +215,8 @@ def main() -> None:
     tune_memory()
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
+    # A command draws into files, where a notebook or a desktop has set what draws on a screen.
+    os.environ["MPLBACKEND"] = "agg"
     # All of torchrun's processes make the same mistake; one of them says so.
     speaks = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
     try:

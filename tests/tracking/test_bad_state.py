@@ -2,15 +2,21 @@
 
 import os
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
 import mlflow
 import pytest
+from conftest import free_port
+from mlflow.exceptions import MlflowException
 
 from elbolab.cli import cli
 from elbolab.config.schema import CompareConfig, ExploreConfig, MainConfig
@@ -20,6 +26,7 @@ from elbolab.support.sqlite import first_use
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.journal import Journal
+from elbolab.tracking.uploader import refused
 
 TINY = ["--train-size", "40", "--val-size", "10", "--test-size", "10"]
 
@@ -102,6 +109,63 @@ def test_what_is_no_database_is_left_as_it_is(tmp_path: Path, kind: str):
     with pytest.raises(UserError, match=r"mlflow\.db is no SQLite database; move it away, or name another one"):
         use(f"sqlite:///{path}")
     assert path.is_dir() or path.read_text() == "notes"
+
+
+def set_version(path: Path, version: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
+        connection.commit()
+
+
+@pytest.mark.parametrize("version", ["cbc13b556ace", "0123456789ab"], ids=["older", "newer"])
+def test_a_store_of_another_version_is_said_at_once(store: Path, version: str, capsys: pytest.CaptureFixture[str]):
+    shutil.copy(store / "mlflow.db", store / "other.db")
+    set_version(store / "other.db", version)
+    mlflow.set_tracking_uri("sqlite:///other.db")
+    before, lines = time.monotonic(), []
+    for action in (
+        lambda: cli(["vae", *TINY], standalone_mode=False),
+        lambda: compare(CompareConfig()),
+        lambda: mlflow_reader.get_run("0" * 32),
+    ):
+        with pytest.raises(
+            UserError, match=r"tables of another MLflow than [\d.]+: copy it and run `(.*)`, or"
+        ) as told:
+            action()
+        lines.append(str(told.value))
+    # No training was begun, nor is anything left to be sent. As an outage it took 45 seconds.
+    assert time.monotonic() - before < 15
+    assert "epoch 1" not in capsys.readouterr().err
+    assert not (store / "unfinished").exists()
+    assert lines[1:] == [lines[1]] * 2
+    assert lines[0].endswith(lines[1])
+    assert "`mlflow db upgrade sqlite:///other.db`" in lines[1]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["foo://x", "localhost:5000", "sqlite://m.db", "sqlite:/m.db", "mlruns", "mysql://host/x", "sqlite:///torn"],
+)
+def test_an_address_that_can_never_answer_is_no_outage(unused_store: Path, address: str):
+    (unused_store / "torn").write_bytes(b"SQLite format 3\0" + bytes(200))
+    mlflow.set_tracking_uri(address)
+    before = time.monotonic()
+    with (
+        pytest.raises(UserError, match=r"cannot be the tracking store: .*; name another|no SQLite database"),
+        tracking.start_run("train", "x", {}, {}),
+    ):
+        pytest.fail("it began")
+    assert time.monotonic() - before < 5
+    assert not (unused_store / "unfinished").exists()
+
+
+def test_a_database_server_that_is_down_is_an_outage(unused_store: Path):
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'elbolab[postgresql]'")
+    mlflow.set_tracking_uri(f"postgresql+psycopg://me:secret@127.0.0.1:{free_port()}/x")
+    with pytest.raises(MlflowException, match="refused") as told:
+        mlflow_reader.prepare_store()
+    assert not refused(told.value)
+    assert "secret" not in str(told.value)
 
 
 # The clock goes back an hour once the first checkpoint is there.

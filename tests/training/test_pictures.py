@@ -7,7 +7,7 @@ import pytest
 
 from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
-from elbolab.report.collect import PICTURES
+from elbolab.report.fetch import PICTURES
 from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.training import pictures, resume_state
 from elbolab.training.resume_state import Position, ResumeState

@@ -1,12 +1,33 @@
 """The base of every config: one definition of a field is its flag, its parameter, its search range and its JSON."""
 
-from typing import Any, Self
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from optuna.distributions import BaseDistribution
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, ValidationError, field_validator
 
 from elbolab.config.limits import refuse_unstorable
 from elbolab.support.errors import UserError, shown
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON has it, also within containers: numbers of numpy, pandas and torch are Python's own."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    match value:
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case list() | tuple() | Iterator():
+            return [_plain(item) for item in value]
+        case Path():
+            return str(value)
+    return value
+
+
+Value = Annotated[JsonValue, BeforeValidator(_plain)]
+"""A value of a field whose type is not known here; whoever tries values often takes them from an array."""
+Values = Annotated[tuple[Value, ...], BeforeValidator(_plain)]
+"""Several of them."""
 
 
 class Settings(BaseModel):

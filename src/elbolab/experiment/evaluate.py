@@ -15,6 +15,7 @@ from elbolab.models.cnn import CNN
 from elbolab.registry.packaging import load_model, log_model
 from elbolab.support.counters import computing_for
 from elbolab.support.errors import UserError
+from elbolab.support.torch_settings import default_settings
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import EVALUATION_PROTOCOL
@@ -41,6 +42,7 @@ def protocol(config: EvaluateConfig, more: Sequence[Callable[[Evaluation], Resul
     return json.dumps([config.changes() | moved, [evaluator.__name__ for evaluator in more]])
 
 
+@default_settings()
 def evaluate_run(
     run_id: str, config: EvaluateConfig, more: Sequence[Callable[[Evaluation], Results]] = ()
 ) -> dict[str, float]:

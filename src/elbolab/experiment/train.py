@@ -16,6 +16,7 @@ from elbolab.models.base import Model
 from elbolab.registry.packaging import load_model, log_model
 from elbolab.support.errors import UserError
 from elbolab.support.random_streams import own_stream
+from elbolab.support.torch_settings import default_settings
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import CONVERGED
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
@@ -54,6 +55,7 @@ def prepare(name: str, config: Config, backend: Backend | None = None) -> tuple[
 
 
 @own_stream()
+@default_settings()
 def train_model(name: str, config: Config, tags: dict[str, str] | None = None, folder: Path | None = None) -> str:
     """Train the model ``name`` and track it as a run, with ``tags`` beside its own, whose id is returned.
 

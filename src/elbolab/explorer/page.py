@@ -17,10 +17,12 @@ from elbolab.report.plots import colours
 from elbolab.report.select import labels_of, named_runs, refuse_mixed
 from elbolab.report.tables import runs_table
 from elbolab.support.errors import UserError
+from elbolab.support.torch_settings import default_settings
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
 from elbolab.tracking.run import nest_project_run
 
 
+@default_settings()
 def explore(ids: Sequence[str], config: ExploreConfig) -> Path:
     """Write the page of one run or of two on the same test images to `config.out`, which is returned.
 

@@ -21,6 +21,7 @@ from elbolab.registry import pyfunc
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.artifacts import model_of
 from elbolab.tracking.mlflow_reader import address, prepare_store
+from elbolab.tracking.moved_folders import refuse_moved
 from elbolab.training.checkpoint import load_checkpoint
 
 NAME = "model"
@@ -84,14 +85,16 @@ def load_model(source: str, device: str = "cpu") -> Model:
     """The trained module of a run id or a model URI (models:/name@alias), in evaluation mode, with its ``config``.
 
     Nothing of it is executed: of its files only the checkpoint is read. Raises UserError where the tracking server has
-    no such model, or one without a checkpoint of elbolab.
+    no such model, or one without a checkpoint of elbolab, or where its folder was moved.
     """
     prepare_store()
     # MLflow never removes the folder that it downloads into by itself.
     with TemporaryDirectory(prefix="elbolab-") as copy:
         try:
             model = source if ":/" in source else f"models:/{model_of(source)}"
-            where = f"{ModelsArtifactRepository.get_underlying_uri(model)}/artifacts"
+            own = str(ModelsArtifactRepository.get_underlying_uri(model))
+            refuse_moved(own)
+            where = f"{own}/artifacts"
             names = [Path(item.path).name for item in mlflow.artifacts.list_artifacts(where)]
             uri = f"{where}/{next((name for name in names if name.endswith('.safetensors')), 'checkpoint')}"
             local = mlflow.artifacts.download_artifacts(uri, dst_path=None if is_local_uri(uri) else copy)

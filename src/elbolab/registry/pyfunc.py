@@ -21,6 +21,7 @@ from elbolab.models.base import Model
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import LatentModel
 from elbolab.support.errors import shown
+from elbolab.support.torch_settings import default_settings
 from elbolab.training.checkpoint import load_checkpoint
 
 # What keeps an answer within the minute that MLflow's server gives it.
@@ -136,6 +137,7 @@ class Served(PythonModel):
     def load_context(self, context: Any) -> None:
         self.model = load_checkpoint(Path(context.artifacts["checkpoint"]))
 
+    @default_settings()
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> Arrays:

@@ -1,6 +1,6 @@
 """The blocks of a report's page, and the blocks that several sections share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import nan
@@ -217,6 +217,15 @@ def difference(row: Row, doubtful: bool, why_not: str) -> list[Cell]:
         return [why_not, DASH]
     mean = number(row["mean"], error=(row["high"] - row["low"]) / 2)
     return [dagger(mean, doubtful), between(row["low"], row["high"])]
+
+
+def lost(models: Mapping[str, str]) -> list[Missing]:
+    """Return a notice for each run that is left out, given its model by id, with the command that makes its files."""
+    why = "since files of its evaluation are not there any more, or cannot be read"
+    return [
+        Missing(f"A run of {model}, {run[:8]}, {why}.", f"elbolab evaluate {run}", "Left out")
+        for run, model in models.items()
+    ]
 
 
 def unevaluated(entries: Sequence[Entry]) -> list[Missing]:

@@ -1,25 +1,20 @@
 """What a report is made from: the compared runs as entries, and what training and evaluation left of them."""
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isnan, nan
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from elbolab.evaluation.metrics import (
-    ACCURACY,
     BIAS,
-    CLASS_PRESERVATION,
     ELBO,
-    INFERENCE_GAP,
     IW_BOUND,
     LOG_PX,
     LR,
-    TEST,
     TRAIN,
     VAL,
     Metric,
@@ -28,16 +23,13 @@ from elbolab.evaluation.metrics import (
 from elbolab.evaluation.split_means import noise_of
 from elbolab.report.select import EXACT, inference_of
 from elbolab.support.statistics import accuracy, is_heavy_tailed
-from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.keys import CONVERGED
 from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 TABLE = "table"
 """The name of the posteriors that training left for its own images."""
-PICTURES = ("reconstructions_train", "reconstructions_val", "samples")
 
-T = TypeVar("T")
 Row = dict[str, Any]
 Curves = dict[tuple[str, str], dict[int, float]]
 
@@ -186,13 +178,16 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that a report shows of one dataset; `runs` holds every run on its page, with its entry, by id."""
+    """All that a report shows of one dataset; `runs` holds every run on its page, with its entry, by id, and `lost` the
+    models of those that are left out since their files are not there any more.
+    """
 
     entries: list[Entry]
     variants: list[Variant]
     runs: dict[str, tuple[RunRecord, Entry]]
     curves: Curves
     tables: dict[str, list[Row]]
+    lost: Mapping[str, str] = field(default_factory=dict)
 
     def tag(self, name: str) -> str:
         """A tag that the runs share, that of a density where there is one."""
@@ -236,64 +231,6 @@ class Comparison:
             if metric.name in row:
                 groups.setdefault((row["model"], row["run"], row["posterior"]), {})[row["split"]] = row
         return groups
-
-
-def load(runs: tuple[RunRecord, ...], label: str, slot: int) -> Entry:
-    """Fetch what the evaluations and the shown run's training left, empty where nothing was left.
-
-    Raises UserError where the server does not have an artifact that it lists, or one cannot be read.
-    """
-    run = runs[0]
-    have = set(artifacts.list_artifacts(run.id, "evaluation"))
-    # An evaluation takes back no file of an earlier one, but every figure that it did not measure itself.
-    figure = {"gap.parquet": INFERENCE_GAP.at(TEST)}
-    figure |= {"classes.json": (CLASS_PRESERVATION if is_latent(run) else ACCURACY).at(TEST)}
-
-    def read(name: str, reader: Callable[[Path], T], nothing: T) -> T:
-        there = f"evaluation/{name}" in have and (name not in figure or figure[name] in run.metrics)
-        return artifacts.read(run.id, f"evaluation/{name}", reader) if there else nothing
-
-    return Entry(
-        label,
-        slot,
-        runs,
-        likelihoods(runs),
-        populations(runs),
-        read("classes.json", lambda file: dict(json.loads(file.read_bytes())), {}),
-        read("examples.npz", lambda file: dict(np.load(file, allow_pickle=False)), {}),
-        {key: artifacts.step_images(run.id, key) for key in PICTURES} if is_latent(run) else {},
-        *(read(name, pd.read_parquet, pd.DataFrame()) for name in ("curve.parquet", "gap.parquet")),
-    )
-
-
-def likelihoods(runs: Iterable[RunRecord]) -> tuple[pd.DataFrame, ...]:
-    """Fetch each run's log p(x) image by image, an empty table where it was not evaluated."""
-    return tuple(
-        artifacts.read(run.id, "evaluation/likelihood.parquet", pd.read_parquet)
-        if is_latent(run) and is_evaluated(run)
-        else pd.DataFrame()
-        for run in runs
-    )
-
-
-def populations(runs: Sequence[RunRecord]) -> tuple[pd.DataFrame, ...]:
-    """Fetch what each run's evaluation knows of every image; empty where one of them has left none."""
-    name = "evaluation/population.parquet"
-    if any(name not in artifacts.list_artifacts(run.id, "evaluation") for run in runs):
-        return ()
-    return tuple(artifacts.read(run.id, name, pd.read_parquet) for run in runs)
-
-
-def read_curves(runs: Iterable[str]) -> Curves:
-    """Return every training and validation value of the runs: by run and key, then by epoch."""
-    curves: Curves = {}
-    history = mlflow_reader.history(list(dict.fromkeys(runs)))
-    columns = (history[name].tolist() for name in ("run", "key", "step", "value"))
-    for run, key, step, value in sorted(zip(*columns, strict=True)):
-        # Evaluation writes train/* and val/* figures of its own at step 0; a training's epochs begin at 1.
-        if step >= 1:
-            curves.setdefault((run, key), {})[step] = value
-    return curves
 
 
 def value_of(entry: Entry, field: str) -> str:

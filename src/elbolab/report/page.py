@@ -21,6 +21,8 @@ from elbolab.support.number_formats import DASH, UNRELIABLE, percent
 from elbolab.tracking.keys import EVALUATION_PROTOCOL
 from elbolab.tracking.mlflow_reader import RunRecord
 
+PAGES = ("index.html", "report.md", "tables.tex")
+
 
 def environment() -> Environment:
     """Return the templates of the whole package, named by their paths in it; what goes into HTML is escaped."""
@@ -35,7 +37,7 @@ def environment() -> Environment:
 
 
 def render(comparisons: Sequence[Comparison], reproductions: Sequence[Reproduced] = ()) -> dict[str, str]:
-    """Return the report as `index.html` and `report.md`, and its tables as `tables.tex`."""
+    """Return the report as HTML and Markdown and its tables as LaTeX, under the names of ``PAGES``."""
     env = environment()
     env.filters["md"] = lambda text: (
         " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
@@ -58,9 +60,9 @@ def render(comparisons: Sequence[Comparison], reproductions: Sequence[Reproduced
         "address": {run: page for each in reproductions for run, page in each.pages.items()}
         | {run["run"]: run["url"] or f"#run-{run['run']}" for run in runs},
     }
-    names = ("index.html", "report.md")
+    *names, tables = PAGES
     pages = {name: env.get_template(f"report/{name}.j2").render(context).strip() + "\n" for name in names}
-    return pages | {"tables.tex": latex.write(parts)}
+    return pages | {tables: latex.write(parts)}
 
 
 def footnote(comparisons: Sequence[Comparison], blocks: Sequence[Block]) -> list[str]:

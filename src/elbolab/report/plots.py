@@ -7,11 +7,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -97,8 +96,8 @@ def curves(name: str, title: str, series: Sequence[Series], size: tuple[float, f
 
     def paint(axes: Axes) -> None:
         for line in series:
-            style, every = (0, (4, 2)) if line.dashed else "-", max(1, len(line.x) // 6)
-            axes.plot(line.x, line.y, ls=style, ms=3, markevery=every, **_look(line.slot))
+            dashes, every = (0, (4, 2)) if line.dashed else "-", max(1, len(line.x) // 6)
+            axes.plot(line.x, line.y, ls=dashes, ms=3, markevery=every, **_look(line.slot))
         axes.set_ylim(limits(series))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -151,14 +150,16 @@ def slots(shown: Chart) -> dict[str, int]:
     return dict(zip((line.label for line in shown.lines), cycle(CHART_SLOTS), strict=False))
 
 
-def save_chart(shown: Chart, path: Path) -> None:
+def chart_png(shown: Chart) -> bytes:
     """Draw a reproduction's figure as a PNG that stands alone, with a legend."""
     whole = Figure(figsize=(7, 4), layout="constrained")
     axes = whole.subplots()
     _paint_chart(axes, shown, lambda slot: f"C{CHART_SLOTS.index(slot) % 10}")
     axes.set_ylabel(shown.y)
     axes.legend(frameon=False, fontsize=8)
-    whole.savefig(path, dpi=120)
+    buffer = io.BytesIO()
+    whole.savefig(buffer, dpi=120)
+    return buffer.getvalue()
 
 
 def _paint_chart(axes: Axes, shown: Chart, tint: Callable[[int], str] = colour) -> None:
@@ -227,7 +228,7 @@ def _points(axes: Axes, row: Series, at: np.ndarray, values: Sequence[float], ve
 
 def _svg(name: str, title: str, alt: str, size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
     """Paint one axes and return it as SVG whose ids start with the figure's name."""
-    with mpl.rc_context(STYLE):
+    with style.context(["default", STYLE]):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.grid(True)

@@ -26,7 +26,8 @@ def redacted(text: str) -> str:
 def reason(error: Exception) -> str:
     """What went wrong, in one line without passwords."""
     line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return redacted(line)[:300]
+    # A mistake of the user ends with the remedy.
+    return line if isinstance(error, UserError) else redacted(line)[:300]
 
 
 def shown(value: Any) -> str:

@@ -22,10 +22,9 @@ def first_use(url: str) -> Iterator[None]:
     Afterwards writers do not block readers, and queries are planned by the size of the tables. Does nothing for a
     database that is not a SQLite file. Raises UserError where the file cannot be written.
     """
-    if not url.startswith(PREFIX):
+    if (path := file_of(url)) is None:
         yield
         return
-    path = _path(url)
     if not _can_be_written(path):
         raise UserError(f"the database {path} cannot be written; name one in a folder that exists and can be")
     if path.exists() and not _is_database(path):
@@ -45,9 +44,9 @@ def first_use(url: str) -> Iterator[None]:
 
 def absolute(url: str) -> str:
     """The same database for a process in any folder."""
-    if not url.startswith(PREFIX):
+    if (path := file_of(url)) is None:
         return url
-    return make_url(url).set(database=str(_path(url).absolute())).render_as_string(hide_password=False)
+    return make_url(url).set(database=str(path)).render_as_string(hide_password=False)
 
 
 def meant_by_caller(url: str, run_id: str) -> str:
@@ -55,7 +54,7 @@ def meant_by_caller(url: str, run_id: str) -> str:
 
     `mlflow run` hands a relative address down as it stands. One that is not relative, or is nowhere, is as it was.
     """
-    path = _path(url) if url.startswith(PREFIX) else Path("/")
+    path = Path(make_url(url).database or "") if url.startswith(PREFIX) else Path("/")
     for process in psutil.Process().parents() if not path.is_absolute() else ():
         with suppress(psutil.Error, OSError):
             if _has_run(Path(process.cwd()) / path, run_id):
@@ -69,9 +68,10 @@ def _has_run(path: Path, run_id: str) -> bool:
     return False
 
 
-def _path(url: str) -> Path:
+def file_of(url: str) -> Path | None:
+    """The absolute path of a SQLite file; None of any other database."""
     # MLflow writes a space in its own URL as %20, and only SQLAlchemy knows what it makes of that.
-    return Path(make_url(url).database or "")
+    return Path(make_url(url).database or "").absolute() if url.startswith(PREFIX) else None
 
 
 def _can_be_written(path: Path) -> bool:

@@ -14,8 +14,13 @@ from mlflow.utils.uri import is_local_uri, validate_path_is_safe
 
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.mlflow_reader import ARTIFACT_URIS, address, get_run
+from elbolab.tracking.moved_folders import refuse_moved
 
 T = TypeVar("T")
+
+
+class LostError(UserError):
+    """A file that a run had is not there any more, or cannot be read."""
 
 
 def model_of(run_id: str) -> str | None:
@@ -29,7 +34,10 @@ def model_of(run_id: str) -> str | None:
 
 
 def list_artifacts(run_id: str, path: str = "") -> list[str]:
-    """Paths of the artifacts directly under ``path``; raises UserError where one would lead out of the run's folder."""
+    """Paths of the artifacts directly under ``path``; raises UserError where one would lead out of the run's folder,
+    or where that was moved.
+    """
+    refuse_moved(_uri(run_id))
     try:
         return [item.path for item in mlflow.MlflowClient().list_artifacts(run_id, path or None)]
     except MlflowException as error:
@@ -37,17 +45,16 @@ def list_artifacts(run_id: str, path: str = "") -> list[str]:
 
 
 def read(run_id: str, path: str, reader: Callable[[Path], T]) -> T:
-    """What ``reader`` makes of an artifact; raises UserError where the run has none of that path in its folder, or one
-    that it cannot read.
+    """What ``reader`` makes of an artifact; raises UserError where the run has none of that path in its folder, and
+    LostError where it has one that cannot be read.
     """
     # MLflow never removes the folder that it downloads into by itself.
     with TemporaryDirectory(prefix="elbolab-") as folder:
         try:
             # What is put behind an address is not looked at by MLflow.
             validate_path_is_safe(path)
-            if run_id not in ARTIFACT_URIS:
-                get_run(run_id)
-            uri = f"{ARTIFACT_URIS[run_id]}/{path}"
+            refuse_moved(own := _uri(run_id))
+            uri = f"{own}/{path}"
             # By its address, since MLflow would ask for the run twice more and copy a file that is on this machine.
             file = Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if is_local_uri(uri) else folder))
         except (MlflowException, OSError) as error:
@@ -56,7 +63,14 @@ def read(run_id: str, path: str, reader: Callable[[Path], T]) -> T:
             return reader(file)
         except (BadZipFile, EOFError, LookupError, OSError, TypeError, ValueError) as error:
             why = " ".join(str(error).split())
-            raise UserError(f"artifact {path!r} of run {run_id} cannot be read: {why:.200}; make it anew") from error
+            raise LostError(f"artifact {path!r} of run {run_id} cannot be read: {why:.200}; make it anew") from error
+
+
+def _uri(run_id: str) -> str:
+    """Where the artifacts of a run are."""
+    if run_id not in ARTIFACT_URIS:
+        get_run(run_id)
+    return ARTIFACT_URIS[run_id]
 
 
 def step_images(run_id: str, key: str) -> dict[int, bytes]:

@@ -12,14 +12,18 @@ import mlflow
 import pandas as pd
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.entities import PagedList
 from mlflow.utils.rest_utils import http_request_safe
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from elbolab.config.schema import ResumeConfig
 from elbolab.config.version_0_1_0 import with_added
 from elbolab.evaluation.metrics import ACCURACY, LOG_PX
-from elbolab.support.errors import UserError, redacted
-from elbolab.support.sqlite import PREFIX, first_use
+from elbolab.support.databases import refuse_foreign
+from elbolab.support.errors import UserError, reason, redacted
+from elbolab.support.sqlite import first_use
 from elbolab.tracking.keys import KIND
 
 T = TypeVar("T")
@@ -61,20 +65,38 @@ def is_evaluated(run: RunRecord) -> bool:
 
 
 def prepare_store() -> None:
-    """Migrate a sqlite store and put it into WAL mode, once, so that first uses at the same time do not collide."""
+    """Make the tables of a store that has none; of first uses of a SQLite file at the same time the others wait.
+
+    Raises MlflowException where a database does not answer, and UserError where the address can never be that of a
+    store, or its tables are those of another version of MLflow or of another program.
+    """
     uri = mlflow.get_tracking_uri()
     with first_use(uri):
-        if uri.startswith(PREFIX):
-            mlflow.MlflowClient().search_experiments(max_results=1)
+        try:
+            if urlsplit(uri).scheme.startswith(tuple(DATABASE_ENGINES)):
+                refuse_foreign(uri, "experiments", "MLflow")
+            # To make one asks a database, but no server.
+            mlflow.MlflowClient()
+        except (OperationalError, InterfaceError) as error:
+            raise MlflowException(f"{address()}: {reason(error)}", error_code=TEMPORARILY_UNAVAILABLE) from error
+        except (MlflowException, SQLAlchemyError, ImportError) as error:
+            if "database schema" not in str(error):
+                raise UserError(
+                    f"MLFLOW_TRACKING_URI={address()!r} cannot be the tracking store: {reason(error)}; name another"
+                ) from error
+            raise UserError(
+                f"{address()} has the tables of another MLflow than {mlflow.__version__}: copy it and run "
+                f"`mlflow db upgrade {address()}`, or where that cannot, install the MLflow that wrote it"
+            ) from error
 
 
 # Where the artifacts of a run are never changes, and MLflow would ask for it at each file.
-ARTIFACT_URIS: dict[str, str | None] = {}
+ARTIFACT_URIS: dict[str, str] = {}
 
 
 def _record(found: Run) -> RunRecord:
     info, data = found.info, found.data
-    ARTIFACT_URIS[info.run_id] = info.artifact_uri
+    ARTIFACT_URIS[info.run_id] = str(info.artifact_uri)
     # `mlflow run -P` logs what was typed: `latent-dim` beside our `latent_dim`, and the flags that take up a run.
     typed = {key for key in data.params if "-" in key} | ResumeConfig.model_fields.keys()
     params = {key: value for key, value in data.params.items() if key not in typed}
@@ -142,7 +164,7 @@ def newest_of_each(param: str, tags: Mapping[str, str] = NOTHING, kind: str = "t
 def _search(kind: str, tags: Mapping[str, str], conditions: list[str], limit: int | None) -> list[RunRecord]:
     tagged = [is_tag(key, value) for key, value in {KIND: kind, **tags}.items()]
     query = " and ".join(["attributes.status = 'FINISHED'", *tagged, *conditions])
-    client, experiment = mlflow.MlflowClient(), current_experiment()
+    experiment, client = current_experiment(), mlflow.MlflowClient()
     size = PAGE if limit is None else min(PAGE, limit)
     found = all_pages(lambda token: client.search_runs([experiment], query, max_results=size, page_token=token))
     return [_record(run) for run in islice(found, limit)]

@@ -18,6 +18,7 @@ from elbolab.tracking import records
 from elbolab.tracking.journal import Journal, read_state
 from elbolab.tracking.keys import FAILURE, KIND, PARENT, RUNNING, SPOOL
 from elbolab.tracking.mlflow_reader import NOTHING, PAGE, all_pages, is_tag, prepare_store
+from elbolab.tracking.moved_folders import refuse_moved
 
 Package = Callable[[str, Path, np.ndarray], None]
 """Logs a checkpoint as a run's model: ``package(run_id, checkpoint, example)``, ``example`` uint8 (N, H, W, C)."""
@@ -89,7 +90,7 @@ class MlflowWriter:
         self._package = package
         self._runs = MlflowRuns()
         self.is_there = False
-        """Whether the server has been seen to have the run, not deleted, by this writer."""
+        """Whether this writer has found the run on the server, and can write to it."""
 
     @property
     def run_id(self) -> str | None:
@@ -104,16 +105,14 @@ class MlflowWriter:
         """Send all that there is, and what can be sent even where something cannot.
 
         Once it is ``stopped`` another process may have the journal: nothing more is sent, nor written to the journal.
-        Raises the first error: MlflowException, WaitingError, UserError where the run is deleted, or OSError where a
-        file cannot be read.
+        Raises the first error: MlflowException, WaitingError, OSError where a file cannot be read, or UserError where
+        the run is deleted or its own folder was moved.
         """
-        if self.run_id is None:
-            found = self._find_or_make()
+        if not self.is_there:
+            found = self._present(self.run_id).info.run_id if self.run_id else self._find_or_make()
             if not stopped():
                 self._journal.update_state(run_id=found)
-        elif not self.is_there:
-            self._present(self.run_id)
-        self.is_there = True
+            self.is_there = True
         errors = []
         # A run ends once its files are there.
         for lane, send in ((records.VALUES, self._values), (records.FILES, self._file), (records.VALUES, self._values)):
@@ -169,6 +168,7 @@ class MlflowWriter:
         experiment = self._experiment(new)
         if (found := self._find(own, experiment)) is not None:
             return found
+        refuse_moved(self._runs.client.get_experiment(experiment).artifact_location)
         tags = {**new["tags"], SPOOL: own}
         if new["parent"] is not None:
             tags[PARENT] = self._above(new["parent"], experiment)
@@ -177,8 +177,9 @@ class MlflowWriter:
         return self._find(own, experiment) or made.info.run_id
 
     def _present(self, run_id: str) -> Run:
-        """The run of this id; raises UserError where it is deleted, since the server would keep nothing of it."""
+        """The run of this id; raises UserError where it is deleted or its folder was moved: nothing would be kept."""
         run = self._runs.client.get_run(run_id)
+        refuse_moved(str(run.info.artifact_uri))
         if run.info.lifecycle_stage == LifecycleStage.DELETED:
             raise UserError(f"run {run_id} is deleted; bring it back by `mlflow runs restore --run-id {run_id}`")
         return run

@@ -28,6 +28,7 @@ from elbolab.tracking.mlflow_reader import address, get_run
 from elbolab.tracking.mlflow_writer import MlflowWriter, Package
 from elbolab.tracking.offline import UNFINISHED, begun, can_be_resumed, is_done_with
 from elbolab.tracking.uploader import Uploader, refused
+from elbolab.training.curves import draw_curves
 
 if TYPE_CHECKING:
     # To compare runs needs no torch, whose import takes seconds.
@@ -119,12 +120,11 @@ class RunWriter:
                     Image.fromarray(_tile(grid)).save(file)
 
     def log_curves(self) -> None:
-        """Log the figure of the metrics reported so far, training against validation."""
-        # Else a training would wait for the import of matplotlib before its first step.
-        from elbolab.training.curves import draw_curves
-
-        with self.journal.append_file("curves.png", folder="figures") as file:
-            draw_curves([one.metrics for one in self.journal.records if isinstance(one, records.Metrics)], file)
+        """Log the figure of the metrics reported so far, training against validation, where it can be drawn."""
+        picture = draw_curves([one.metrics for one in self.journal.records if isinstance(one, records.Metrics)])
+        if picture is not None:
+            with self.journal.append_file("curves.png", folder="figures") as file:
+                file.write_bytes(picture)
 
 
 def _tile(grid: "Tensor") -> np.ndarray:

@@ -18,6 +18,7 @@ from elbolab.models.base import Model
 from elbolab.support.atomic_files import replace
 from elbolab.support.errors import UserError
 from elbolab.support.random_streams import ElsewhereDrawn
+from elbolab.support.torch_settings import default_settings
 
 
 def save_checkpoint(path: Path, model: Model, epoch: int, weights: dict[str, Tensor] | None = None) -> None:
@@ -30,6 +31,7 @@ def save_checkpoint(path: Path, model: Model, epoch: int, weights: dict[str, Ten
     write(path, weights or model.state_dict(), {"model": name, "config": config, "spec": spec, "epoch": epoch})
 
 
+@default_settings()
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Model:
     """The model of a checkpoint, in evaluation mode; raises UserError where the file is none.
 

@@ -1,17 +1,24 @@
 """The figure of one training's curves, as it is kept with the run."""
 
-from pathlib import Path
+import io
+from functools import partial
 
-from matplotlib.figure import Figure
+from elbolab.support import figures
 
 PANELS = {"elbo": "-ELBO", "loss": "loss", "mse": "mean squared error", "kl": "KL in nats", "accuracy": "accuracy"}
 
 
-def draw_curves(history: list[dict[str, float]], path: Path) -> None:
-    """Draw each of PANELS that the epochs of ``history`` have, training against validation.
+def draw_curves(history: list[dict[str, float]]) -> bytes | None:
+    """The PNG of each of PANELS that the epochs of ``history`` have, training against validation; None where it fails.
 
     Where there is an ELBO it stands for the loss, in which the weight of the KL term may change by the epoch.
     """
+    return figures.draw("figures/curves.png", partial(_paint, history))
+
+
+def _paint(history: list[dict[str, float]]) -> bytes:
+    from matplotlib.figure import Figure
+
     keys = [key for key in PANELS if f"train/{key}" in history[-1]]
     keys = [key for key in keys if key != "loss" or "elbo" not in keys]
     epochs = range(1, len(history) + 1)
@@ -26,4 +33,6 @@ def draw_curves(history: list[dict[str, float]], path: Path) -> None:
             axes.plot(epochs, values, style, marker="." if len(values) < 3 else "", label=split)
         axes.set(xlabel="epoch", title=PANELS[key])
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120)
+    return png.getvalue()

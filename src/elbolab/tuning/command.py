@@ -15,13 +15,14 @@ from elbolab.experiment.loading import choose_device, load_for
 from elbolab.registry.packaging import log_model
 from elbolab.support import sqlite
 from elbolab.support.errors import UserError, reason
+from elbolab.support.torch_settings import default_settings
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import STUDY
 from elbolab.tracking.offline import send_unfinished
 from elbolab.training.populations import BESIDE_THE_FORWARD
 from elbolab.tuning.finalise import best_trials, finalise
-from elbolab.tuning.mlflow_mirror import RUN_OF_STUDY, Mirror, parent_of
+from elbolab.tuning.mlflow_mirror import Mirror, parent_of, set_parent
 from elbolab.tuning.optuna_storage import Job, open_study
 from elbolab.tuning.reproduction import Reproduction, Training, reproduce
 from elbolab.tuning.study import Study
@@ -57,6 +58,7 @@ def load_study(name: str) -> tuple[str, Study | Reproduction]:
     return path.stem, study
 
 
+@default_settings()
 def run_study(name: str, config: StudyConfig) -> str:
     """Carry out the study ``name`` as ``config`` says, a search or a reproduction; returns the id of its run.
 
@@ -125,12 +127,12 @@ def _carry_out(job: Job, config: StudyConfig) -> str:
     study, created = open_study(job, begin=not only_ends)
     finalists = best_trials(job, study, config.finalise) if config.finalise is not None else []
     mlflow_reader.prepare_store()
-    parent = parent_of(study, created)
+    parent = parent_of(study, created, anew=config.sync)
     if parent is not None:
         tracking.nest_project_run(parent, "study call")
-    if config.sync:
+    if config.sync and parent is not None:
         return _sync(job, study, parent)
-    if parent is None:
+    if parent is None and not config.sync:
         for point in job.study.points:
             study.enqueue_trial(point, skip_if_exists=True)
     with tracking.start_run("study", job.name, _params(job), {STUDY: job.name}, parent) as track:
@@ -139,10 +141,12 @@ def _carry_out(job: Job, config: StudyConfig) -> str:
                 f"{mlflow_reader.address()} does not answer, and a search begins with a run there; try again"
             )
         if parent is None:
-            study.set_user_attr(RUN_OF_STUDY, track.id)
+            set_parent(study, track.id)
         mirror = Mirror(job.name, job.study, track.id)
         try:
-            if finalists:
+            if config.sync:
+                print(f"{mirror.sync(study)} trials mirrored anew on {mlflow_reader.address()}")
+            elif finalists:
                 finalise(job, study, finalists, track.id, config.seeds)
             elif config.executor == "ray":
                 work_on_ray(job, track.id, config)
@@ -154,10 +158,8 @@ def _carry_out(job: Job, config: StudyConfig) -> str:
     return track.id
 
 
-def _sync(job: Job, study: optuna.Study, parent: str | None) -> str:
+def _sync(job: Job, study: optuna.Study, parent: str) -> str:
     """Make MLflow equal to Optuna; the end of the study's run is sent where it was not."""
-    if parent is None:
-        raise UserError(f"study {job.name!r} has no run on {mlflow_reader.address()} yet; carry it out first")
     send_unfinished(log_model, parent)
     mirror = Mirror(job.name, job.study, parent)
     print(f"{mirror.sync(study)} trials brought up to date")

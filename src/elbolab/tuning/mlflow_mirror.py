@@ -13,43 +13,66 @@ from pathlib import Path
 import optuna
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from optuna.trial import FrozenTrial, TrialState
 
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.keys import FAILED, FAILURE, FINISHED, KILLED, KIND, PARENT, STUDY, TRIAL
 from elbolab.tracking.mlflow_reader import address
 from elbolab.tracking.mlflow_writer import MlflowRuns
+from elbolab.tracking.moved_folders import refuse_moved
 from elbolab.tracking.run import code_tags
 from elbolab.tuning.optuna_storage import DIED, SURPLUS
 from elbolab.tuning.plots import draw_study
 from elbolab.tuning.study import Study
 
-RUN_OF_STUDY = "mlflow_run"
+# User attributes of a study: the run that mirrors it, and those that did on other servers.
+RUN_OF_STUDY, EARLIER_RUNS = "mlflow_run", "mlflow_runs_before"
 STATUS = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: KILLED, TrialState.FAIL: FAILED}
 SECONDS_TO_MAKE_THE_PARENT = 30
 
 
-def parent_of(study: optuna.Study, created: bool) -> str | None:
-    """Id of the run that mirrors ``study``; None where the caller is to make it, having made the study.
+def parent_of(study: optuna.Study, created: bool, anew: bool = False) -> str | None:
+    """Id of the run that mirrors ``study``; None where the caller is to make it, having ``created`` the study.
 
-    Raises UserError where that run is on another server than the present one.
+    So is one that the present server does not have, where it may be made ``anew``; otherwise this raises UserError.
     """
     for _ in range(0 if created else SECONDS_TO_MAKE_THE_PARENT):
         if RUN_OF_STUDY in study.user_attrs:
             break
         time.sleep(1)
-    if (run_id := study.user_attrs.get(RUN_OF_STUDY)) is None:
-        return None
-    try:
-        stage = MlflowRuns().client.get_run(run_id).info.lifecycle_stage
-    except MlflowException as error:
+    name, known = study.study_name, _runs_of(study)
+    for run_id in known:
+        try:
+            found = MlflowRuns().client.get_run(run_id).info
+        except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                continue
+            line = f"study {name!r} is mirrored by run {run_id}, which cannot be read from {address()}"
+            raise UserError(f"{line}: {error.message}; set MLFLOW_TRACKING_URI to its server") from error
+        if found.lifecycle_stage == "deleted":
+            restore = f"mlflow runs restore --run-id {run_id}"
+            raise UserError(f"study {name!r} is mirrored by run {run_id}, which is deleted; `{restore}` brings it back")
+        refuse_moved(str(found.artifact_uri))
+        return run_id
+    if known and not anew:
         raise UserError(
-            f"study {study.study_name!r} is mirrored by run {run_id}, which cannot be read from "
-            f"{address()}: {error.message}; set MLFLOW_TRACKING_URI to its server"
-        ) from error
-    if stage == "deleted":
-        raise UserError(f"study {study.study_name!r} is mirrored by run {run_id}, which is deleted; restore that run")
-    return run_id
+            f"study {name!r} is mirrored by run {known[0]}, which is not on {address()}; set MLFLOW_TRACKING_URI to "
+            f"its server, or, where that run is lost, have `elbolab study {name} --sync` mirror the study here"
+        )
+    return None
+
+
+def set_parent(study: optuna.Study, run_id: str) -> None:
+    """Note the run that mirrors a study from now on."""
+    study.set_user_attr(EARLIER_RUNS, _runs_of(study))
+    study.set_user_attr(RUN_OF_STUDY, run_id)
+
+
+def _runs_of(study: optuna.Study) -> list[str]:
+    """The runs that mirror a study, each on another server, the newest first."""
+    attrs = study.user_attrs
+    return [attrs[RUN_OF_STUDY], *attrs.get(EARLIER_RUNS, ())] if RUN_OF_STUDY in attrs else []
 
 
 class Mirror:

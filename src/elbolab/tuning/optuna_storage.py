@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from elbolab.config import version_0_1_0
 from elbolab.models import MODELS
 from elbolab.support import sqlite
+from elbolab.support.databases import refuse_foreign
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.keys import FAILURE
 from elbolab.training.schedule import fewest_epochs
@@ -72,6 +73,7 @@ def open_storage(url: str, heartbeat: int) -> RDBStorage:
     try:
         with sqlite.first_use(url), warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
+            refuse_foreign(url, "version_info", "Optuna")
             make = partial(
                 Storage,
                 url,
@@ -88,6 +90,11 @@ def open_storage(url: str, heartbeat: int) -> RDBStorage:
                 storage = make()
     except (SQLAlchemyError, ImportError) as error:
         raise UserError(f"storage={url!r} cannot be opened: {reason(error)}; name a database that can") from error
+    except RuntimeError as error:
+        if "table schema" not in str(error):
+            raise
+        remedy = reason(error).replace("$ ", "").replace("$STORAGE_URL", url)
+        raise UserError(f"storage={url!r}: {remedy} Copy the database before, or name another one") from error
     if is_file:
         # In WAL mode this costs no commit when a process dies, and spares each a wait for the disk.
         event.listen(storage.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=NORMAL"))

@@ -17,44 +17,45 @@ from optuna.trial import TrialState
 from optuna.visualization import matplotlib as plots
 
 from elbolab.evaluation.metrics import DISTORTION, KL
+from elbolab.support import figures
 
 WIDTH, HEIGHT = 7, 4
 """Of a figure, in inches."""
 
 
 def draw_study(study: optuna.Study, metrics: Sequence[str], folder: Path) -> list[Path]:
-    """Draw what the finished trials allow into ``folder`` as PNGs; returns their paths."""
+    """Draw what the finished trials allow into ``folder`` as PNGs; returns the paths of those that could be drawn."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         return []
     searched = [key for key in complete[0].params if len({trial.params[key] for trial in complete}) > 1]
     tell_apart = len(complete) > 3 and len(searched) > 1
     importances = partial(plots.plot_param_importances, study, params=searched)
-    figures: dict[str, Callable[[], Any]] = {}
+    drawn: dict[str, Callable[[], Any]] = {}
     widths = {"slice": 3.2 * len(searched), "parallel_coordinates": 9}
     if len(metrics) > 1:
         # Optuna draws no front of more dimensions.
         if len(metrics) <= 3:
-            figures["pareto_front"] = partial(_pareto_front, study, metrics)
+            drawn["pareto_front"] = partial(_pareto_front, study, metrics)
         for place, metric in enumerate(metrics) if tell_apart else ():
             name, target = f"importances_{metric.removeprefix('val/')}", _loss_of(study, place)
-            figures[name] = partial(importances, target=target, target_name=metric)
+            drawn[name] = partial(importances, target=target, target_name=metric)
     else:
         named = {"target_name": metrics[0]}
-        figures["history"] = partial(plots.plot_optimization_history, study, **named)
+        drawn["history"] = partial(plots.plot_optimization_history, study, **named)
         if len(complete) > 1 and searched:
-            figures["slice"] = partial(plots.plot_slice, study, searched, **named)
-            figures["parallel_coordinates"] = partial(plots.plot_parallel_coordinate, study, searched, **named)
+            drawn["slice"] = partial(plots.plot_slice, study, searched, **named)
+            drawn["parallel_coordinates"] = partial(plots.plot_parallel_coordinate, study, searched, **named)
         if tell_apart:
-            figures["importances"] = partial(importances, **named)
-    paths = [folder / f"{name}.png" for name in figures]
-    # Optuna sets a style for all figures to come.
-    with warnings.catch_warnings(), plt.rc_context():
+            drawn["importances"] = partial(importances, **named)
+    with warnings.catch_warnings():
         for kind in (ExperimentalWarning, UserWarning):
             warnings.simplefilter("ignore", kind)
-        for path, draw in zip(paths, figures.values(), strict=True):
-            _save(draw(), widths.get(path.stem, WIDTH), path)
-    return paths
+        paths = []
+        for name, paint in drawn.items():
+            file = folder / f"{name}.png"
+            paths.append(figures.draw(file.name, partial(_save, paint, widths.get(name, WIDTH), file)))
+    return [path for path in paths if path is not None]
 
 
 def _loss_of(study: optuna.Study, place: int) -> Callable[[optuna.trial.FrozenTrial], float]:
@@ -63,8 +64,8 @@ def _loss_of(study: optuna.Study, place: int) -> Callable[[optuna.trial.FrozenTr
     return lambda trial: sign * trial.values[place]
 
 
-def _save(axes: Axes | np.ndarray, width: float, path: Path) -> None:
-    figure = np.ravel(np.asarray(axes))[0].figure
+def _save(paint: Callable[[], Axes | np.ndarray], width: float, path: Path) -> Path:
+    figure = np.ravel(np.asarray(paint()))[0].figure
     figure.set_size_inches(width, HEIGHT)
     for part in figure.axes:
         # Between two powers of ten there is no room for more numbers.
@@ -72,6 +73,7 @@ def _save(axes: Axes | np.ndarray, width: float, path: Path) -> None:
         part.yaxis.set_minor_formatter(NullFormatter())
     figure.savefig(path, dpi=120, bbox_inches="tight", facecolor="white")
     plt.close(figure)
+    return path
 
 
 def _pareto_front(study: optuna.Study, metrics: Sequence[str]) -> Axes:

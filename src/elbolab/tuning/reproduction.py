@@ -1,9 +1,9 @@
 """A reproduction: a list of trainings, evaluated under one protocol, beside the numbers that their source reports."""
 
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +11,7 @@ import pandas as pd
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from pydantic import Field, model_validator
 
-from elbolab.config.base import Settings
+from elbolab.config.base import Settings, Value
 from elbolab.config.click_options import command_line
 from elbolab.config.schema import Config, EvaluateConfig
 from elbolab.evaluation import Evaluation, Results
@@ -20,8 +20,9 @@ from elbolab.experiment.evaluate import evaluate_run, protocol
 from elbolab.experiment.train import train_model
 from elbolab.models import MODELS
 from elbolab.report.chart import Chart
-from elbolab.report.plots import save_chart
+from elbolab.report.plots import chart_png
 from elbolab.report.sections.reproductions import FOUND, insert, markdown, summarise
+from elbolab.support import figures
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
@@ -38,7 +39,7 @@ class Training(Settings):
 
     model: str
     """Name in MODELS."""
-    fields: dict[str, Any] = Field(default_factory=dict)
+    fields: dict[str, Value] = Field(default_factory=dict)
     """Values beside those of the reproduction's base; {NAME} in a text is the run of the training NAME on this seed."""
 
 
@@ -49,7 +50,7 @@ class Reproduction(Settings):
     """What is asked, one sentence."""
     trainings: dict[str, Training] = Field(min_length=1)
     """What is trained, by name, in this order."""
-    base: dict[str, Any] = Field(default_factory=dict)
+    base: dict[str, Value] = Field(default_factory=dict)
     """Values of fields, the same in every training whose model has the field."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds under which each is trained."""
@@ -145,7 +146,7 @@ def reproduce(name: str, study: Reproduction, passes: int | None = None, only: S
             "devices": sorted({run.tags.get("device", "unknown") for _, _, run in runs}),
             "seconds": sum(run.seconds + float(run.tags["evaluation.seconds"]) for _, _, run in runs),
         }
-        chart = None if study.figure is None else study.figure(table)
+        chart = None if study.figure is None else figures.draw("the study's figure", partial(study.figure, table))
         track.log_value(found | {"chart": chart and chart.model_dump(mode="json")}, FOUND)
         _publish(found, chart, table, track)
         return track.id
@@ -153,15 +154,18 @@ def reproduce(name: str, study: Reproduction, passes: int | None = None, only: S
 
 def _publish(found: dict[str, Any], chart: Chart | None, table: pd.DataFrame, track: tracking.RunWriter) -> None:
     """The runs as a CSV, the figure, and both in the documentation where it has a place for them."""
+    name = f"{found['name']}.png"
+    png = figures.draw(name, partial(chart_png, chart)) if chart is not None else None
     with tempfile.TemporaryDirectory() as folder:
-        rows, picture = Path(folder, "runs.csv"), Path(folder, f"{found['name']}.png")
+        rows, picture = Path(folder, "runs.csv"), Path(folder, name)
         table.to_csv(rows, index=False)
         track.log_artifact(rows)
-        if chart is not None:
-            save_chart(chart, picture)
+        if png is not None:
+            picture.write_bytes(png)
             track.log_artifact(picture, "figures")
-        if RESULTS.is_file() and insert(RESULTS, found["name"], markdown(found, chart)) and chart is not None:
-            shutil.copy(picture, RESULTS.parent)
+    shown = None if png is None else chart
+    if RESULTS.is_file() and insert(RESULTS, found["name"], markdown(found, shown)) and png is not None:
+        RESULTS.with_name(name).write_bytes(png)
 
 
 def _commit(run: RunRecord) -> str:

@@ -7,7 +7,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import BaseTrial
 from pydantic import Field, model_validator
 
-from elbolab.config.base import Settings
+from elbolab.config.base import Settings, Value, Values
 from elbolab.config.schema import Config
 from elbolab.evaluation.metrics import ACCURACY, DISTORTION, ELBO, KL, LOG_PX, LOSS, MSE, Metric
 from elbolab.models import MODELS
@@ -39,13 +39,13 @@ class Study(Settings):
 
     model: str
     """Name in MODELS."""
-    base: dict[str, Any] = Field(default_factory=dict)
+    base: dict[str, Value] = Field(default_factory=dict)
     """Values of other fields, the same in every trial."""
     search: tuple[str, ...] = ()
     """Fields to search."""
-    narrow: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    narrow: dict[str, Values] = Field(default_factory=dict)
     """For a searched field, (low, high) within its range, or some of its choices."""
-    configs: tuple[dict[str, Any], ...] = ()
+    configs: tuple[dict[str, Value], ...] = ()
     """Values of fields to try, a dict a config, instead of a search."""
     seeds: tuple[int, ...] = (0,)
     """Seeds under which each of ``configs`` is trained."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,17 @@ class Reproduced:
 
 
 def newest_reproductions() -> list[Reproduced]:
-    """The newest finished reproduction of each name, by name."""
+    """The newest finished reproduction of each name, by name, without those whose files are lost."""
     newest = mlflow_reader.newest_of_each("study", {REPRODUCTION: "true"}, "study")
-    return [
-        artifacts.read(run.id, FOUND, lambda file, run=run: _reproduced(file, run.experiment))
-        for run in sorted(newest, key=lambda run: run.params["study"])
-    ]
+    there = []
+    for run in sorted(newest, key=lambda run: run.params["study"]):
+        try:
+            if FOUND not in artifacts.list_artifacts(run.id):
+                raise artifacts.LostError(f"{FOUND} of run {run.id} ({run.params['study']}) is not there any more")
+            there.append(artifacts.read(run.id, FOUND, lambda file, run=run: _reproduced(file, run.experiment)))
+        except artifacts.LostError as error:
+            print(f"elbolab: left out of the report: {error}", file=sys.stderr, flush=True)
+    return there
 
 
 def _reproduced(file: Path, experiment: str) -> Reproduced:

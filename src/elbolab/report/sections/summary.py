@@ -57,6 +57,7 @@ def summary_blocks(comparison: Comparison) -> list[Block]:
     return [
         *conclusion_blocks(comparison),
         Cards([card(comparison, entry) for entry in comparison.entries]),
+        *b.lost(comparison.lost),
         *b.unevaluated(comparison.entries),
         *unconverged(comparison.latents),
         *([Table("summary", caption, ["Model", "Run", *heads, "Converged"], rows)] if rows else []),

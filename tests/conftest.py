@@ -109,11 +109,16 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(unused_store: Path, tables: Path) -> Path:
     """A folder as working folder, with a sqlite store in it as tracking server."""
-    with closing(sqlite3.connect(tables)) as source, closing(sqlite3.connect(unused_store / "mlflow.db")) as copy:
-        source.backup(copy)
-        copy.execute("UPDATE experiments SET artifact_location = ?", (f"{unused_store}/mlruns/0",))
-        copy.commit()
+    copy_store(tables, unused_store / "mlflow.db")
     return unused_store
+
+
+def copy_store(tables: Path, path: Path) -> None:
+    """A store in which nothing is yet, with its files beside it."""
+    with closing(sqlite3.connect(tables)) as source, closing(sqlite3.connect(path)) as copy:
+        source.backup(copy)
+        copy.execute("UPDATE experiments SET artifact_location = ?", (f"{path.parent}/mlruns/0",))
+        copy.commit()
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ def trust_files(table: pd.DataFrame, model: str, files: Path) -> dict[str, float
     gaps.to_parquet(files / "gap.parquet")
     bdmc = {"simulated/log_px_lower": -61.3, "simulated/log_px_upper": -60.9, "simulated/bdmc_gap": 0.4}
     for _, part in gaps.groupby(["split", "posterior"]):
-        split, posterior = part[["split", "posterior"]].iloc[0]
+        split, posterior = map(str, next(iter(zip(part["split"], part["posterior"], strict=True))))
         for column, metric in m.GAP_COLUMNS.items():
             key = (m.STORED[metric] if posterior == "table" else metric).at(str(split))
             bdmc |= dict(zip((key, f"{key}_se"), mean_se(part[column]), strict=True))

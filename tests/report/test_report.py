@@ -18,8 +18,9 @@ from elbolab.report.compare import CompareConfig, build, compare
 from elbolab.report.page import render
 from elbolab.report.plots import Series, limits
 from elbolab.report.sections import SECTIONS
-from elbolab.report.sections.cost import cost_blocks, seconds_by_epoch, steps_by_epoch
+from elbolab.report.sections.cost import cost_blocks
 from elbolab.report.select import differences
+from elbolab.report.training_cost import seconds_by_epoch, steps_by_epoch
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 

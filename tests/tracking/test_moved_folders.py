@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -19,7 +20,6 @@ from elbolab.support.errors import UserError
 from elbolab.tracking import artifacts
 from elbolab.tracking import run as tracking
 from elbolab.tracking.mlflow_reader import get_run
-from elbolab.tracking.offline import send_unfinished
 
 TINY = {"epochs": 1, "train_size": 40, "val_size": 10, "test_size": 10, "net": "mlp", "hidden": 8, "latent_dim": 2}
 QUICKLY = EvaluateConfig(method="importance", images=10, samples=10, simulated=0)
@@ -92,24 +92,22 @@ def test_after_a_move_nothing_is_written_to_the_place_of_then_and_the_remedy_wor
     assert {path.name for path in new.glob("mlruns/*/*")} >= {first, second}
 
 
-def test_a_training_that_was_interrupted_before_the_move_is_sent_once_that_is_mended(
-    project: Path, move: Callable[[], Path], capsys: pytest.CaptureFixture[str]
+def test_a_training_that_was_interrupted_before_the_move_goes_on_once_that_is_mended(
+    project: Path, move: Callable[[], Path]
 ):
     with suppress(KeyboardInterrupt), tracking.start_run("train", "vae", {"model": "vae"}, {}) as run:
         run.log_value({}, "before.json")
         raise KeyboardInterrupt
     folder = run.folder.relative_to(project)
-    capsys.readouterr()
     move()
-    with tracking.start_run("train", "vae", {"model": "vae"}, {}, folder=folder.absolute()) as again:
-        again.log_value({}, "after.json")
-    said = capsys.readouterr().err
+    again = partial(tracking.start_run, "train", "vae", {"model": "vae"}, {}, folder=folder.absolute())
+    with pytest.raises(UserError, match="move them back, or") as told, again():
+        raise AssertionError
     assert not project.exists()
-    link = re.search(r"or `(.*)`; what is logged waits in", said)
-    assert link is not None, said
-    subprocess.run(link[1], shell=True, check=True)
-    send_unfinished(lambda *_: None)
-    assert artifacts.list_artifacts(again.id) == ["after.json", "before.json"]
+    subprocess.run(remedy_of(told.value), shell=True, check=True)
+    with again() as run:
+        run.log_value({}, "after.json")
+    assert artifacts.list_artifacts(run.id) == ["after.json", "before.json"]
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty folder", "files of others", "a link that leads nowhere"])

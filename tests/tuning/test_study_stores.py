@@ -1,6 +1,5 @@
 """What a study is given and what it keeps: values of numpy, databases of other versions, a lost tracking store."""
 
-import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import copy_store
 from helpers_studies import SEARCH, TINY, carry_out, children, define, trials_of
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
@@ -161,7 +161,7 @@ def another_store(store: Path, tables: Path) -> Callable[[], None]:
     """Have a fresh tracking store, as where the database was removed; MLflow keeps those of one address open."""
 
     def change() -> None:
-        shutil.copy(tables, store / "fresh.db")
+        copy_store(tables, store / "fresh.db")
         mlflow.set_tracking_uri(f"sqlite:///{store}/fresh.db")
 
     return change

@@ -11,9 +11,9 @@ import numpy as np
 from elbolab.evaluation.metrics import LOG_PX, LOG_PX_CONSTANT, TEST
 from elbolab.report.blocks import Conclusion, state
 from elbolab.report.collect import Comparison, Entry, Row
-from elbolab.report.sections.cost import seconds_by_epoch, steps_by_epoch
 from elbolab.report.select import EXACT
 from elbolab.report.sentences import Sentence
+from elbolab.report.training_cost import seconds_by_epoch, steps_by_epoch
 from elbolab.support.number_formats import between, dagger, measured, number
 
 

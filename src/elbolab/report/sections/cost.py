@@ -1,14 +1,12 @@
 """What a validation score cost: the curves of all models against the steps and the seconds of their trainings."""
 
 from collections.abc import Callable
-from itertools import accumulate
-from math import ceil
 
-from elbolab.evaluation.metrics import IMAGES_PER_S, SECONDS, STEPS, TRAIN
 from elbolab.report import plots
 from elbolab.report.blocks import Figures, ref
 from elbolab.report.collect import Comparison, Entry
 from elbolab.report.plots import Series
+from elbolab.report.training_cost import seconds_by_epoch, steps_by_epoch
 from elbolab.support.number_formats import MINUS
 
 
@@ -43,26 +41,3 @@ def cost_blocks(comparison: Comparison) -> list[Figures]:
     )
     closed = " Dotted: a closed form." if any(line.level is not None for line in drawn.values()) else ""
     return [Figures(caption + closed, [ref(entry) for entry in comparison.latents if entry.label in drawn], svgs)]
-
-
-def steps_by_epoch(comparison: Comparison, entry: Entry) -> dict[int, float]:
-    """The gradient steps of an entry's shown run by epoch; if it logged none, from its parameters."""
-    run = entry.run
-    if logged := comparison.curves.get((run.id, STEPS.at(TRAIN))):
-        return logged
-    if run.train_images is None or "batch_size" not in run.params:
-        return {}
-    # Of runs before steps were logged one field made several of a visit.
-    visits = ceil(run.train_images / int(run.params["batch_size"])) * int(run.params.get("latent_steps", 1))
-    return {epoch: float(epoch * visits) for epoch in comparison.score(entry)}
-
-
-def seconds_by_epoch(comparison: Comparison, entry: Entry) -> dict[int, float]:
-    """The seconds of training of an entry's shown run by epoch; if it logged none, from its speed."""
-    run = entry.run
-    if logged := comparison.curves.get((run.id, SECONDS.at(TRAIN))):
-        return logged
-    speed = comparison.curves.get((run.id, IMAGES_PER_S.at(TRAIN)), {})
-    if run.train_images is None:
-        return {}
-    return dict(zip(speed, accumulate(run.train_images / each for each in speed.values()), strict=True))

@@ -130,7 +130,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path):
     assert planted.exists()
 
 
-IMAGES = np.zeros((20, 8, 8), np.uint8)
+IMAGES = np.full((20, 8, 8), 255, np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_sides_that_only_some_nets_take(side: int, channels: int):
 
 
 def test_sides_that_a_net_cannot_take_leave_no_run(store: Path):
-    np.savez(store / "own.npz", images=np.zeros((20, 30, 30), np.uint8), labels=np.arange(20) % 2)
+    np.savez(store / "own.npz", images=np.full((20, 30, 30), 255, np.uint8), labels=np.arange(20) % 2)
     with pytest.raises(UserError, match="sides that are multiples of 4"):
         cli(["vae", "--dataset", "npz:own.npz"], standalone_mode=False)
     assert not mlflow.MlflowClient().search_runs(["0"])

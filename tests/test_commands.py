@@ -100,6 +100,24 @@ def test_a_mistake_is_one_line_and_leaves_no_run(command_here: Command, argument
     assert [run for run in runs() if run.info.status in ("RUNNING", "FINISHED")] == []
 
 
+def test_black_and_white_as_zero_and_one_are_refused_until_the_file_says_so(command: Command, store: Path):
+    """Taken as 0 to 255 they would have a log p(x) that flatters the model by hundreds of nats."""
+    arrays = {"images": np.random.default_rng(0).integers(0, 2, (40, 8, 8), np.uint8), "labels": np.arange(40) % 10}
+    np.savez(store / "own.npz", **arrays)
+    given = ["ppca", "--dataset", "npz:~/own.npz", "--latent-dim", "2"]
+    refused = command(*given, HOME=str(store))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("elbolab: npz:~/own.npz has no pixel above 1, but 255 is white; ")
+    assert len(refused.stderr.splitlines()) == 1
+    assert not runs()
+    np.savez(store / "own.npz", **arrays, white=1)
+    done = command(*given, HOME=str(store))
+    assert done.returncode == 0, done.stderr
+    # A pixel of 0 or 1 is half a unit from its mean: of sigma 0.4 that costs 0.78 nats beside the constant.
+    elbo = mlflow_reader.get_run(done.stdout.strip()).metrics["val/elbo"]
+    assert elbo < -64 * (0.5 / 0.4) ** 2 / 2 * 0.8
+
+
 # Where a report should be written, or a temporary file.
 FULL = """
 import errno, os, sys

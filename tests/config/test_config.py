@@ -5,6 +5,7 @@ import re
 import shlex
 import tomllib
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +18,15 @@ from optuna.distributions import BaseDistribution
 from elbolab.cli import cli
 from elbolab.config.base import Settings
 from elbolab.config.click_options import command_line, options_of
-from elbolab.config.schema import CompareConfig, Config, EvaluateConfig, ExploreConfig, MainConfig, StudyConfig
+from elbolab.config.schema import (
+    CompareConfig,
+    Config,
+    EvaluateConfig,
+    ExploreConfig,
+    MainConfig,
+    StudyConfig,
+    default_data_dir,
+)
 from elbolab.models import MODELS
 from elbolab.support.errors import UserError
 
@@ -162,3 +171,18 @@ def test_help_shows_defaults_and_bounds(name: str):
 
 def test_a_config_of_an_earlier_version_without_clipping_is_one_now():
     assert Config.parse({"clip": None}).clip == 0.0
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No shell replaces that of `--out=~/report`, of `mlflow run -P out=~/report` and of a quoted variable."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ELBOLAB_DATA", "~/data")
+    for settings, field in ((Config, "data_dir"), (CompareConfig, "out"), (ExploreConfig, "out"), (MainConfig, "out")):
+        assert getattr(settings.parse({field: "~/a b"}), field) == tmp_path / "a b"
+        assert getattr(settings.parse({field: "a~/~"}), field) == Path("a~/~")
+    given = MainConfig.parse({"data_dir": "~/data"}).shared_with(Config)
+    assert Config.parse(given).params()["data_dir"] == f"{tmp_path}/data"
+    assert Config().data_dir == default_data_dir() == tmp_path / "data"
+    assert StudyConfig.parse({"storage": "sqlite:///~/o.db"}).storage == f"sqlite:///{tmp_path}/o.db"
+    for url in ("sqlite:///o.db", "sqlite:////o.db", "postgresql+psycopg://u@h/~d"):
+        assert StudyConfig.parse({"storage": url}).storage == url

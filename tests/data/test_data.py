@@ -61,9 +61,9 @@ def test_every_slice_of_a_stratified_order_is_stratified(seed: int):
 
 
 def test_the_digest_sees_the_last_pixel_of_the_last_image(tmp_path: Path):
-    images, labels = np.zeros((30, 8, 8), np.uint8), np.arange(30) % 3
+    images, labels = np.full((30, 8, 8), 255, np.uint8), np.arange(30) % 3
     digests = set()
-    for value in (0, 1):
+    for value in (254, 255):
         images[-1, -1, -1] = value
         np.savez(tmp_path / "own.npz", images=images, labels=labels)
         digests.add(load_data(f"npz:{tmp_path / 'own.npz'}", Path()).spec.digest)
@@ -101,11 +101,11 @@ def test_sizes_that_the_data_cannot_give_are_refused(sizes: dict[str, int], mess
 
 @pytest.mark.parametrize("name", ["mnist6k", "npz", "mnist:somewhere"])
 def test_a_dataset_that_does_not_exist_names_those_that_do(name: str):
-    with pytest.raises(UserError, match=r"does not exist; there are: mnist5k, mnist, fashion_mnist, kmnist, npz"):
+    with pytest.raises(UserError, match=r"does not exist.*; there are: mnist5k, mnist, fashion_mnist, kmnist, npz"):
         load_data(name, Path())
 
 
-GOOD: dict[str, Any] = {"images": np.zeros((20, 8, 8), np.uint8), "labels": np.arange(20) % 2}
+GOOD: dict[str, Any] = {"images": np.full((20, 8, 8), 255, np.uint8), "labels": np.arange(20) % 2}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,16 @@ GOOD: dict[str, Any] = {"images": np.zeros((20, 8, 8), np.uint8), "labels": np.a
         ({"labels": np.ones(20)}, "dtype float64"),
         ({"labels": np.full(20, -1)}, "labels are from -1 to -1; they must be from 0 to less than 20"),
         ({"labels": None}, "no array 'labels'; it has: images"),
-        ({"images": np.array([object()] * 20)}, "cannot be read"),
+        ({"images": np.array([object()] * 20)}, "images has dtype object, and these are numbers only"),
+        ({"labels": np.arange(20).astype(object)}, r"labels has dtype object, .*; save it with numpy.savez"),
+        (
+            {"labels": np.array(["cat", "dog"] * 10)},
+            r"dtype <U3 .*return_inverse=True\)\[1\] numbers classes of any kind",
+        ),
+        ({"white": 0}, "white=0; it must be one integer from 1 to 255"),
+        ({"white": 254}, "white=254, but a pixel of 255"),
+        ({"white": np.arange(3)}, r"white=\[0, 1, 2\]; it must be one integer"),
+        ({"white": 1.0}, r"white=1\.0; it must be one integer"),
     ],
 )
 def test_arrays_that_are_wrong_are_refused_by_name(change: dict[str, Any], message: str, tmp_path: Path):
@@ -128,9 +137,84 @@ def test_arrays_that_are_wrong_are_refused_by_name(change: dict[str, Any], messa
         load_data(f"npz:{tmp_path / 'own.npz'}", Path())
 
 
-def test_a_missing_npz_file_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"nothing\.npz cannot be read"):
-        load_data(f"npz:{tmp_path / 'nothing.npz'}", Path())
+def save(path: Path, images: np.ndarray, **more: Any) -> str:
+    np.savez(path, images=images, labels=np.arange(len(images)) % 2, **more)
+    return f"npz:{path}"
+
+
+@pytest.mark.parametrize("white", [0, 1, 2, 15, 16, 31, 63, 100, 127])
+def test_pixels_of_another_unit_are_refused_until_it_is_said(white: int, tmp_path: Path):
+    """Zero and one, the sixteen greys of scikit-learn's digits, percent, seven bits: none of them is 255 for white."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, white + 1, (40, 8, 8), np.uint8)
+    images[0, 0, 0] = white
+    with pytest.raises(UserError, match=rf"no pixel above {white}, but 255 is white; scale them .* white=255 where"):
+        load_data(save(tmp_path / "own.npz", images), Path())
+    if white:
+        said = load_data(save(tmp_path / "own.npz", images, white=white), Path())
+        scaled = load_data(save(tmp_path / "own.npz", (images * (255 / white)).round().astype(np.uint8)), Path())
+        assert said.train.images.max() == 255
+        assert said.spec == scaled.spec
+    dark = load_data(save(tmp_path / "own.npz", images, white=255), Path())
+    assert torch.equal(dark.train.images[:, 0], torch.from_numpy(images[dark.train.index]))
+
+
+def test_pixels_that_are_rather_dark_are_taken_as_they_are(tmp_path: Path):
+    images = np.full((40, 8, 8), 128, np.uint8)
+    said, unsaid = (load_data(save(tmp_path / "own.npz", images, **white), Path()) for white in ({"white": 255}, {}))
+    assert said.spec == unsaid.spec
+    assert unsaid.train.images.unique().tolist() == [128]
+
+
+@pytest.mark.parametrize("part", ["images", "test"])
+def test_a_dataset_of_any_reader_has_255_as_white(part: str, monkeypatch: pytest.MonkeyPatch):
+    bright, dark = np.full((40, 1, 8, 8), 255, np.uint8), np.ones((40, 1, 8, 8), np.uint8)
+    labels = np.arange(40) % 2
+    images, test = (dark, bright) if part == "images" else (bright, dark)
+    monkeypatch.setitem(DATASETS, "own", lambda _: Arrays(images, labels, (test, labels), 5, 5))
+    with pytest.raises(UserError, match="own has no pixel above 1, but 255 is white"):
+        load_data("own", Path())
+
+
+def test_what_is_no_npz_file_is_named_with_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"nothing\.npz cannot be read: there is no such file; no npz .* {tmp_path}$"):
+        load_data("npz:nothing.npz", Path())
+    save(tmp_path / "shapes.npz", GOOD["images"])
+    with pytest.raises(UserError, match=r"shape\.npz cannot be read: .*; there are: npz:shapes\.npz$"):
+        load_data("npz:shape.npz", Path())
+    np.save("own.npy", GOOD["images"])
+    with pytest.raises(UserError, match=r"it is an npy file, which has one array; save it with numpy\.savez"):
+        load_data("npz:own.npy", Path())
+    with pytest.raises(UserError, match=r"cannot be read as an npz file of plain arrays: .*Is a directory"):
+        load_data(f"npz:{tmp_path}", Path())
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(tmp_path / "own.npz", GOOD["images"])
+    assert len(load_data("npz:~/own.npz", Path()).train) == 16
+    with pytest.raises(UserError, match="there is no such file"):
+        load_data("npz:~nobody-here/own.npz", Path())
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("shapes.npz", "npz:shapes.npz"),
+        ("npz=shapes.npz", "npz:shapes.npz"),
+        ("NPZ:shapes.npz", "npz:shapes.npz"),
+        ("~/shapes.npz", "npz:~/shapes.npz"),
+        ("data/shapes.NPZ", "npz:data/shapes.NPZ"),
+        ("MNIST", "mnist"),
+        ("mnist5000", "mnist5k"),
+        ("fashion-mnist", "fashion_mnist"),
+        ("FashionMNIST", "fashion_mnist"),
+    ],
+)
+def test_a_dataset_that_does_not_exist_is_guessed(given: str, meant: str):
+    with pytest.raises(UserError, match=rf"dataset='{given}' does not exist; did you mean {meant}\?; there are"):
+        load_data(given, Path())
 
 
 def test_a_download_that_fails_names_folder_files_and_the_embedded_data(

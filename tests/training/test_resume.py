@@ -261,7 +261,7 @@ def break_down(*arguments: Any) -> None:
 
 
 def test_data_that_changed_since_the_run_began_are_refused(store: Path, monkeypatch: pytest.MonkeyPatch):
-    images, labels = np.zeros((60, 8, 8), np.uint8), np.arange(60) % 3
+    images, labels = np.full((60, 8, 8), 255, np.uint8), np.arange(60) % 3
     np.savez(store / "own.npz", images=images, labels=labels)
     config = MODELS["vae"].Config.parse({"dataset": f"npz:{store}/own.npz", "latent_dim": 4, "epochs": 1})
     with monkeypatch.context() as patch:
@@ -274,7 +274,7 @@ def test_data_that_changed_since_the_run_began_are_refused(store: Path, monkeypa
     loading._load.cache_clear()
     with pytest.raises(UserError, match=rf"own.npz has the digest \w+ now and had {run.data.tags['data.digest']} when"):
         resume(run.info.run_id)
-    images[-1, -1, -1] = 0
+    images[-1, -1, -1] = 255
     np.savez(store / "own.npz", images=images, labels=labels)
     loading._load.cache_clear()
     assert resume(run.info.run_id) == run.info.run_id

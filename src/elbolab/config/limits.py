@@ -31,7 +31,14 @@ def refuse_unstorable(value: Any) -> None:
                 raise ValueError("should be Unicode without NUL characters")
 
 
+def expanded(path: Path) -> Path:
+    """The path with ~ and ~USER as home folders, which no shell puts there within `--out=~/report`."""
+    # Path.expanduser raises for a user that does not exist, where a shell leaves the name as it is.
+    return Path(os.path.expanduser(path))
+
+
 def _writable_folder(path: Path) -> Path:
+    path = expanded(path)
     # Known before the hours of work whose result goes there.
     there = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.exists(folder))
     if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
@@ -40,6 +47,7 @@ def _writable_folder(path: Path) -> Path:
 
 
 def _writable_file(path: Path) -> Path:
+    path = expanded(path)
     if os.path.isdir(path):
         raise ValueError("should be a file, not a folder")
     _writable_folder(path.parent)

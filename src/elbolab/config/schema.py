@@ -11,12 +11,12 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
 
 from elbolab.config.base import Settings
-from elbolab.config.limits import WritableFile, WritableFolder
+from elbolab.config.limits import WritableFile, WritableFolder, expanded
 
 
 def default_data_dir() -> Path:
     """Where datasets are kept: the environment variable ELBOLAB_DATA, else the user's cache folder."""
-    return Path(os.environ.get("ELBOLAB_DATA") or platformdirs.user_cache_path("elbolab"))
+    return expanded(Path(os.environ.get("ELBOLAB_DATA") or platformdirs.user_cache_path("elbolab")))
 
 
 RateSchedule = Literal["cosine", "constant", "staged", "plateau"]
@@ -70,6 +70,11 @@ class Config(Settings):
     compile: Literal["auto", "no"] = "auto"
     """Whether steps are compiled: auto does where it repays itself, in long trainings of dense nets on a CPU with a C++
     compiler."""
+
+    @field_validator("data_dir")
+    @classmethod
+    def _expanded(cls, folder: Path) -> Path:
+        return expanded(folder)
 
     @field_validator("clip", mode="before")
     @classmethod
@@ -233,6 +238,12 @@ class StudyConfig(Settings):
     """Most epochs of each training of a reproduction [default: as many as it says]."""
     only: Names = ()
     """Patterns of the trainings of a reproduction that are done, repeated or separated by commas [default: all]."""
+
+    @field_validator("storage")
+    @classmethod
+    def _expanded(cls, url: str) -> str:
+        file = url.removeprefix("sqlite:///")
+        return f"sqlite:///{expanded(Path(file))}" if file.startswith("~") else url
 
 
 class SuiteConfig(Settings):

@@ -2,31 +2,75 @@
 
 import gzip
 import os
+import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
-from elbolab.support.errors import UserError
+from elbolab.config.limits import expanded
+from elbolab.support.errors import UserError, shown
 
 IDX_IMAGES, IDX_LABELS = bytes((0, 0, 8, 3)), bytes((0, 0, 8, 1))
 IDX_CLASSES = 10
+# Of which no pixel is as bright, images are dark or counted in another unit.
+HALF = 128
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """A dataset as it is stored: images uint8 (N, C, H, W), labels (N,), and a test set of its own where it has one."""
+    """A dataset as it is stored: images uint8 (N, C, H, W), labels (N,), and a test set of its own where it has one.
+
+    ``white`` is the pixel that stands for 1 where that is said; otherwise it is 255.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     test: tuple[np.ndarray, np.ndarray] | None
     val_size: int
     test_size: int
+    white: int | None = None
+
+
+def read(dataset: str, data_dir: Path) -> Arrays:
+    """The arrays of a dataset by its name, with 255 as white.
+
+    Raises UserError for an unknown name, missing or broken files, and images that may have another white.
+    """
+    name, _, path = dataset.partition(":")
+    if name not in DATASETS or bool(path) != (name == "npz"):
+        known = f"there are: {', '.join(DATASETS)} (npz as npz:PATH)"
+        raise UserError(f"dataset={dataset!r} does not exist{_meant(dataset)}; {known}")
+    stored = DATASETS[name](expanded(Path(path)) if path else data_dir)
+    white = stored.white or 255
+
+    def scaled(images: np.ndarray) -> np.ndarray:
+        brightest = int(images.max())
+        if brightest > white:
+            raise UserError(f"{dataset} has white={white}, but a pixel of {brightest}; white must be at least that")
+        if stored.white is None and brightest < HALF:
+            raise UserError(
+                f"{dataset} has no pixel above {brightest}, but 255 is white; scale them to 0 to 255, or say what is "
+                f"white beside images and labels, as white={brightest or 255}, or white=255 where they are so dark"
+            )
+        return images if white == 255 else np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)[images]
+
+    return replace(stored, images=scaled(stored.images), test=stored.test and (scaled(stored.test[0]), stored.test[1]))
+
+
+def _meant(dataset: str) -> str:
+    """What a name that does not exist may be meant for."""
+    if Path(dataset).suffix.lower() in (".npz", ".npy"):
+        return f"; did you mean npz:{re.sub(r'^npz[:=]', '', dataset, flags=re.IGNORECASE)}?"
+    close = get_close_matches(dataset.lower(), DATASETS, 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _mnist5k(_: Path) -> Arrays:
@@ -101,8 +145,11 @@ def _broken(file: Path, why: str) -> UserError:
 
 
 def _npz(path: Path) -> Arrays:
-    """A user's own arrays: ``images`` uint8 (N, H, W) or (N, H, W, C) with C = 1 or 3, and ``labels`` integers (N,)."""
-    images, labels = _two_arrays(path)
+    """A user's own arrays: ``images`` uint8 (N, H, W) or (N, H, W, C) with C = 1 or 3, ``labels`` integers (N,), and
+    maybe ``white``, the pixel that stands for 1.
+    """
+    arrays = _arrays(path)
+    images, labels = arrays["images"], arrays["labels"]
     if images.dtype != np.uint8:
         raise UserError(f"npz:{path} images have dtype {images.dtype}; they must be uint8, 0 to 255")
     shape = images.shape
@@ -112,8 +159,8 @@ def _npz(path: Path) -> Arrays:
         raise UserError(f"npz:{path} images have shape {shape}; allowed: (N,H,W) and (N,H,W,1 or 3), H and W from 1")
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != shape[:1]:
         raise UserError(
-            f"npz:{path} labels have dtype {labels.dtype} and shape {labels.shape}; "
-            f"they must be integers of shape {shape[:1]}, one an image"
+            f"npz:{path} labels have dtype {labels.dtype} and shape {labels.shape}; they must be integers of shape "
+            f"{shape[:1]}, one an image: numpy.unique(labels, return_inverse=True)[1] numbers classes of any kind"
         )
     count = len(labels)
     if count < 3:
@@ -124,27 +171,45 @@ def _npz(path: Path) -> Arrays:
             f"npz:{path} labels are from {labels.min()} to {labels.max()}; they must be from 0 to less than {count}, "
             "the number of images: count the classes from 0"
         )
+    white = arrays.get("white")
+    if white is not None and (white.dtype.kind not in "iu" or white.shape != () or not 1 <= white <= 255):
+        raise UserError(f"npz:{path} has white={shown(white.tolist())}; it must be one integer from 1 to 255")
     tenth = max(1, count // 10)
-    return Arrays(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels.astype(np.int64), None, tenth, tenth)
+    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return Arrays(images, labels.astype(np.int64), None, tenth, tenth, None if white is None else int(white))
 
 
-def _two_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """``images`` and ``labels`` of an npz file; nothing in the file is executed."""
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """``images``, ``labels`` and, where it is there, ``white`` of an npz file; nothing in the file is executed."""
+    found: dict[str, np.ndarray] = {}
+    name = "it"
     try:
         file = np.load(path, allow_pickle=False)
-        names = list(file.files)
-        found = {name: file[name] for name in ("images", "labels") if name in names}
+        if not isinstance(file, NpzFile):
+            raise ValueError("it is an npy file, which has one array")
+        with file:
+            names = file.files
+            for name in names:
+                if name in ("images", "labels", "white"):
+                    found[name] = file[name]
+    except FileNotFoundError:
+        there = ", ".join(f"npz:{one}" for one in sorted(path.parent.glob("*.npz"))[:5])
+        remedy = f"there are: {there}" if there else f"no npz file is in {path.parent.absolute()}"
+        raise UserError(f"npz:{path} cannot be read: there is no such file; {remedy}") from None
     # A broken file has numpy, zipfile and zlib raise what they please, some of it no OSError and no ValueError.
     except Exception as error:
-        reason = str(error).partition("\n")[0]
+        why = str(error).partition("\n")[0]
+        if "allow_pickle" in why:
+            # To allow it, as numpy proposes, would execute what the file says.
+            why = f"{name} has dtype object, and these are numbers only, as from labels.astype(int)"
         raise UserError(
-            f"npz:{path} cannot be read as an npz file of plain arrays: {reason}; save it with "
+            f"npz:{path} cannot be read as an npz file of plain arrays: {why}; save it with "
             "numpy.savez(file, images=..., labels=...)"
         ) from error
     for name in ("images", "labels"):
         if name not in found:
             raise UserError(f"npz:{path} has no array {name!r}; it has: {', '.join(names) or 'none'}")
-    return found["images"], found["labels"]
+    return found
 
 
 DATASETS: dict[str, Callable[[Path], Arrays]] = {

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbolab.data.readers import DATASETS, Arrays
+from elbolab.data.readers import Arrays, read
 from elbolab.support.errors import UserError
 
 
@@ -131,12 +131,9 @@ def load_data(
 ) -> Data:
     """Read a dataset, binarise it if so wanted ("once" or at a "half"), and cut it.
 
-    Raises UserError for an unknown name, missing files or sizes that it cannot give.
+    Raises UserError for an unknown name, missing or broken files, and sizes that it cannot give.
     """
-    name, _, path = dataset.partition(":")
-    if name not in DATASETS or bool(path) != (name == "npz"):
-        raise UserError(f"dataset={dataset!r} does not exist; there are: {', '.join(DATASETS)} (npz as npz:PATH)")
-    stored = _binarised(DATASETS[name](Path(path) if path else data_dir), binarise, split_seed)
+    stored = _binarised(read(dataset, data_dir), binarise, split_seed)
     val_size = val_size or stored.val_size
     test_size = test_size or stored.test_size
     order = stratified_order(stored.labels, split_seed)

@@ -121,19 +121,19 @@ class LatentOpt(DeepLatentModel):
         self._encode = lambda batch: source.infer(source.observe(batch))
 
     def prepare(self, data: Data) -> None:
+        if self.config.latent_init == "pca":
+            ppca = ppca_start(data.train.images, self.config)
+            self._encode = lambda batch: linear_posterior(batch.x.flatten(1), *ppca)
         for split in (data.train, data.val):
             index, order = split.index.sort()
             self.get_buffer(f"{split.name}_index").copy_(index)
-            self.get_parameter(f"{split.name}_rows").data = self._start(split, data.train)[order]
+            self.get_parameter(f"{split.name}_rows").data = self._start(split)[order]
 
-    def _start(self, split: Split, train: Split) -> Tensor:
+    def _start(self, split: Split) -> Tensor:
         shape = (len(split), self.config.latent_dim)
-        if self.config.latent_init == "pca":
-            x = split.images.flatten(1).float() / 255
-            return self.family.of(linear_posterior(x, *ppca_start(train.images, self.config))).rows
-        if self._encoder_run is not None:
-            assert self._encode is not None, f"latent_init={self.config.latent_init!r} needs start_from() first"
+        if self._encode is not None:
             return torch.cat([self.family.of(self._encode(batch)).rows for batch in split.batches(ENCODED_AT_ONCE)])
+        assert self._encoder_run is None, f"latent_init={self.config.latent_init!r} needs start_from() first"
         mean = self.prior.sample(shape[:1]) if self.config.latent_init == "normal" else self.prior.zero.expand(shape)
         return self.family.around(mean, torch.full_like(mean, START_LOG_VAR)).rows
 

@@ -1,6 +1,7 @@
 """Probabilistic PCA in closed form, with its exact posterior and exact log p(x): the baseline and the ground truth."""
 
 import math
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,15 @@ from elbolab.data.splits import Batch, Data, DataSpec
 from elbolab.models.latent import LatentConfig, LatentModel
 from elbolab.models.likelihoods import Gaussian
 from elbolab.models.posteriors import LOG_2PI, DiagonalGaussian
+from elbolab.support.counters import counted
 from elbolab.support.errors import UserError
+
+# A covariance of so many pixels has its eigenvectors within a second.
+FEW_PIXELS, LEAST_BLOCK = 1024, 32
+# 32 MB of pixels in double precision, all embedded digits among them.
+NUMBERS_AT_ONCE = 2**22
+# Of all variance: what float32 cannot tell from none.
+ROUNDING = 1e-9
 
 
 class PPCAConfig(LatentConfig):
@@ -32,25 +41,82 @@ class PPCAConfig(LatentConfig):
 
 
 def fit_ppca(x: Tensor, latent_dim: int, sigma: float | None) -> tuple[Tensor, Tensor, float]:
-    """Maximum-likelihood PPCA of images (N, P): the mean (P,), the orthogonal loadings W (P, D), and sigma.
+    """Maximum-likelihood PPCA of images (N, P), bytes of 0 to 255 that stand for 0 to 1 or numbers that stand for
+    themselves: the mean (P,), the orthogonal loadings W (P, D), and sigma.
 
     W = U_D (L_D - sigma^2 I)^(1/2) with U, L the leading eigenvectors and eigenvalues of the sample covariance, zero
     where an eigenvalue is below sigma^2 and beyond P dimensions; a ``sigma`` of None is fitted as the mean of the P - D
-    eigenvalues left over (Tipping & Bishop 1999, eqs. 7 and 8, with R = I).
+    eigenvalues left over (Tipping & Bishop 1999, eqs. 7 and 8, with R = I). Of more than ``FEW_PIXELS`` the
+    eigenvectors are those in a Krylov space, in which log p(x) of an image has converged.
     """
-    x = x.double()
-    mean = x.mean(0)
-    centred = x - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
-    values, vectors = values.flip(0), vectors.flip(1)
-    if sigma is None:
-        left = values[latent_dim:]
-        sigma = math.sqrt(max(left.mean().item() if len(left) else 0.0, 1e-6))
+    count, pixels = x.shape
+    leading = min(latent_dim, pixels)
+    mean = torch.stack([part.sum(0) for part in _parts(x)]).sum(0) / count
+    total = sum(part.sub_(mean).square_().sum().item() for part in _parts(x)) / count
+
+    def noise(captured: float) -> float:
+        if sigma is not None:
+            return sigma**2
+        return max((total - captured) / (pixels - leading), 1e-6) if pixels > leading else 1e-6
+
+    if pixels <= FEW_PIXELS:
+        basis = torch.eye(pixels, dtype=torch.float64, device=x.device)
+    else:
+        basis = _krylov_basis(x, mean, leading, lambda captured: max(2e-4 * noise(captured), ROUNDING * total))
+    covariance = basis.new_zeros(basis.shape[1], basis.shape[1])
+    for part in _parts(x):
+        projected = part.sub_(mean) @ basis
+        covariance += projected.T @ projected
+    values, vectors = torch.linalg.eigh(covariance / count)
+    values, vectors = values.flip(0)[:leading], basis @ vectors.flip(1)[:, :leading]
     # Eigenvectors have a free sign: the largest entry is made positive, so that every machine agrees.
     signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-    scale = (values[:latent_dim] - sigma**2).clamp(min=0).sqrt()
-    loadings = (vectors * signs)[:, :latent_dim] * scale
-    return mean.float(), F.pad(loadings, (0, latent_dim - loadings.shape[1])).float(), sigma
+    variance = noise(values.sum().item())
+    loadings = vectors * signs * (values - variance).clamp(min=0).sqrt()
+    fitted = math.sqrt(variance) if sigma is None else sigma
+    return mean.float(), F.pad(loadings, (0, latent_dim - leading)).float(), fitted
+
+
+def _parts(x: Tensor, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
+    """Rows of x (N, P), some at a time in new memory; bytes as 0 to 1."""
+    for part in x.split(max(1, NUMBERS_AT_ONCE // x.shape[1])):
+        yield part.to(dtype).div_(255) if part.dtype == torch.uint8 else part.to(dtype, copy=True)
+
+
+def _krylov_basis(x: Tensor, mean: Tensor, leading: int, least_rise: Callable[[float], float]) -> Tensor:
+    """Orthonormal directions (P, D) that span the ``leading`` eigenvectors of the covariance of x (N, P).
+
+    They are those in the Krylov space of a random block, which grows until it hardly captures more variance:
+    ``least_rise`` is how much more, given what is captured (Musco & Musco 2015, algorithm 2; Golub & Underwood 1977).
+    The space has three to five times D directions, of 4 N P multiplications each, in float32: that moves a direction
+    less than the rounding of pixels to bytes.
+    """
+    count, pixels = x.shape
+    width = min(pixels, max(leading // 3, LEAST_BLOCK))
+    draws = torch.randn(pixels, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    basis = block = torch.linalg.qr(draws.to(x.device)).Q
+    covariance, captured, centre = block.new_zeros(0, 0), 0.0, mean.float()
+    with counted("PCA of the training images") as done:
+        while True:
+            image, narrow = torch.zeros_like(block, dtype=torch.float32), block.float()
+            for part in _parts(x, torch.float32):
+                # In their own type: two types would be converted at each subtraction.
+                part -= centre
+                image += ((part @ narrow).T @ part).T
+                done(len(part))
+            image = image.double() / count
+            # The covariance in the coordinates of the basis, whose newest directions are the block's.
+            corner = basis.T @ image
+            covariance = torch.cat([torch.cat([covariance, corner[: len(covariance)]], 1), corner.T])
+            before, captured = captured, torch.linalg.eigvalsh(covariance)[-leading:].sum().item()
+            if len(covariance) == pixels or captured - before <= least_rise(captured):
+                return basis @ torch.linalg.eigh(covariance).eigenvectors[:, -leading:]
+            block = image
+            # Twice, since the first time leaves rounding errors in directions that were hardly there.
+            for _ in range(2):
+                block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
+            block = block[:, : pixels - len(covariance)]
+            basis = torch.cat([basis, block], 1)
 
 
 def ppca_start(images: Tensor, config: LatentConfig) -> tuple[Tensor, Tensor, float]:
@@ -58,7 +124,7 @@ def ppca_start(images: Tensor, config: LatentConfig) -> tuple[Tensor, Tensor, fl
     else at its own.
     """
     sigma = config.sigma if config.likelihood == "gaussian" else None
-    return fit_ppca(images.flatten(1).double() / 255, config.latent_dim, sigma)
+    return fit_ppca(images.flatten(1), config.latent_dim, sigma)
 
 
 def linear_posterior(x: Tensor, mean: Tensor, loadings: Tensor, sigma: float) -> DiagonalGaussian:
@@ -90,9 +156,8 @@ class PPCA(LatentModel):
         return torch.float32  # nothing here is a net
 
     def prepare(self, data: Data) -> None:
-        x = data.train.images.flatten(1).double() / 255
         sigma = None if self.config.free_sigma else self.config.sigma
-        mean, loadings, fitted = fit_ppca(x, self.config.latent_dim, sigma)
+        mean, loadings, fitted = fit_ppca(data.train.images.flatten(1), self.config.latent_dim, sigma)
         self.mean.copy_(mean)
         self.loadings.copy_(loadings)
         self.sigma.fill_(fitted)

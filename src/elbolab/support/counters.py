@@ -27,8 +27,11 @@ def computing_for(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def counted(what: str, images: int) -> Iterator[Callable[[int], None]]:
-    """Show how many of so many ``images`` are done: what it gives is called with the number of each part."""
+def counted(what: str, images: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show how many of so many ``images`` are done: what it gives is called with the number of each part.
+
+    ``images`` is None where it is not known how often each of them will be read.
+    """
     began = said = time.monotonic()
     terminal, what = sys.stderr.isatty(), f"{_about}{what}"
     with tqdm(
@@ -41,7 +44,10 @@ def counted(what: str, images: int) -> Iterator[Callable[[int], None]]:
             done += count
             bar.update(count)
             if not terminal and (now := time.monotonic()) - said > SECONDS_A_LINE:
-                left, said = (now - began) / done * (images - done), now
-                print(f"{what}: {done:,} of {images:,} images, {left:.0f} s left", file=sys.stderr, flush=True)
+                said, seconds = now, now - began
+                far = f"{done:,} images read in {seconds:.0f} s"
+                if images is not None:
+                    far = f"{done:,} of {images:,} images, {seconds / done * (images - done):.0f} s left"
+                print(f"{what}: {far}", file=sys.stderr, flush=True)
 
         yield add

@@ -15,6 +15,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self._waiting: Callable[[], Any] | None = None
+        self._is_at_once = False
 
     def __bool__(self) -> bool:
         return self._waiting is not None
@@ -24,12 +25,23 @@ class Interruption:
         if self._waiting is not None:
             self._waiting()
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While it lasts a signal is heeded when it comes, as nothing is half done."""
+        self.heed()
+        self._is_at_once = True
+        try:
+            yield
+        finally:
+            self._is_at_once = False
+
     def _behind(self, usual: Handler) -> Handler:
         def handle(number: int, frame: FrameType | None) -> None:
             # Who signals twice does not want to wait.
-            if self._waiting is not None:
+            if self._waiting is not None or self._is_at_once:
                 usual(number, frame)
-            self._waiting = lambda: usual(number, frame)
+            if not self._is_at_once:
+                self._waiting = lambda: usual(number, frame)
 
         return handle
 

@@ -64,7 +64,9 @@ def train(
         config = model.config
         torch.manual_seed(config.seed + 1)
         shuffle = torch.Generator().manual_seed(config.seed)
-        model.prepare(data)
+        # Which may take minutes.
+        with interruption.at_once():
+            model.prepare(data)
         model.train()
         objective = backend.begin(model, data)
         optimizers = model.optimizers()

@@ -10,6 +10,7 @@ from optuna.exceptions import OptunaError
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
+from elbolab.config.limits import expanded
 from elbolab.config.schema import EvaluateConfig, StudyConfig
 from elbolab.experiment.loading import choose_device, load_for
 from elbolab.registry.packaging import log_model
@@ -34,7 +35,7 @@ def load_study(name: str) -> tuple[str, Study | Reproduction]:
 
     Raises UserError where there is no such file, or its code fails, or it defines no valid study.
     """
-    path = Path(name) if name.endswith(".py") else Path("studies", f"{name}.py")
+    path = expanded(Path(name)) if name.endswith(".py") else Path("studies", f"{name}.py")
     if not path.is_file():
         have = ", ".join(sorted(found.stem for found in Path("studies").glob("*.py"))) or "none"
         raise UserError(f"study={name!r} is no file {path}; studies here: {have}")

@@ -25,7 +25,7 @@ def refuse_moved(uri: str) -> None:
         return
     path = Path(local_file_uri_to_path(uri))
     if path != Path(uri) and Path(uri).is_absolute():
-        # MLflow decodes the percent signs of a plain path, so what it writes is in another folder than the store's.
+        # MLflow decodes percent signs in a plain path, and so writes and finds files in another folder than it says.
         return
     root = next((folder for folder in (path, *path.parents) if folder.name == FILES), None)
     if root is None or path.exists():

@@ -1,4 +1,4 @@
-"""What a job begins with: the device, the data that a config names, and the trained model of a run."""
+"""What a job begins with: the device, the data that a config names, the trained model of a run, its classifier."""
 
 import os
 import time
@@ -11,8 +11,10 @@ from elbolab.config.schema import Config, default_data_dir
 from elbolab.data.readers import DATASETS
 from elbolab.data.splits import Data, load_data
 from elbolab.models.base import Model
+from elbolab.models.cnn import CNN
 from elbolab.registry.packaging import load_model
 from elbolab.support.errors import UserError
+from elbolab.tracking import mlflow_reader
 
 
 def choose_device(wanted: str) -> str:
@@ -73,3 +75,26 @@ def load_run(run_id: str, device: str) -> tuple[Model, Data]:
             f"{data.spec.digest}; bring back the files that it was trained on"
         )
     return model, data
+
+
+def load_classifier(chosen: str | None, data: Data, device: str) -> tuple[str, CNN] | None:
+    """The cnn of the run ``chosen``, else of the newest finished cnn run on the same data, else none.
+
+    Raises UserError where the chosen one is no cnn or was trained on other data: it would judge images by classes that
+    they do not have, or by what it saw of the test images.
+    """
+    if chosen is None:
+        newest = mlflow_reader.find_runs(params={"model": "cnn"}, tags={"data.digest": data.spec.digest}, limit=1)
+        if not newest:
+            return None
+        chosen = newest[0].id
+    model = load_model(chosen, device)
+    if not isinstance(model, CNN):
+        raise UserError(f"classifier={chosen!r} is the run of another model than cnn; name a cnn's run")
+    for name in ("shape", "classes", "digest"):
+        if (theirs := getattr(model.spec, name)) != (own := getattr(data.spec, name)):
+            raise UserError(
+                f"classifier={chosen!r} was trained on data of {name} {theirs}, but {data.name} has {name} {own}; name "
+                "a cnn of the same data, or none for the newest of these"
+            )
+    return chosen, model

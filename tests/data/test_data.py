@@ -1,18 +1,21 @@
 """Datasets: stratified, reproducible, bound to their content, refused with one clear line."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 import torch
 
-from elbolab.config.schema import default_data_dir
+from elbolab.config.schema import Config, EvaluateConfig, default_data_dir
 from elbolab.data.readers import DATASETS, Arrays
 from elbolab.data.splits import load_data, stratified_order
 from elbolab.experiment import loading, train
+from elbolab.experiment.evaluate import evaluate_run
 from elbolab.models import MODELS
 from elbolab.support.errors import UserError
 from elbolab.testing.datasets import DatasetTests
@@ -257,9 +260,103 @@ def test_a_run_finds_its_data_in_this_machine_s_folder_where_its_own_is_not_ther
     model, data = loading.load_run(run, "cpu")
     assert data.spec == model.spec
     np.save(here / "own.npy", 255 - images)
-    loading._load.cache_clear()
     with pytest.raises(UserError, match="was trained on data with digest"):
         loading.load_run(run, "cpu")
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is taken for settled as soon as it is read, as after some seconds."""
+    monkeypatch.setattr(loading, "LATE_SECONDS", -60)
+
+
+def overwritten(path: Path, images: np.ndarray) -> None:
+    save(path, images)
+
+
+def replaced(path: Path, images: np.ndarray) -> None:
+    save(path.with_name("new.npz"), images)
+    path.with_name("new.npz").rename(path)
+
+
+def overwritten_with_its_old_time(path: Path, images: np.ndarray) -> None:
+    before = path.stat()
+    time.sleep(0.01)
+    save(path, images)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def linked_elsewhere(path: Path, images: np.ndarray) -> None:
+    save(path.with_name("new.npz"), images)
+    path.unlink()
+    path.symlink_to(path.with_name("new.npz"))
+
+
+@pytest.mark.parametrize("change", [overwritten, replaced, overwritten_with_its_old_time, linked_elsewhere])
+def test_data_are_read_again_once_their_file_has_changed(
+    change: Callable[[Path, np.ndarray], None], tmp_path: Path, settled: None
+):
+    images = np.full((40, 8, 8), 255, np.uint8)
+    config = Config.parse({"dataset": save(tmp_path / "own.npz", images)})
+    first = loading.load_for(config)
+    assert loading.load_for(config) is first
+    images[-1, -1, -1] = 0
+    time.sleep(0.01)
+    change(tmp_path / "own.npz", images)
+    again = loading.load_for(config)
+    assert again.spec.digest == load_data(config.dataset, Path()).spec.digest != first.spec.digest
+    assert loading.load_for(config) is again
+    assert loading.load_for(config.model_copy(update={"split_seed": 1})).spec.digest != again.spec.digest
+    (tmp_path / "own.npz").unlink()
+    with pytest.raises(UserError, match="there is no such file"):
+        loading.load_for(config)
+
+
+def test_data_of_a_file_that_has_just_changed_are_read_again(tmp_path: Path):
+    """What changes at the same tick of a file system's clock leaves the same time."""
+    config = Config.parse({"dataset": save(tmp_path / "own.npz", GOOD["images"])})
+    assert loading.load_for(config) is not loading.load_for(config)
+
+
+def test_the_same_name_in_another_folder_is_another_file(
+    tmp_path: Path, settled: None, monkeypatch: pytest.MonkeyPatch
+):
+    config, digests = Config.parse({"dataset": "npz:own.npz"}), set()
+    for name, pixel in (("one", 255), ("other", 200)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        save(Path("own.npz"), np.full((40, 8, 8), pixel, np.uint8))
+        digests.add(loading.load_for(config).spec.digest)
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_dataset_that_names_no_file_is_always_read(
+    is_named: bool, tmp_path: Path, settled: None, monkeypatch: pytest.MonkeyPatch
+):
+    file, labels = tmp_path / "own.npy", np.arange(40) % 2
+    np.save(file, np.full((40, 1, 8, 8), 255, np.uint8))
+    files = (file,) if is_named else ()
+    monkeypatch.setitem(DATASETS, "own", lambda _: Arrays(np.load(file), labels, None, 5, 5, files=files))
+    config = Config.parse({"dataset": "own"})
+    first = loading.load_for(config)
+    assert (loading.load_for(config) is first) == is_named
+    np.save(file, np.full((40, 1, 8, 8), 200, np.uint8))
+    assert loading.load_for(config).train.images.unique().tolist() == [200]
+
+
+def test_a_training_after_the_file_has_changed_is_of_the_new_data(store: Path):
+    """In one process, as a notebook's: trained, tagged and evaluated by what the file holds."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    config = MODELS["ppca"].Config.parse({"dataset": save(store / "own.npz", images), "latent_dim": 2})
+    first = train.train_model("ppca", config)
+    save(store / "own.npz", images // 2 + 100)
+    second = train.train_model("ppca", config)
+    digests = [mlflow.get_run(run).data.tags["data.digest"] for run in (first, second)]
+    assert digests[0] != digests[1] == load_data(config.dataset, Path()).spec.digest
+    evaluate_run(second, EvaluateConfig(images=2, samples=2, simulated=0))
+    with pytest.raises(UserError, match=f"was trained on data with digest {digests[0]}, but .* now has the digest"):
+        evaluate_run(first, EvaluateConfig(images=2, samples=2, simulated=0))
 
 
 def test_binarised_pixels_are_white_as_often_as_they_are_grey():

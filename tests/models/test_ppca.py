@@ -108,8 +108,8 @@ def test_a_signal_is_heeded_while_a_pca_is_under_way(name: str, exits: None, tmp
     # Of noise every direction is like every other: the search goes on and on.
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1000, 3, 64, 64), np.uint8))
     labels = torch.arange(len(images)) % 10
-    split = {key: Split(key, images, labels, torch.arange(len(images)), "") for key in ("train", "val", "test")}
-    data = Data("noise", **split, spec=DataSpec((3, 64, 64), 10, len(images), len(images), ""))
+    split = Split("train", images, labels, torch.arange(len(images)), "")
+    data = Data("noise", split, split, split, DataSpec((3, 64, 64), 10, len(images), len(images), ""))
     model = MODELS[name](MODELS[name].Config(), data.spec)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()

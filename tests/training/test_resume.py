@@ -19,7 +19,6 @@ from conftest import REPOSITORY, Command, mlflow_run
 from killed_trainings import digest, outcome
 
 from elbolab.data.splits import Data
-from elbolab.experiment import loading
 from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
 from elbolab.support.errors import UserError
@@ -271,12 +270,10 @@ def test_data_that_changed_since_the_run_began_are_refused(store: Path, monkeypa
     (run,) = mlflow.MlflowClient().search_runs(["0"])
     images[-1, -1, -1] = 1
     np.savez(store / "own.npz", images=images, labels=labels)
-    loading._load.cache_clear()
     with pytest.raises(UserError, match=rf"own.npz has the digest \w+ now and had {run.data.tags['data.digest']} when"):
         resume(run.info.run_id)
     images[-1, -1, -1] = 255
     np.savez(store / "own.npz", images=images, labels=labels)
-    loading._load.cache_clear()
     assert resume(run.info.run_id) == run.info.run_id
 
 

@@ -141,7 +141,7 @@ class EvaluateConfig(LikelihoodConfig, GapConfig):
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the choice of images, of the importance samples and of fitted posteriors."""
     classifier: str | None = None
-    """Run id of the cnn that judges class preservation [default: the newest finished cnn on the same data]."""
+    """Run id of the cnn of the same data that judges class preservation [default: the newest finished one]."""
 
     @model_validator(mode="after")
     def _enough_images(self) -> Self:

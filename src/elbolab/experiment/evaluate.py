@@ -8,31 +8,15 @@ from functools import reduce
 from operator import or_
 
 from elbolab.config.schema import EvaluateConfig
-from elbolab.data.splits import Data
 from elbolab.evaluation import EVALUATORS, Evaluation, Results
-from elbolab.experiment.loading import choose_device, load_run
-from elbolab.models.cnn import CNN
-from elbolab.registry.packaging import load_model, log_model
+from elbolab.experiment.loading import choose_device, load_classifier, load_run
+from elbolab.registry.packaging import log_model
 from elbolab.support.counters import computing_for
-from elbolab.support.errors import UserError
 from elbolab.support.torch_settings import default_settings
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import EVALUATION_PROTOCOL
 from elbolab.tracking.offline import send_unfinished
-
-
-def _classifier(chosen: str | None, data: Data, device: str) -> tuple[str, CNN] | None:
-    """The cnn of the run ``chosen``, else of the newest finished cnn run on the same data, else none."""
-    if chosen is None:
-        newest = mlflow_reader.find_runs(params={"model": "cnn"}, tags={"data.digest": data.spec.digest}, limit=1)
-        if not newest:
-            return None
-        chosen = newest[0].id
-    model = load_model(chosen, device)
-    if not isinstance(model, CNN):
-        raise UserError(f"classifier={chosen!r} is the run of another model than cnn; name a cnn's run")
-    return chosen, model
 
 
 def protocol(config: EvaluateConfig, more: Sequence[Callable[[Evaluation], Results]] = ()) -> str:
@@ -57,7 +41,7 @@ def evaluate_run(
     started = time.perf_counter()
     device = choose_device("auto")
     model, data = load_run(run_id, device)
-    evaluation = Evaluation(model, data, config, _classifier(config.classifier, data, device))
+    evaluation = Evaluation(model, data, config, load_classifier(config.classifier, data, device))
     with computing_for(name):
         found = reduce(or_, (evaluator(evaluation) for evaluator in [*EVALUATORS.values(), *more]), Results())
     # A tail of equal weights has a k of -inf, which a tracking server does not keep.

@@ -1,15 +1,20 @@
-"""What a job begins with: the device, the data that a config names, and the trained model of a run."""
+"""What a job begins with: the device, the data that a config names, the trained model of a run, its classifier."""
 
 import os
-from functools import lru_cache
+import time
+from contextlib import suppress
+from typing import Any
 
 import torch
 
 from elbolab.config.schema import Config, default_data_dir
+from elbolab.data.readers import DATASETS
 from elbolab.data.splits import Data, load_data
 from elbolab.models.base import Model
+from elbolab.models.cnn import CNN
 from elbolab.registry.packaging import load_model
 from elbolab.support.errors import UserError
+from elbolab.tracking import mlflow_reader
 
 
 def choose_device(wanted: str) -> str:
@@ -19,14 +24,39 @@ def choose_device(wanted: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
-# The trainings of one process, a study's above all, mostly share their data.
-_load = lru_cache(maxsize=1)(load_data)
+# By which the clock of a file system may be late: a file that changed so lately may change again unnoticed.
+LATE_SECONDS = 2
+
+_last: tuple[tuple[Any, ...], list[tuple[int, ...]], Data] | None = None
 
 
 def load_for(config: Config, device: str = "cpu") -> Data:
-    """The data that ``config`` names, on ``device``; raises UserError where they cannot be read or downloaded."""
+    """The data that ``config`` names, on ``device``; raises UserError where they cannot be read or downloaded.
+
+    The trainings of one process, a study's above all, mostly share their data: those that were read last are not read
+    again unless one of their files has changed since.
+    """
+    global _last
     sizes = config.train_size, config.val_size, config.test_size
-    return _load(config.dataset, config.data_dir, *sizes, config.split_seed, config.binarise, device)
+    wanted = config.dataset, config.data_dir, *sizes, config.split_seed, config.binarise, device
+    # Which a notebook may define anew.
+    reader = DATASETS.get(config.dataset.partition(":")[0])
+    if _last is not None and _last[:2] == ((wanted, reader), _states(_last[2])):
+        return _last[2]
+    _last, began = None, time.time()
+    data = load_data(*wanted)
+    states = _states(data)
+    if states and max(state[0] for state in states) < (began - LATE_SECONDS) * 1e9:
+        _last = (wanted, reader), states, data
+    return data
+
+
+def _states(data: Data) -> list[tuple[int, ...]]:
+    """What tells whether one of its files has changed, the time of that first; nothing where one is not there."""
+    with suppress(OSError):
+        found = map(os.stat, data.files)
+        return [(file.st_ctime_ns, file.st_mtime_ns, file.st_size, file.st_ino) for file in found]
+    return []
 
 
 def load_run(run_id: str, device: str) -> tuple[Model, Data]:
@@ -45,3 +75,26 @@ def load_run(run_id: str, device: str) -> tuple[Model, Data]:
             f"{data.spec.digest}; bring back the files that it was trained on"
         )
     return model, data
+
+
+def load_classifier(chosen: str | None, data: Data, device: str) -> tuple[str, CNN] | None:
+    """The cnn of the run ``chosen``, else of the newest finished cnn run on the same data, else none.
+
+    Raises UserError where the chosen one is no cnn or was trained on other data: it would judge images by classes that
+    they do not have, or by what it saw of the test images.
+    """
+    if chosen is None:
+        newest = mlflow_reader.find_runs(params={"model": "cnn"}, tags={"data.digest": data.spec.digest}, limit=1)
+        if not newest:
+            return None
+        chosen = newest[0].id
+    model = load_model(chosen, device)
+    if not isinstance(model, CNN):
+        raise UserError(f"classifier={chosen!r} is the run of another model than cnn; name a cnn's run")
+    for name in ("shape", "classes", "digest"):
+        if (theirs := getattr(model.spec, name)) != (own := getattr(data.spec, name)):
+            raise UserError(
+                f"classifier={chosen!r} was trained on data of {name} {theirs}, but {data.name} has {name} {own}; name "
+                "a cnn of the same data, or none for the newest of these"
+            )
+    return chosen, model

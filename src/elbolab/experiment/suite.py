@@ -5,6 +5,7 @@ from pathlib import Path
 
 from elbolab.config.schema import CompareConfig, EvaluateConfig, SuiteConfig
 from elbolab.experiment.evaluate import evaluate_run
+from elbolab.experiment.loading import load_classifier
 from elbolab.experiment.train import prepare, train_model
 from elbolab.models import MODELS
 from elbolab.report.compare import compare
@@ -29,8 +30,10 @@ def run_all(given: SuiteConfig) -> Path:
     # Under every seed of the trainings the same evaluation, else they could not be averaged.
     evaluation = EvaluateConfig.parse({**given.shared_with(EvaluateConfig), "seed": EvaluateConfig().seed})
     for name, config in configs.items():
-        # What is wrong with the last training is told before the first.
-        prepare(name, config)
+        # What is wrong with the last training, or with the classifier of all, is told before the first.
+        _, data, _ = prepare(name, config)
+        if evaluation.classifier is not None:
+            load_classifier(evaluation.classifier, data, "cpu")
     base = configs["latent_opt"]
     epochs = base.epochs if given.model_dump().get("epochs") else min(base.epochs, STARTS_EPOCHS)
     others = [base.model_copy(update={"latent_init": start, "epochs": epochs}) for start in STARTS]

@@ -80,10 +80,10 @@ def run_study(name: str, config: StudyConfig) -> str:
     if config.population > 1:
         _refuse_unequal(definition, config)
     storage = sqlite.absolute(config.storage)
-    job = Job(name, definition, storage, target, config.seed, config.heartbeat, config.population)
-    # A mistake in the study's data is raised before the first trial.
-    first = definition.config_of(definition.points[0] if points else {})
-    load_for(first, choose_device(first.device))
+    # A mistake in the study's data is raised before the first trial; --sync trains none.
+    any_config = definition.any_config
+    digest = None if config.sync else load_for(any_config, choose_device(any_config.device)).spec.digest
+    job = Job(name, definition, storage, target, config.seed, config.heartbeat, config.population, digest)
     try:
         return _carry_out(job, config)
     except MlflowException as error:

@@ -29,7 +29,7 @@ from elbolab.tracking.keys import FAILURE
 from elbolab.training.schedule import fewest_epochs
 from elbolab.tuning.study import Study
 
-METHOD, DEFAULTS = "method", "defaults"
+METHOD, DEFAULTS, DIGEST = "method", "defaults", "digest"
 # System attributes of a queued trial that name the trials that it replaces; the first is Optuna's.
 AGAIN = ("retry_history", "interrupted")
 GRACE = 4
@@ -113,6 +113,8 @@ class Job:
     seed: int
     heartbeat: int
     population: int = 1
+    digest: str | None = None
+    """Of the data; None where no trial is trained."""
 
 
 class SeededSampler(TPESampler):
@@ -178,12 +180,30 @@ def open_study(job: Job, begin: bool = True) -> tuple[optuna.Study, bool]:
                 f"study {job.name!r} was begun on {job.storage} with {other}; go on with that, or rename its file, or "
                 "name another storage"
             )
+    if job.digest is not None:
+        # Studies of earlier versions do not say it.
+        if DIGEST not in study.user_attrs:
+            study.set_user_attr(DIGEST, job.digest)
+        refuse_other_data(job, study, job.digest)
     return study, is_new
+
+
+class OtherDataError(UserError):
+    """The data are others than when the study began."""
+
+
+def refuse_other_data(job: Job, study: optuna.Study, digest: str) -> None:
+    """Raise OtherDataError where ``digest`` is not that of the data with which the study began."""
+    if digest != (then := study.user_attrs[DIGEST]):
+        raise OtherDataError(
+            f"{job.study.any_config.dataset} has the digest {digest} now and had {then} when study {job.name!r} began; "
+            "bring back the files of then, or rename the study's file, or name another storage"
+        )
 
 
 def _pruner(study: Study) -> BasePruner:
     kind = study.stops_by
-    config = study.config_of({} if study.search else {"config": 0, "seed": study.seeds[0]})
+    config = study.any_config
     if kind == "median":
         return MedianPruner(n_warmup_steps=fewest_epochs(config) // 3)
     return HyperbandPruner(min_resource=1, max_resource=config.epochs) if kind == "hyperband" else NopPruner()

@@ -17,6 +17,7 @@ from elbolab.config.schema import Config, EvaluateConfig
 from elbolab.evaluation import Evaluation, Results
 from elbolab.evaluation.metrics import is_doubtful
 from elbolab.experiment.evaluate import evaluate_run, protocol
+from elbolab.experiment.loading import choose_device, load_for
 from elbolab.experiment.train import train_model
 from elbolab.models import MODELS
 from elbolab.report.chart import Chart
@@ -174,10 +175,11 @@ def _commit(run: RunRecord) -> str:
 
 
 def _trained(name: str, study: Reproduction, label: str, config: Config) -> str:
-    """The finished run of a training, an earlier one where there is one of the same config."""
+    """The finished run of a training, an earlier one where there is one of the same config and data."""
     model = study.trainings[label].model
     wanted = {"model": model, **config.params()}
-    for run in mlflow_reader.find_runs("train", {"model": model}, {STUDY: name}):
+    digest = load_for(config, choose_device(config.device)).spec.digest
+    for run in mlflow_reader.find_runs("train", {"model": model}, {STUDY: name, "data.digest": digest}):
         if {field for field, _ in wanted.items() ^ run.params.items()} <= PLACES:
             return run.id
     return train_model(model, config, {STUDY: name, TRAINING: label})

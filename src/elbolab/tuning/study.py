@@ -127,6 +127,11 @@ class Study(Settings):
         return [{"config": config, "seed": seed} for config in range(len(self.configs)) for seed in self.seeds]
 
     @property
+    def any_config(self) -> Config:
+        """The config of some trial, which has the data of all."""
+        return self.config_of(self.points[0] if self.configs else {})
+
+    @property
     def directions(self) -> list[Literal["maximize", "minimize"]]:
         """The direction of each metric, as Optuna names it."""
         return [(LATENT_METRICS | CLASSIFIER_METRICS)[metric] for metric in self.metrics]

@@ -40,15 +40,19 @@ from elbolab.tuning.optuna_storage import (
     INTERRUPTED,
     SURPLUS,
     Job,
+    OtherDataError,
     ended,
     method_of,
     open_study,
+    refuse_other_data,
     standing,
 )
 from elbolab.tuning.study import with_distortion
 
 POLL_SECONDS = 0.5
 FAILURES_IN_A_ROW = 10
+# What ends a worker, and has the trial under way queued again.
+STOPS = (KeyboardInterrupt, SystemExit, OtherDataError)
 TRUST = (PARETO_K.at("val"), f"val/{LOG_PX.doubt}")
 # User attribute of a trial whose log p(x) is not to be trusted.
 UNRELIABLE = "unreliable"
@@ -64,6 +68,7 @@ def _train_and_judge(job: Job, mirror: Mirror, trial: optuna.Trial, backend: Bac
         _refuse_surplus(job, trial)
         config = study.suggest(trial)
         model, data, tags = prepare(study.model, config, backend)
+        refuse_other_data(job, trial.study, data.spec.digest)
         data = data.without_test()
         params = {"model": study.model, **config.params()}
         mirror.open(trial.number, trial.datetime_start, params, tags)
@@ -144,7 +149,7 @@ class _SurplusError(Exception):
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt | SystemExit):
+    if isinstance(error, STOPS):
         return INTERRUPTED
     if isinstance(error, _SurplusError):
         return SURPLUS
@@ -180,7 +185,7 @@ def work(job: Job, parent: str, limit: int | None = None) -> None:
 
 
 def _run(study: optuna.Study, job: Job, mirror: Mirror, count: int) -> None:
-    """Carry ``count`` trials out beside each other; an interruption queues those under way again."""
+    """Carry ``count`` trials out beside each other; an interruption and other data queue those under way again."""
     with warnings.catch_warnings():
         # Optuna misses the heartbeats of its own loop; each training has one here.
         warnings.simplefilter("ignore", UserWarning)
@@ -191,7 +196,9 @@ def _run(study: optuna.Study, job: Job, mirror: Mirror, count: int) -> None:
         with own_stream(), closing(take_turns(trainings)) as outcomes:
             for place, outcome in outcomes:
                 _end(study, job, mirror, under_way.pop(place), outcome)
-    except (KeyboardInterrupt, SystemExit) as error:
+                if isinstance(outcome, STOPS):
+                    raise outcome
+    except STOPS as error:
         for trial in under_way.values():
             _end(study, job, mirror, trial, error)
         raise
@@ -208,7 +215,7 @@ def _end(
     elif isinstance(outcome, BaseException):
         with suppress(UpdateFinishedTrialError):
             trial.set_user_attr(FAILURE, _reason(outcome))
-        if not isinstance(outcome, UserError | _SurplusError | KeyboardInterrupt | SystemExit):
+        if not isinstance(outcome, (UserError, _SurplusError, *STOPS)):
             traceback.print_exception(outcome)
         now = study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
     else:

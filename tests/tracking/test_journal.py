@@ -153,7 +153,8 @@ def test_one_run_is_left_where_an_answer_was_lost_and_there_are_two(unfinished: 
 
 def test_what_comes_late_to_one_who_was_stopped_changes_nothing(unfinished: Path, monkeypatch: pytest.MonkeyPatch):
     journal = begin(unfinished / "one", "study")
-    journal.update_state(run_id="known")
+    known = mlflow.MlflowClient().create_run("0").info.run_id
+    journal.update_state(run_id=known)
     journal.append(Begin(tags={"more": "yes"}, params={}, status=RUNNING))
     writer, asked, answer = MlflowWriter(journal), threading.Event(), threading.Event()
     batches: list[object] = []
@@ -172,7 +173,7 @@ def test_what_comes_late_to_one_who_was_stopped_changes_nothing(unfinished: Path
     answer.set()
     uploader._thread.join()
     assert len(batches) == 1
-    assert journals.read_state(unfinished / "one") == successor.state == {"run_id": "known"}
+    assert journals.read_state(unfinished / "one") == successor.state == {"run_id": known}
 
 
 class Trickle:

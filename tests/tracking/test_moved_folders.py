@@ -3,10 +3,15 @@
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable
+<<<<<<< HEAD
 from contextlib import suppress
 from functools import partial
+=======
+from contextlib import closing, suppress
+>>>>>>> help-b
 from pathlib import Path
 
 import mlflow
@@ -142,6 +147,21 @@ def test_a_store_that_came_alone_says_which_folder_is_missing(
     assert not project.exists()
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
     assert artifacts.list_artifacts(begun()) == ["note.json"]
+
+
+def test_the_files_of_another_project_in_the_working_folder_are_not_taken_for_moved_ones(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As by `mlflow run`, which works in the folder of the project, on a store elsewhere."""
+    other = project.with_name("other")
+    (other / "mlruns" / "0").mkdir(parents=True)
+    with closing(sqlite3.connect(project / "mlflow.db")) as connection:
+        connection.execute("UPDATE experiments SET artifact_location = ?", (f"{project}/mlruns/0",))
+        connection.commit()
+    monkeypatch.chdir(other)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "Default")
+    assert artifacts.list_artifacts(begun()) == ["note.json"]
+    assert (project / "mlruns" / "0").is_dir()
 
 
 def test_files_that_were_removed_hinder_no_new_run(project: Path):

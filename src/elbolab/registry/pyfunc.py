@@ -29,7 +29,7 @@ MOST_IMAGES = 500
 MOST_DECODES = 200_000
 DECODES_A_STEP = 3
 # What an image takes at least of an estimate that is to meet a tolerance.
-AUTO_DECODES = 4_000
+AUTO_DECODES = 8_000
 METHODS = get_args(LikelihoodConfig.model_fields["method"].annotation)
 
 Arrays = np.ndarray | dict[str, np.ndarray]
@@ -76,7 +76,8 @@ def _log_px(model: Any, batch: Batch, params: dict[str, Any], generator: torch.G
             f"images must be at most {max(1, MOST_DECODES // AUTO_DECODES)} a request of method='auto', but theirs are "
             f"{len(batch)}; send fewer, or take method='importance'"
         )
-    config = LikelihoodConfig(samples=samples, method=method, budget=max(1, most // DECODES_A_STEP))
+    budget = min(LikelihoodConfig().budget, max(1, most // DECODES_A_STEP))
+    config = LikelihoodConfig(samples=samples, method=method, budget=budget)
     estimate = estimate_log_px(model, batch.x, model.infer(batch, generator), config, generator)
     found = {key: getattr(estimate, key).numpy() for key in ("log_px", "std_err", "ess", "unreliable")}
     return {key: values for key, values in found.items() if not np.isnan(values).any()}

@@ -30,7 +30,9 @@ def refuse_moved(uri: str) -> None:
     root = next((folder for folder in (path, *path.parents) if folder.name == FILES), None)
     if root is None or path.exists():
         return
-    for folder in _folders():
+    # The number of an experiment is that of others in other projects too; the id of a run is not.
+    is_new = root.parent.exists() and len(path.relative_to(root).parts) == 1
+    for folder in () if is_new else _folders():
         if (folder / path.relative_to(root)).exists():
             inner = [part for part in (*reversed(path.parents), path) if part.is_relative_to(root)]
             lost = next(part for part in inner if not part.exists())

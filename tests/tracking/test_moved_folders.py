@@ -6,12 +6,8 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable
-<<<<<<< HEAD
-from contextlib import suppress
-from functools import partial
-=======
 from contextlib import closing, suppress
->>>>>>> help-b
+from functools import partial
 from pathlib import Path
 
 import mlflow

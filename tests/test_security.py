@@ -188,7 +188,7 @@ def test_a_pickle_among_what_a_report_is_made_of_is_refused(
     claim = partial(mlflow.MlflowClient().log_metric, trained[1], "test/class_preservation")
     claim(1.0)
     with pytest.raises(UserError, match=rf"artifact '{name}' of run {trained[1]} cannot be read"):
-        compare(CompareConfig(out=tmp_path / "report"))
+        compare(CompareConfig(run=(trained[1],), out=tmp_path / "report"))
     claim(math.nan)
     assert not marker.exists()
     assert not (tmp_path / "report").exists()
@@ -211,7 +211,7 @@ def test_objects_within_tables_and_arrays_stay_bytes(
     marker = planted(evaluation / "examples.npz")
     np.savez(evaluation / "examples.npz", index=np.array([Trap(marker)], dtype=object))
     with pytest.raises(UserError, match=r"examples\.npz' of run .* Object arrays cannot be loaded"):
-        compare(CompareConfig(out=tmp_path / "report"))
+        compare(CompareConfig(run=(trained[1],), out=tmp_path / "report"))
     planted(evaluation / "examples.npz")
     shutil.copy(tmp_path / "kept-0", evaluation / "examples.npz")
     # Arrow had a type that came back from a file by unpickling.
@@ -221,7 +221,7 @@ def test_objects_within_tables_and_arrays_stay_bytes(
     field = pa.field("trap", pa.int64(), metadata=trap)
     table = table.append_column(field, pa.array(range(len(table)), pa.int64()))
     pq.write_table(table, evaluation / "curve.parquet")
-    assert compare(CompareConfig(out=tmp_path / "report")).exists()
+    assert compare(CompareConfig(run=(trained[1],), out=tmp_path / "report")).exists()
     assert not marker.exists()
 
 

@@ -61,8 +61,8 @@ def own_stream() -> Iterator[None]:
             _set_global_states(before)
 
 
-class ElsewhereDrawn(TorchFunctionMode):
-    """While it lasts this thread's draws on the CPU are from a generator of its own: weights that are loaded over."""
+class OwnGenerator(TorchFunctionMode):
+    """While it lasts this thread draws on the CPU from a generator of its own: weights that are then replaced."""
 
     def __init__(self) -> None:
         super().__init__()

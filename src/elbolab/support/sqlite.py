@@ -46,6 +46,10 @@ def absolute(url: str) -> str:
     """The same database for a process in any folder."""
     if (path := file_of(url)) is None:
         return url
+    return _address(url, path)
+
+
+def _address(url: str, path: Path) -> str:
     return make_url(url).set(database=str(path)).render_as_string(hide_password=False)
 
 
@@ -57,8 +61,8 @@ def meant_by_caller(url: str, run_id: str) -> str:
     path = Path(make_url(url).database or "") if url.startswith(PREFIX) else Path("/")
     for process in psutil.Process().parents() if not path.is_absolute() else ():
         with suppress(psutil.Error, OSError):
-            if _has_run(Path(process.cwd()) / path, run_id):
-                return PREFIX + str(Path(process.cwd()) / path)
+            if _has_run(there := Path(process.cwd()) / path, run_id):
+                return _address(url, there)
     return url
 
 

@@ -17,7 +17,7 @@ from elbolab.models import MODELS
 from elbolab.models.base import Model
 from elbolab.support.atomic_files import replace
 from elbolab.support.errors import UserError
-from elbolab.support.random_streams import ElsewhereDrawn
+from elbolab.support.random_streams import OwnGenerator
 from elbolab.support.torch_settings import default_settings
 
 
@@ -48,7 +48,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Model:
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not a checkpoint of elbolab: {type(error).__name__}: {reason:.200}") from error
-    with ElsewhereDrawn():
+    with OwnGenerator():
         model = kind(config, spec)
     model.load_state_dict(weights)
     return model.to(device).eval()

@@ -198,7 +198,7 @@ LONG = 200
 
 def stopped(store: Path, number: signal.Signals) -> str:
     """What a long training said that got a signal in its second epoch."""
-    command = [sys.executable, "-m", "elbolab", "vae", *AS_OPTIONS, "--epochs", str(LONG)]
+    command = [sys.executable, "-m", "elbolab", "vae", *AS_OPTIONS, "--epochs", str(LONG), "--schedule", "cosine"]
     with subprocess.Popen(command, cwd=store, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:

@@ -8,7 +8,7 @@ from elbolab.support.errors import UserError, reason
 from elbolab.tracking.journal import Journal, journals, read_journal, read_state
 from elbolab.tracking.keys import KIND
 from elbolab.tracking.mlflow_writer import MlflowWriter, Package
-from elbolab.tracking.records import UNDONE, Begin, Record, end_of_lost, stage_of
+from elbolab.tracking.records import UNDONE, Attach, Begin, Record, end_of_lost, stage_of
 
 UNFINISHED = Path("unfinished")
 
@@ -49,7 +49,7 @@ def send_unfinished(package: Package, run_id: str | None = None) -> list[str]:
     lines, problems = [], []
     for folder in journals(UNFINISHED.absolute()):
         try:
-            if run_id not in (None, read_state(folder).get("run_id")):
+            if run_id not in (None, read_state(folder).get("run_id") or _given_id(read_journal(folder))):
                 continue
             journal = Journal(folder)
         except UserError as error:
@@ -75,18 +75,19 @@ def send_unfinished(package: Package, run_id: str | None = None) -> list[str]:
 
 def _is_begun_again(journal: Journal) -> bool:
     """Whether a later call works on the same run, whose end is then in the journal of that call."""
-    run_id = journal.state.get("run_id") or _known_id(journal.records)
-    for other in journals(journal.folder.parent):
+    run_id = journal.state.get("run_id") or _given_id(journal.records)
+    for other in set(journals(journal.folder.parent)) - {journal.folder}:
         with suppress(UserError):
-            if other != journal.folder and _known_id(read_journal(other)) == run_id is not None:
+            records = read_journal(other)
+            if records and isinstance(records[0], Begin) and _given_id(records) == run_id is not None:
                 return True
     return False
 
 
-def _known_id(records: Sequence[Record]) -> str | None:
-    """Id of the run that a call has begun again by its id; None of a run that is new or only added to."""
+def _given_id(records: Sequence[Record]) -> str | None:
+    """Id of the run that a call has begun again or adds to by its id; None of a run that is new."""
     first = records[0] if records else None
-    run = first.run if isinstance(first, Begin) else None
+    run = first.run if isinstance(first, Begin | Attach) else None
     return run.get("id") if run and "otherwise" not in run else None
 
 

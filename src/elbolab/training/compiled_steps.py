@@ -36,17 +36,19 @@ class CompiledSteps(Backend):
 class Compiled(nn.Module):
     """An objective compiled for batches of ``size`` images: its values but for rounding, by the same random numbers.
 
-    A batch of any other size, such as an epoch's last, is left to ``objective`` itself.
+    A batch of any other size, such as an epoch's last, is left to ``objective`` itself, and so are the few epochs of
+    another loss with which a training starts.
     """
 
-    def __init__(self, objective: nn.Module, size: int) -> None:
+    def __init__(self, objective: nn.Module, model: Model) -> None:
         super().__init__()
         self.objective = objective
-        self.size = size
+        self.model = model
+        self.size = model.config.batch_size
         self._call = torch.compile(objective, dynamic=False, options={"fallback_random": True})
 
     def forward(self, batch: Batch, kl_weight: float | Tensor) -> tuple[Terms, Tensor]:
-        if len(batch) != self.size:
+        if len(batch) != self.size or self.model.stage:
             return self.objective(batch, kl_weight)
         # A number would be a constant of the graph, compiled anew whenever it changes.
         return self._call(batch, torch.as_tensor(kl_weight, dtype=batch.x.dtype))
@@ -54,7 +56,7 @@ class Compiled(nn.Module):
 
 def _compiled(objective: nn.Module, model: Model, data: Data) -> nn.Module:
     """``objective`` compiled for whole batches of ``data``; as it is where that fails, said on standard error."""
-    fast = Compiled(objective, model.config.batch_size)
+    fast = Compiled(objective, model)
     try:
         with torch.random.fork_rng():
             batch = model.observe(data.train.batch(torch.arange(fast.size)))

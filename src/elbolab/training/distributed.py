@@ -95,7 +95,7 @@ class Processes(Backend):
             dist.broadcast(value.detach(), 0)
         if common:
             # It would send the tables at its beginning, and buffers, which are equal everywhere, at each step.
-            objective = DistributedDataParallel(objective, broadcast_buffers=False, init_sync=False)
+            objective = DistributedDataParallel(objective, forward_sync_buffers=False, init_sync=False)
             objective.register_comm_hook(None, self._batch_mean)
         for table in tables:
             table.requires_grad_()

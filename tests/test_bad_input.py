@@ -186,7 +186,7 @@ def test_a_class_that_a_split_has_not_hinders_nothing(store: Path, labels: list[
     values: dict[str, Any] = {"dataset": f"npz:{store}/own.npz", "epochs": 1}
     train_model("cnn", MODELS["cnn"].Config.parse(values))
     run = train_model("vae", MODELS["vae"].Config.parse({**values, "latent_dim": 2}))
-    found = evaluate_run(run, EvaluateConfig(samples=10))
+    found = evaluate_run(run, EvaluateConfig(samples=10, budget=1))
     assert all(np.isfinite(value) for value in found.values())
     if len(labels) > 3:
         assert compare(CompareConfig(run=(run,))).exists()
@@ -196,6 +196,6 @@ def test_the_largest_seeds_train(store: Path):
     values = {"latent_dim": 2, "train_size": 40, "val_size": 10, "test_size": 10}
     config = MODELS["ppca"].Config.parse({**values, "seed": LARGEST_INT, "split_seed": LARGEST_INT})
     run = train_model("ppca", config)
-    assert np.isfinite(evaluate_run(run, EvaluateConfig(samples=2, images=4, seed=LARGEST_INT))["test/log_px"])
+    assert np.isfinite(evaluate_run(run, EvaluateConfig(samples=2, images=4, budget=1, seed=LARGEST_INT))["test/log_px"])
     SeededSampler(LARGEST_INT, optuna.create_study())
     torch.manual_seed(LARGEST_INT + 1)

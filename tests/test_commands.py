@@ -100,18 +100,18 @@ def test_a_mistake_is_one_line_and_leaves_no_run(command_here: Command, argument
     assert [run for run in runs() if run.info.status in ("RUNNING", "FINISHED")] == []
 
 
-def test_black_and_white_as_zero_and_one_are_refused_until_the_file_says_so(command: Command, store: Path):
+def test_black_and_white_as_zero_and_one_are_refused_until_the_file_says_so(command_here: Command, store: Path):
     """Taken as 0 to 255 they would have a log p(x) that flatters the model by hundreds of nats."""
     arrays = {"images": np.random.default_rng(0).integers(0, 2, (40, 8, 8), np.uint8), "labels": np.arange(40) % 10}
     np.savez(store / "own.npz", **arrays)
     given = ["ppca", "--dataset", "npz:~/own.npz", "--latent-dim", "2"]
-    refused = command(*given, HOME=str(store))
+    refused = command_here(*given, HOME=str(store))
     assert refused.returncode == 2
     assert refused.stderr.startswith("elbolab: npz:~/own.npz has no pixel above 1, but 255 is white; ")
     assert len(refused.stderr.splitlines()) == 1
     assert not runs()
     np.savez(store / "own.npz", **arrays, white=1)
-    done = command(*given, HOME=str(store))
+    done = command_here(*given, HOME=str(store))
     assert done.returncode == 0, done.stderr
     # A pixel of 0 or 1 is half a unit from its mean: of sigma 0.4 that costs 0.78 nats beside the constant.
     elbo = mlflow_reader.get_run(done.stdout.strip()).metrics["val/elbo"]
@@ -216,7 +216,7 @@ def test_every_entry_point_by_mlflow_run(store: Path):
     assert by_model["vae"].params["lr"] == "1e-3"
     assert json.loads(artifacts.read(vae, "config.json", Path.read_text))["lr"] == 0.001
 
-    done = mlflow_run(store, "evaluate", f"run={vae}", "samples=10", "images=10")
+    done = mlflow_run(store, "evaluate", f"run={vae}", "samples=10", "images=10", "budget=1")
     assert done.returncode == 0, done.stderr
     evaluated = mlflow_reader.get_run(vae)
     assert evaluated.metrics["test/log_px"] < 0

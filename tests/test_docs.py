@@ -76,7 +76,7 @@ def test_what_the_page_adds_keeps_its_promises_and_is_trained_and_evaluated(copy
     insert(copy / "models" / "__init__.py", "MODELS", said('linear_vae="LinearVAE"'))
     options = ["--dataset", "digits8", "--prior", "laplace", "--bias", "false", "--epochs", "1", *TINY]
     run = python(copy, "elbolab", "linear_vae", *options)
-    printed = python(copy, "elbolab", "evaluate", run, "--samples", "10", "--images", "10")
+    printed = python(copy, "elbolab", "evaluate", run, "--samples", "10", "--images", "10", "--budget", "1")
     assert re.search(r"^test/posterior_std \d+\.\d+$", printed, re.MULTILINE)
 
 

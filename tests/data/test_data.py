@@ -354,9 +354,9 @@ def test_a_training_after_the_file_has_changed_is_of_the_new_data(store: Path):
     second = train.train_model("ppca", config)
     digests = [mlflow.get_run(run).data.tags["data.digest"] for run in (first, second)]
     assert digests[0] != digests[1] == load_data(config.dataset, Path()).spec.digest
-    evaluate_run(second, EvaluateConfig(images=2, samples=2, simulated=0))
+    evaluate_run(second, EvaluateConfig(images=2, samples=2, simulated=0, budget=1))
     with pytest.raises(UserError, match=f"was trained on data with digest {digests[0]}, but .* now has the digest"):
-        evaluate_run(first, EvaluateConfig(images=2, samples=2, simulated=0))
+        evaluate_run(first, EvaluateConfig(images=2, samples=2, simulated=0, budget=1))
 
 
 def test_binarised_pixels_are_white_as_often_as_they_are_grey():

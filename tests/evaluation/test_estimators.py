@@ -217,7 +217,7 @@ def test_the_closed_form_kl_is_the_mean_of_its_samples():
 
 def test_likelihood_tables_hold_every_chosen_image_once(digits: Data):
     model = trained("latent_opt", digits, latent_dim=4, fit_steps=3)
-    found = likelihood(Evaluation(model, digits, EvaluateConfig(samples=20, images=10)))
+    found = likelihood(Evaluation(model, digits, EvaluateConfig(samples=20, images=10, budget=1)))
     table = found.files["likelihood.parquet"]
     counts = table.groupby(["split", "posterior"]).size().to_dict()
     assert counts == {("train", "fitted"): 10, ("train", "table"): 10, ("val", "fitted"): 10, ("test", "fitted"): 10}
@@ -271,7 +271,7 @@ def test_a_decoder_under_an_encoder_is_fitted_as_latent_opt_fits_an_image_withou
 @pytest.mark.parametrize("name", ["latent_opt", "ppca"])
 def test_posteriors_that_are_no_encoder_s_are_not_fitted_again(digits: Data, name: str):
     model = trained(name, digits, latent_dim=3, **({"fit_steps": 2} if name == "latent_opt" else {}))
-    found = likelihood(Evaluation(model, digits, EvaluateConfig(samples=50, images=10)))
+    found = likelihood(Evaluation(model, digits, EvaluateConfig(samples=50, images=10, budget=1)))
     table = found.files["likelihood.parquet"]
     assert table.query("split == 'test'").posterior.nunique() == 1
     assert not [key for key in found.metrics if "fitted" in key]
@@ -324,7 +324,7 @@ def test_sampling_from_a_somewhat_wrong_q_gives_the_exact_row_of_a_fitted_ppca(
 
 
 def test_every_model_is_evaluated_on_the_same_images(digits: Data):
-    config = EvaluateConfig(samples=5, images=10)
+    config = EvaluateConfig(samples=5, images=10, budget=1)
     tables = [
         likelihood(Evaluation(trained(name, digits, latent_dim=4), digits, config))
         .files["likelihood.parquet"]
@@ -348,7 +348,7 @@ def test_all_images_can_be_evaluated(digits: Data):
 def test_an_evaluation_that_takes_long_says_how_far_it_is(
     digits: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    model, config = trained("vae", digits, latent_dim=4), EvaluateConfig(samples=20, images=10)
+    model, config = trained("vae", digits, latent_dim=4), EvaluateConfig(samples=20, images=10, budget=1)
     likelihood(Evaluation(model, digits, config))
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("elbolab.support.counters.SECONDS_A_LINE", -1)
@@ -365,7 +365,7 @@ def test_an_evaluation_that_takes_long_says_how_far_it_is(
 
 def test_nothing_keeps_a_model_after_its_evaluation(digits: Data):
     model = trained("vae", digits, latent_dim=4)
-    likelihood(Evaluation(model, digits, EvaluateConfig(samples=2, images=2)))
+    likelihood(Evaluation(model, digits, EvaluateConfig(samples=2, images=2, budget=1)))
     watched = weakref.ref(model)
     del model
     gc.collect()

@@ -121,7 +121,7 @@ def test_whitened_coordinates_are_a_linear_map_with_its_determinant():
 
 def test_a_start_narrower_than_the_posterior_is_further_below_it(monkeypatch: pytest.MonkeyPatch):
     model = small_vae(2)
-    z, x = images_of(model, 200)
+    z, x = images_of(model, 60)
     exact, q = by_quadrature(model, x), DiagonalGaussian(z, torch.zeros_like(z))
     # So that all are annealed.
     monkeypatch.setattr("elbolab.evaluation.log_likelihood.LARGEST_K", -math.inf)

@@ -39,7 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "latent_opt": {"latent_dim": 3, "net": "mlp", "hidden": 8, "fit_steps": 5},
     "ppca": {"latent_dim": 3},
 }
-GAPS = EvaluateConfig(samples=50, images=12, gap_images=2, ais_chains=2, ais_distributions=3, local_steps=2)
+GAPS = EvaluateConfig(samples=50, images=12, budget=1, simulated=4, gap_images=2, ais_chains=2, ais_distributions=3, local_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_an_evaluation_takes_the_place_of_the_one_before_it(trained: dict[str, s
     run = trained["latent_opt"]
     training = {key for key, metric in _steps(run).items() if metric > 0}
     assert "Inference gap" in compare(CompareConfig(run=(run,))).read_text()
-    found = evaluate_run(run, EvaluateConfig(samples=10, images=1))
+    found = evaluate_run(run, EvaluateConfig(samples=10, images=1, budget=1))
     metrics = mlflow_reader.get_run(run).metrics
     assert metrics.keys() == training | found.keys()
     assert all(metrics[key] == value for key, value in found.items())

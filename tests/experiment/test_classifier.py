@@ -14,7 +14,7 @@ from elbolab.experiment.train import train_model
 from elbolab.models import MODELS
 from elbolab.support.errors import UserError
 
-QUICK = EvaluateConfig(images=4, samples=2, simulated=0)
+QUICK = EvaluateConfig(images=4, samples=2, simulated=0, budget=1)
 
 
 def trained(name: str, **fields: Any) -> str:

@@ -250,7 +250,7 @@ def evaluated_without_server(wire: Wire, run_id: str) -> dict[str, float]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracking, "END_SECONDS", 1)
         patch.setattr(tracking, "reopen_run", away)
-        found = evaluate_run(run_id, EvaluateConfig(samples=5, images=5))
+        found = evaluate_run(run_id, EvaluateConfig(samples=5, images=5, budget=1))
     assert wire.lost > 0
     wire.mode = "pass"
     return found
@@ -271,10 +271,11 @@ def test_an_evaluation_is_not_lost_with_the_server(wire: Wire):
 def test_an_evaluation_that_was_left_is_not_sent_over_a_later_one(wire: Wire):
     run_id = train_model("vae", CONFIG)
     evaluated_without_server(wire, run_id)
-    evaluate_run(run_id, EvaluateConfig(samples=7, images=5))
+    evaluate_run(run_id, EvaluateConfig(samples=7, images=5, budget=1))
     assert send_unfinished(log_model) == []
     assert mlflow_reader.get_run(run_id).tags["evaluation.samples"] == "7"
-    assert len(artifacts.read(run_id, "evaluation/likelihood.parquet", pd.read_parquet)) == 15
+    rows = artifacts.read(run_id, "evaluation/likelihood.parquet", pd.read_parquet)
+    assert rows[rows.posterior == "encoder"].split.value_counts().to_dict() == {"train": 5, "val": 5, "test": 5}
 
 
 def test_what_is_read_from_a_server_leaves_no_copy(wire: Wire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

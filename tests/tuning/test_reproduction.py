@@ -213,7 +213,7 @@ def test_a_run_that_was_evaluated_otherwise_is_evaluated_again(study: str):
     parent = run_study(study, StudyConfig(only=("exact",)))
     before = json.loads(artifacts.read(parent, "reproduction.json", Path.read_text))
     (run, *_) = before["rows"][0]["runs"]
-    evaluate_run(run, EvaluateConfig(images=5))
+    evaluate_run(run, EvaluateConfig(images=5, budget=1))
     assert "test/batches_2" not in mlflow_reader.get_run(run).metrics
     again = run_study(study, StudyConfig(only=("exact",)))
     after = json.loads(artifacts.read(again, "reproduction.json", Path.read_text))
@@ -221,8 +221,8 @@ def test_a_run_that_was_evaluated_otherwise_is_evaluated_again(study: str):
     assert mlflow_reader.get_run(run).tags["evaluation.images"] == "10"
 
 
-def test_the_command_prints_the_run(study: str, command: Command):
-    done = command("study", study, "--passes", "1", "--only", "short")
+def test_the_command_prints_the_run(study: str, command_here: Command):
+    done = command_here("study", study, "--passes", "1", "--only", "short")
     assert done.returncode == 0, done.stderr
     assert mlflow_reader.get_run(done.stdout.strip()).status == "FINISHED"
-    assert command("study", study, "--trials", "2").returncode == 2
+    assert command_here("study", study, "--trials", "2").returncode == 2

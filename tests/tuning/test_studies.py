@@ -298,17 +298,18 @@ def test_out_of_memory_costs_one_trial(search: str, monkeypatch: pytest.MonkeyPa
     assert run.data.tags["failure"] == "OutOfMemoryError: CUDA out of memory"
 
 
-def test_a_study_in_which_everything_fails_ends(store: Path):
+def test_a_study_in_which_everything_fails_ends(store: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("elbolab.tuning.trial.FAILURES_IN_A_ROW", 4)
     text = SEARCH.replace('"epochs": 2', '"epochs": 2, "sigma": 1e-30')
-    with pytest.raises(UserError, match="the last 10 trials failed"):
+    with pytest.raises(UserError, match="the last 4 trials failed"):
         carry_out(define(store, "hopeless", text), trials=50)
-    assert len(trials_of("hopeless")) == 10
+    assert len(trials_of("hopeless")) == 4
     with pytest.raises(UserError, match="study 'hopeless' has no finished trial"):
         carry_out("hopeless", finalise=1)
     # Whoever starts it again, having mended what was wrong, gets as many tries.
-    with pytest.raises(UserError, match="the last 10 trials failed"):
+    with pytest.raises(UserError, match="the last 4 trials failed"):
         carry_out("hopeless", trials=50)
-    assert len(trials_of("hopeless")) == 20
+    assert len(trials_of("hopeless")) == 8
 
 
 def test_a_list_of_configs_is_trained_under_every_seed(store: Path):

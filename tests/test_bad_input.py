@@ -196,6 +196,8 @@ def test_the_largest_seeds_train(store: Path):
     values = {"latent_dim": 2, "train_size": 40, "val_size": 10, "test_size": 10}
     config = MODELS["ppca"].Config.parse({**values, "seed": LARGEST_INT, "split_seed": LARGEST_INT})
     run = train_model("ppca", config)
-    assert np.isfinite(evaluate_run(run, EvaluateConfig(samples=2, images=4, budget=1, seed=LARGEST_INT))["test/log_px"])
+    assert np.isfinite(
+        evaluate_run(run, EvaluateConfig(samples=2, images=4, budget=1, seed=LARGEST_INT))["test/log_px"]
+    )
     SeededSampler(LARGEST_INT, optuna.create_study())
     torch.manual_seed(LARGEST_INT + 1)

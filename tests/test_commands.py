@@ -65,7 +65,7 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
 
     model = load_model(run_id)
     assert isinstance(model, LatentModel)
-    served = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+    served = mlflow.pyfunc.load_model(f"models:/{artifacts.model_of(run_id)}")
     digits = load_data("mnist5k", Path(), train_size=40, val_size=10, test_size=10).test
     expected = model.reconstruct(model.infer(next(digits.batches(10)))).permute(0, 2, 3, 1)
     got = served.predict(digits.images.permute(0, 2, 3, 1).numpy())

@@ -31,7 +31,7 @@ from elbolab.models import MODELS
 from elbolab.models.latent import LatentModel
 from elbolab.report.compare import compare
 from elbolab.report.fetch import LIKELIHOOD, likelihood
-from elbolab.tracking import mlflow_reader
+from elbolab.tracking import mlflow_reader, run_names
 from elbolab.tuning.command import load_study
 
 FIXTURE = Path(__file__).parent / "fixtures" / "elbolab-0.1.0.tar.xz"
@@ -135,7 +135,7 @@ def test_its_killed_training_goes_on_in_its_own_run_to_the_same_weights(old: Pat
     (run,) = [run for run in mlflow.search_runs(output_format="list") if run.info.status == "RUNNING"]
     assert resume(run.info.run_id) == run.info.run_id
     assert not (old / "unfinished").exists()
-    finished = mlflow_reader.get_training(run.info.run_id)
+    finished = run_names.find_training(run.info.run_id)
     assert finished.status == "FINISHED"
     history = mlflow.MlflowClient().get_metric_history(finished.id, "val/elbo")
     assert [metric.step for metric in history] == [1, 2, 3, 4]

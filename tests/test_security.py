@@ -479,7 +479,10 @@ def test_a_server_with_passwords_is_worked_with_and_none_is_kept(store: Path, gu
     assert train.returncode == 0, train.stderr
     # The other way to give a password.
     uri = f"http://admin:{password}@{host}"
-    for command in (["evaluate", train.stdout.strip(), "--samples", "5", "--images", "10", "--budget", "1"], ["compare"]):
+    for command in (
+        ["evaluate", train.stdout.strip(), "--samples", "5", "--images", "10", "--budget", "1"],
+        ["compare"],
+    ):
         done = run(uri, *command)
         assert done.returncode == 0, done.stderr
     assert f'href="http://{host}/#/experiments/' in (store / "report" / "index.html").read_text()

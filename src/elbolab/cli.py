@@ -105,19 +105,25 @@ def _training(name: str) -> Command:
 
         if again.resume is not None:
             given = {field: getattr(config, field) for field in config.model_fields_set}
-            click.echo(resume(again.resume, name, given, again.new_run))
+            _say_trained(resume(again.resume, name, given, again.new_run))
         elif run_id := train_model(name, config):
-            click.echo(run_id)
+            _say_trained(run_id)
 
     act.__doc__ = f"Train a model: {name}."
     return Command(name, kinds, act)
+
+
+def _say_trained(run_id: str) -> None:
+    """Print the id for scripts, and for people what is to be done next."""
+    click.echo(f"elbolab: `elbolab evaluate {run_id[:8]}` measures it, `elbolab runs` lists all", err=True)
+    click.echo(run_id)
 
 
 def _resume(_: "Settings", run: str) -> None:
     """Go on with the interrupted training RUN from its newest state, in the folder in which it was begun."""
     from elbolab.experiment.train import resume
 
-    click.echo(resume(run))
+    _say_trained(resume(run))
 
 
 def _sync(_: "Settings") -> None:
@@ -129,6 +135,41 @@ def _sync(_: "Settings") -> None:
         click.echo(line)
 
 
+def _runs(config: "schema.RunsConfig") -> None:
+    """List the trainings of the current experiment, newest first: what they are, how far they are and how good."""
+    from elbolab.tracking.listing import list_trainings
+
+    lines = list_trainings({name: kind.Config().params() for name, kind in MODELS.items()}, config.limit)
+    for line in lines:
+        click.echo(line)
+    if not lines:
+        click.echo("elbolab: no training yet; `elbolab vae` is one", err=True)
+
+
+def _prune(config: "schema.PruneConfig") -> None:
+    """Delete the runs that a rule names, but none that something else needs, after listing them and asking."""
+    from elbolab.experiment.prune import delete, plan
+    from elbolab.tracking.keys import KIND
+    from elbolab.tracking.listing import age
+
+    found = plan(config)
+    for run_id, why in found.kept.items():
+        click.echo(f"stays: {run_id[:8]}, {why}")
+    for run in found.runs:
+        click.echo(f"named: {run.id[:8]}, {run.tags[KIND]} {run.name}, {run.status}, {age(run.start)} old")
+    what = "runs" if config.what == "runs" else f"{config.what} of runs"
+    click.echo(f"{len(found.runs)} {what} to delete, {len(found.kept)} runs stay")
+    if config.dry_run or not found.runs:
+        return
+    if not config.yes:
+        if not sys.stdin.isatty():
+            raise UserError("nothing is deleted, since nobody can be asked here; add --yes")
+        click.confirm(f"Delete {len(found.runs)} {what}?", abort=True)
+    for run in found.runs:
+        delete(run, config.what)
+        click.echo(f"deleted: {run.id[:8]}")
+
+
 def _evaluate(config: "schema.EvaluateConfig", run: str) -> None:
     """Evaluate the trained run RUN: log p(x) by importance sampling, and class preservation."""
     from elbolab.experiment.evaluate import evaluate_run
@@ -138,7 +179,7 @@ def _evaluate(config: "schema.EvaluateConfig", run: str) -> None:
 
 
 def _compare(config: "schema.CompareConfig") -> None:
-    """Write the report of the newest run of each model, or of the runs named by --run, from the tracking server."""
+    """Write the report of the newest run of each model, converged if one is, or of the runs that --run names."""
     from elbolab.report.compare import compare
 
     click.echo(compare(config))
@@ -198,6 +239,8 @@ for _name in MODELS:
 for _name, _act, _kind, _arguments in (
     ("resume", _resume, "Settings", [click.Argument(["run"])]),
     ("sync", _sync, "Settings", []),
+    ("runs", _runs, "RunsConfig", []),
+    ("prune", _prune, "PruneConfig", []),
     ("evaluate", _evaluate, "EvaluateConfig", [click.Argument(["run"])]),
     ("study", _study, "StudyConfig", [click.Argument(["study"])]),
     ("compare", _compare, "CompareConfig", []),

@@ -39,7 +39,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "latent_opt": {"latent_dim": 3, "net": "mlp", "hidden": 8, "fit_steps": 5},
     "ppca": {"latent_dim": 3},
 }
-GAPS = EvaluateConfig(samples=50, images=12, budget=1, simulated=4, gap_images=2, ais_chains=2, ais_distributions=3, local_steps=2)
+GAPS = EvaluateConfig(
+    samples=50, images=12, budget=1, simulated=4, gap_images=2, ais_chains=2, ais_distributions=3, local_steps=2
+)
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ from elbolab.registry import packaging
 from elbolab.registry.pyfunc import Served
 from elbolab.registry.versions import list_versions, promote
 from elbolab.support.errors import UserError
+from elbolab.tracking.artifacts import model_of
 from elbolab.training.checkpoint import load_checkpoint, save_checkpoint
 
 TINY: dict[str, Any] = {"train_size": 40, "val_size": 20, "test_size": 20, "epochs": 1}
@@ -72,7 +73,7 @@ def pixels(digits: Data, count: int = 3) -> torch.Tensor:
 def test_a_version_answers_what_the_module_computes(trained: dict[str, str], digits: Data):
     model = load_model(trained["vae"])
     assert isinstance(model, LatentModel)
-    served = mlflow.pyfunc.load_model(f"runs:/{trained['vae']}/model")
+    served = mlflow.pyfunc.load_model(f"models:/{model_of(trained['vae'])}")
     batch = digits.test.batch(torch.arange(3))
     q = model.infer(batch)
 
@@ -99,7 +100,9 @@ def test_a_version_answers_what_the_module_computes(trained: dict[str, str], dig
 def test_ppca_answers_exactly_and_latent_opt_by_its_protocol(trained: dict[str, str], digits: Data):
     ppca = load_model(trained["ppca"])
     assert isinstance(ppca, LatentModel)
-    found = mlflow.pyfunc.load_model(f"runs:/{trained['ppca']}/model").predict(images(digits), params={"op": "log_px"})
+    found = mlflow.pyfunc.load_model(f"models:/{model_of(trained['ppca'])}").predict(
+        images(digits), params={"op": "log_px"}
+    )
     assert set(found) == {"log_px", "std_err", "unreliable"}
     np.testing.assert_array_equal(found["log_px"], ppca.exact_log_px(pixels(digits)))
     assert not found["std_err"].any()
@@ -107,14 +110,14 @@ def test_ppca_answers_exactly_and_latent_opt_by_its_protocol(trained: dict[str, 
     latent_opt = load_model(trained["latent_opt"])
     assert isinstance(latent_opt, LatentModel)
     fitted = latent_opt.infer(digits.test.batch(torch.arange(3)), torch.Generator().manual_seed(5))
-    served = mlflow.pyfunc.load_model(f"runs:/{trained['latent_opt']}/model")
+    served = mlflow.pyfunc.load_model(f"models:/{model_of(trained['latent_opt'])}")
     np.testing.assert_array_equal(
         served.predict(images(digits), params={"op": "encode", "seed": 5})["mean"], fitted.mean
     )
 
 
 def test_a_cnn_classifies_and_nothing_else(trained: dict[str, str], digits: Data):
-    served = mlflow.pyfunc.load_model(f"runs:/{trained['cnn']}/model")
+    served = mlflow.pyfunc.load_model(f"models:/{model_of(trained['cnn'])}")
     probabilities = served.predict(images(digits))
     assert probabilities.shape == (3, 10)
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
@@ -123,7 +126,7 @@ def test_a_cnn_classifies_and_nothing_else(trained: dict[str, str], digits: Data
 
 
 def test_a_version_is_code_weights_and_json(trained: dict[str, str]):
-    folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{trained['latent_opt']}/model"))
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_of(trained['latent_opt'])}"))
     kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert kinds == {".py", ".j2", ".js", ".json", ".yaml", ".txt", ".safetensors", ""}
     # MLflow's own note of the registered version comes with the download, once there is one.
@@ -160,7 +163,7 @@ def test_the_champion_gives_way_only_to_a_better_one(trained: dict[str, str]):
     assert promote(trained["better"], config) == "models:/digits/2"
 
     # Registered by another hand, without a word on how good it is.
-    mlflow.register_model(f"runs:/{trained['ppca']}/model", "digits")
+    mlflow.register_model(f"models:/{model_of(trained['ppca'])}", "digits")
     client.set_registered_model_alias("digits", "champion", "3")
     with pytest.raises(UserError, match="version 3, the champion of 'digits', says nothing"):
         promote(trained["vae"], config)

@@ -335,6 +335,17 @@ def test_latest_finished_runs_of_one_task_are_taken(store: Store, tmp_path: Path
     assert all(run not in html for run in (other, bernoulli, failed))
 
 
+def test_a_run_that_has_not_converged_takes_no_converged_one_s_place(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A quick try, or a start of `main` that ends early, would else hide what can be ranked."""
+    trained = {value: store.train("vae", pictures=False, converged=value) for value in ("false", "true", "false again")}
+    html = compare(CompareConfig(out=tmp_path / "report", dataset=("toy",))).read_text()
+    assert f'id="run-{trained["true"]}"' in html
+    said = capsys.readouterr().err
+    assert f"the newest run of vae, {trained['false again'][:8]}, has not converged; {trained['true'][:8]} is" in said
+
+
 def test_mixed_runs_are_refused_with_both_named(store: Store, tmp_path: Path) -> None:
     one, other = store.train("vae", pictures=False), store.train("ppca", observed="bernoulli", pictures=False)
     moved = store.train("cnn", digest="d2")

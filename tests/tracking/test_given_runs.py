@@ -17,7 +17,7 @@ from elbolab.experiment.train import prepare, resume
 from elbolab.models import MODELS
 from elbolab.report.compare import compare
 from elbolab.support.errors import UserError
-from elbolab.tracking import mlflow_reader
+from elbolab.tracking import mlflow_reader, run_names
 from elbolab.tracking.keys import KIND, PARENT
 from elbolab.tracking.mlflow_writer import GENERATED
 from elbolab.tracking.offline import UNFINISHED
@@ -115,7 +115,7 @@ def test_a_deleted_training_is_neither_evaluated_nor_compared_nor_resumed(store:
     mlflow.MlflowClient().restore_run(unfinished)
     with start_run("train", "cut short", {}, {}, folder=folder):
         pass
-    assert mlflow_reader.get_training(unfinished).id == unfinished
+    assert run_names.find_training(unfinished).id == unfinished
 
 
 def test_a_name_that_somebody_gave_stays(store: Path):

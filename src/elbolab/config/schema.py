@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -70,6 +70,10 @@ class Config(Settings):
     compile: Literal["auto", "no"] = "auto"
     """Whether steps are compiled: auto does where it repays itself, in long trainings of dense nets on a CPU with a C++
     compiler."""
+
+    def with_runs(self, find_id: Callable[[str], str]) -> Self:
+        """The config with the id of each run that it names in place of what it is named by."""
+        return self
 
     @field_validator("data_dir")
     @classmethod
@@ -178,6 +182,39 @@ class ExploreConfig(Settings):
     """Test images on the map, stratified by class: those that an evaluation of as many images takes at seed 0."""
     out: WritableFile = Path("explorer.html")
     """The page, one file."""
+
+
+class RunsConfig(Settings):
+    """How many runs are listed."""
+
+    limit: Annotated[int, Field(gt=0)] = 20
+    """Most trainings that are listed, the newest of all."""
+
+
+class PruneConfig(Settings):
+    """Which runs are deleted, or what of them."""
+
+    what: Literal["runs", "checkpoints", "pictures"] = "runs"
+    """What is deleted: runs with their models, which go to MLflow's trash; or of trainings the checkpoints or the
+    pictures alone, which are gone for good."""
+    older_than: Annotated[float, Field(ge=0)] | None = None
+    """Days since the runs began, at least [default: any]."""
+    model: str | None = None
+    """Model of the runs [default: any]."""
+    status: Literal["FINISHED", "FAILED", "KILLED"] | None = None
+    """Status of the runs [default: any but RUNNING]."""
+    report: Names = ("report",)
+    """Folders of reports whose runs stay, repeated or separated by commas."""
+    dry_run: bool = False
+    """Only list them."""
+    yes: bool = False
+    """Delete them without asking."""
+
+    @model_validator(mode="after")
+    def _of_some(self) -> Self:
+        if self.older_than is None and self.model is None and self.status is None:
+            raise ValueError("name the runs by older_than, model or status; older_than=0 is all of them")
+        return self
 
 
 class PromoteConfig(Settings):

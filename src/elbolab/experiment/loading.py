@@ -15,6 +15,7 @@ from elbolab.models.cnn import CNN
 from elbolab.registry.packaging import load_model
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
+from elbolab.tracking.run_names import find_id
 
 
 def choose_device(wanted: str) -> str:
@@ -88,6 +89,7 @@ def load_classifier(chosen: str | None, data: Data, device: str) -> tuple[str, C
         if not newest:
             return None
         chosen = newest[0].id
+    chosen = find_id(chosen)
     model = load_model(chosen, device)
     if not isinstance(model, CNN):
         raise UserError(f"classifier={chosen!r} is the run of another model than cnn; name a cnn's run")

@@ -15,11 +15,14 @@ from elbolab.models import MODELS
 from elbolab.models.base import Model
 from elbolab.registry.packaging import load_model, log_model
 from elbolab.support.errors import UserError
+from elbolab.support.paths import public
 from elbolab.support.random_streams import own_stream
 from elbolab.support.torch_settings import default_settings
 from elbolab.tracking import run as tracking
+from elbolab.tracking.journal import read_state
 from elbolab.tracking.keys import CONVERGED
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
+from elbolab.tracking.run_names import ID, find_id, find_run
 from elbolab.training import distributed
 from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import epoch_of, load_checkpoint
@@ -36,6 +39,7 @@ def prepare(name: str, config: Config, backend: Backend | None = None) -> tuple[
     model of a run that is not there or does not fit.
     """
     device = choose_device(config.device)
+    config = config.with_runs(find_id)
     backend = backend or CompiledSteps()
     with backend.one_first():
         data = load_for(config, device)
@@ -80,16 +84,16 @@ def train_model(name: str, config: Config, tags: dict[str, str] | None = None, f
 
 
 def _tracked(name: str, model: Model, data: Data, tags: dict[str, str], folder: Path | None, backend: Backend) -> str:
-    config = model.config
+    config, run_name = model.config, _run_name(name, model.config)
     if backend.processes > 1:
         tags = {**tags, tracking.PROCESSES: str(backend.processes)}
     tags = {**tags, "mlflow.note.content": _description(name, config)}
     with tracking.start_run(
-        "train", _run_name(name, config), {"model": name, **config.params()}, tags, folder=folder, package=log_model
+        "train", run_name, {"model": name, **config.params()}, tags, folder=folder, package=log_model
     ) as track:
         track.log_value(config.model_dump(mode="json"), "config.json")
         track.log_data(data)
-        with Progress(_run_name(name, config), config.epochs) as progress:
+        with Progress(run_name, config.epochs) as progress:
 
             def report(event: Event) -> None:
                 track.report(event)
@@ -100,58 +104,75 @@ def _tracked(name: str, model: Model, data: Data, tags: dict[str, str], folder: 
             backend.run(lambda: train(model, data, report, track.folder, backend))
         track.set_tags({"observation_model": model.observation_model})
         track.log_curves()
+        epochs: dict[str, int] = {}
         for file in ("last", "best"):
             path = track.folder / f"{file}.safetensors"
             track.log_artifact(path, "checkpoints")
             # Which epochs these are is known only now.
-            epoch = epoch_of(path)
+            epochs[file] = epoch = epoch_of(path)
             track.set_tags({f"{file}_epoch": str(epoch)})
             track.log_pictures(take_pictures(load_checkpoint(path, model.device), data, Backend()), epoch)
         example = data.val.images[:2].permute(0, 2, 3, 1).cpu().numpy()
         track.log_model(track.folder / "best.safetensors", example)
+    progress.say_outcome(**epochs)
     return track.id
 
 
-def resume(run_id: str, model: str | None = None, fields: dict[str, Any] | None = None, new_run: bool = False) -> str:
-    """Go on with the unfinished training of a run, in that run, from its newest state; returns its id.
+def resume(asked: str, model: str | None = None, fields: dict[str, Any] | None = None, new_run: bool = False) -> str:
+    """Go on with the unfinished training that is meant, in its own run, from its newest state; returns the run's id.
 
     ``model`` and ``fields`` must be what they were, since the parameters of a run stay; with ``new_run`` a training
-    of the run's parameters, changed by ``fields``, begins afresh as a run of its own. Raises UserError where the
-    working folder has no such run, another process is at it, or it was trained by several.
+    of the run's parameters, changed by ``fields``, begins afresh as a run of its own, be that one finished or not.
+    Raises UserError where the working folder has no such run, another process is at it, or it was trained by several.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("a run is resumed by one process; start it without torchrun")
-    if (folder := find_unfinished(run_id)) is None:
+    folder = find_unfinished(asked)
+    if folder is None and not new_run:
         raise UserError(
-            f"run {run_id!r} has nothing to resume in {UNFINISHED.absolute()}: it is finished, or was "
+            f"run {asked!r} has nothing to resume in {UNFINISHED.absolute()}: it is finished, or was "
             "begun in another folder; go there"
         )
-    params, tags = begun(folder)
+    if folder is not None:
+        (params, tags), run_id = begun(folder), read_state(folder).get("run_id", folder.name)
+    else:
+        run = find_run(asked)
+        params, tags, run_id = run.params, run.tags, run.id
     params = with_added(params)
-    name = params.pop("model")
-    config = MODELS[name].Config.parse(params)
-    wanted = MODELS[name].Config.parse({**params, **(fields or {})}) if model in (None, name) else None
+    if (name := params.pop("model", "")) not in MODELS:
+        raise UserError(f"run {run_id} is no training of a model; name one that is")
+    kind = MODELS[name].Config
+    params = {key: value for key, value in params.items() if key in kind.model_fields}
+    config = kind.parse(params)
+    wanted = kind.parse({**params, **(fields or {})}).with_runs(find_id) if model in (None, name) else None
     if new_run and wanted is not None:
         return train_model(name, wanted)
-    if (processes := tags.get(tracking.PROCESSES)) is not None:
-        raise UserError(
-            f"run {run_id} was trained by {processes} processes, which keep nothing to go on from; begin afresh by "
-            f"`elbolab {name} --resume {run_id} --new-run`"
-        )
     if wanted != config:
         old, new = {"model": name, **config.params()}, {"model": model or name, **(wanted.params() if wanted else {})}
         changed = [f"{key}={value} was {old.get(key)}" for key, value in new.items() if value != old.get(key)]
         remedy = "leave it as it was" + (", or add --new-run to begin afresh" if wanted else "")
         raise UserError(f"{', '.join(changed)} in run {run_id}, whose parameters stay; {remedy}")
+    if (processes := tags.get(tracking.PROCESSES)) is not None:
+        raise UserError(
+            f"run {run_id} was trained by {processes} processes, which keep nothing to go on from; begin afresh by "
+            f"`elbolab {name} --resume {run_id} --new-run`"
+        )
     tracking.nest_project_run(run_id, "resume call")
     return train_model(name, config, folder=folder)
 
 
+# Where a training's data are, and what it runs on, tells no run from another.
+PLACES = ("data_dir", "device", "compile")
+# A database cuts a name there.
+LONGEST = 250
+
+
 def _run_name(name: str, config: Config) -> str:
-    """The model with those of its own fields that are not as by default, and its seed: by it curves are told apart."""
-    own = [*(key for key in type(config).model_fields if key not in Config.model_fields), "seed"]
-    changes = config.changes()
-    return " ".join([name, *(f"{key}={changes[key]}" for key in own if key in changes)])
+    """The model with its fields that are not as by default, its own ones first: by it runs are told apart."""
+    own = [key for key in type(config).model_fields if key not in Config.model_fields]
+    shared = [key for key in Config.model_fields if key not in (*PLACES, "seed")]
+    changes = {key: ID.sub(lambda run: run[0][:8], public(value)) for key, value in config.changes().items()}
+    return " ".join([name, *(f"{key}={changes[key]}" for key in (*own, *shared, "seed") if key in changes)])[:LONGEST]
 
 
 def _description(name: str, config: Config) -> str:

@@ -11,12 +11,12 @@ from elbolab.evaluation import Evaluation
 from elbolab.experiment.loading import choose_device, load_run
 from elbolab.explorer.views import view
 from elbolab.models.latent import LatentModel
-from elbolab.report.collect import public
 from elbolab.report.page import environment
 from elbolab.report.plots import colours
 from elbolab.report.select import labels_of, named_runs, refuse_mixed
 from elbolab.report.tables import runs_table
 from elbolab.support.errors import UserError
+from elbolab.support.paths import public
 from elbolab.support.torch_settings import default_settings
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
 from elbolab.tracking.run import nest_project_run
@@ -31,12 +31,12 @@ def explore(ids: Sequence[str], config: ExploreConfig) -> Path:
     """
     if len(ids) > 2:
         raise UserError(f"{len(ids)} runs are too many for one page; name one or two")
-    runs = sorted(named_runs(ids), key=lambda run: ids.index(run.id))
+    runs = named_runs(ids)
     refuse_mixed(runs, "data.digest", "data")
     for run in runs:
         if not is_latent(run):
             raise UserError(f"run {run.id} is a classifier's and has no latent space; name a latent-variable model's")
-    nest_project_run(ids[0], "explore call")
+    nest_project_run(runs[0].id, "explore call")
     page = render(runs, config.images)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     config.out.write_text(page, encoding="utf-8", newline="\n")

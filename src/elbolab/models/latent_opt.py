@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +43,19 @@ class LatentOptConfig(BetaConfig):
     @field_validator("latent_init")
     @classmethod
     def _known(cls, start: str) -> str:
-        if start not in STARTS and not re.fullmatch(r"encoder:\w+", start):
-            raise ValueError("should be zeros, normal, pca or encoder:RUN with a run id")
+        if start not in STARTS and not re.fullmatch(r"encoder:.+", start):
+            raise ValueError("should be zeros, normal, pca or encoder:RUN with a run")
         return start
+
+    @property
+    def encoder_run(self) -> str | None:
+        """The run whose encoder gives the rows, if one does."""
+        return self.latent_init.removeprefix("encoder:") if ":" in self.latent_init else None
+
+    def with_runs(self, find_id: Callable[[str], str]) -> Self:
+        found = super().with_runs(find_id)
+        run = self.encoder_run
+        return found.model_copy(update={"latent_init": f"encoder:{find_id(run)}"}) if run else found
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -102,12 +112,8 @@ class LatentOpt(DeepLatentModel):
         self._encode: Callable[[Batch], Posterior] | None = None
 
     @property
-    def _encoder_run(self) -> str | None:
-        return self.config.latent_init.removeprefix("encoder:") if ":" in self.config.latent_init else None
-
-    @property
     def sources(self) -> dict[str, str]:
-        return super().sources | ({"latent_init": self._encoder_run} if self._encoder_run else {})
+        return super().sources | ({"latent_init": self.config.encoder_run} if self.config.encoder_run else {})
 
     def start_from(self, field: str, source: Model) -> None:
         if field != "latent_init":
@@ -133,7 +139,7 @@ class LatentOpt(DeepLatentModel):
         shape = (len(split), self.config.latent_dim)
         if self._encode is not None:
             return torch.cat([self.family.of(self._encode(batch)).rows for batch in split.batches(ENCODED_AT_ONCE)])
-        assert self._encoder_run is None, f"latent_init={self.config.latent_init!r} needs start_from() first"
+        assert self.config.encoder_run is None, f"latent_init={self.config.latent_init!r} needs start_from() first"
         mean = self.prior.sample(shape[:1]) if self.config.latent_init == "normal" else self.prior.zero.expand(shape)
         return self.family.around(mean, torch.full_like(mean, START_LOG_VAR)).rows
 

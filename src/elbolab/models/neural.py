@@ -1,7 +1,8 @@
 """Latent-variable models with nets: a decoder, and for those that amortise an encoder."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -33,9 +34,12 @@ class DeepLatentConfig(LatentConfig):
     """Nonlinearity between the layers of either kind."""
     prior_components: Annotated[int, Field(gt=0, le=WIDEST), IntDistribution(2, 100, log=True)] = 10
     """Components of a mixture prior; other priors have none."""
-    start: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_]+$")] | None = None
+    start: str | None = None
     """Run whose trained nets are the first ones: decoder, prior and, where both have one, encoder [default: drawn by
     seed]."""
+
+    def with_runs(self, find_id: Callable[[str], str]) -> Self:
+        return self.model_copy(update={"start": find_id(self.start)}) if self.start else self
 
 
 class EncoderConfig(DeepLatentConfig):

@@ -22,14 +22,16 @@ from elbolab.support.errors import UserError, reason
 from elbolab.tracking.artifacts import model_of
 from elbolab.tracking.mlflow_reader import address, prepare_store
 from elbolab.tracking.moved_folders import refuse_moved
+from elbolab.tracking.run_names import find_id
 from elbolab.training.checkpoint import load_checkpoint
 
-NAME = "model"
+# What MLflow allows in no name of a model.
+FORBIDDEN = str.maketrans({".": ",", **dict.fromkeys("/:%\"'", "-")})
 REQUIREMENTS = ("torch", "safetensors", "pydantic", "platformdirs", "optuna", "numpy")
 
 
 def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
-    """Log a checkpoint as the model ``NAME`` of a run: a pyfunc made from code, no pickle in it.
+    """Log a checkpoint as the model of a run, of the run's name: a pyfunc made from code, no pickle in it.
 
     ``example`` is what it predicts from, images uint8 (N, H, W, C). An upload that was cut off is begun again in the
     same model, so that a run has one. Raises MlflowException where the server does not answer, and UserError where the
@@ -65,10 +67,10 @@ def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
 
 def _model_begun(client: mlflow.MlflowClient, run: Run) -> LoggedModel:
     """The one model of a run, begun now if it was not before, and named among what the run has put out."""
-    own, experiment = f"source_run_id = '{run.info.run_id}' AND name = '{NAME}'", run.info.experiment_id
+    own, experiment = f"source_run_id = '{run.info.run_id}'", run.info.experiment_id
     found: list[LoggedModel] = client.search_logged_models([experiment], own)
     if not found:
-        made = client.create_logged_model(experiment, NAME, run.info.run_id, resolve_tags(), run.data.params)
+        made = client.create_logged_model(experiment, _name_of(run), run.info.run_id, resolve_tags(), run.data.params)
         # MLflow asks again where an answer is lost, and then there are two.
         found = client.search_logged_models([experiment], own) or [made]
     named = [output.model_id for output in (run.outputs.model_outputs if run.outputs else [])]
@@ -81,8 +83,12 @@ def _model_begun(client: mlflow.MlflowClient, run: Run) -> LoggedModel:
     return model
 
 
+def _name_of(run: Run) -> str:
+    return (run.info.run_name or "model").translate(FORBIDDEN)
+
+
 def load_model(source: str, device: str = "cpu") -> Model:
-    """The trained module of a run id or a model URI (models:/name@alias), in evaluation mode, with its ``config``.
+    """The trained module of a run that ``find_run`` finds, or of a model URI (models:/name@alias), in evaluation mode.
 
     Nothing of it is executed: of its files only the checkpoint is read. Raises UserError where the tracking server has
     no such model, or one without a checkpoint of elbolab, or where its folder was moved.
@@ -91,7 +97,7 @@ def load_model(source: str, device: str = "cpu") -> Model:
     # MLflow never removes the folder that it downloads into by itself.
     with TemporaryDirectory(prefix="elbolab-") as copy:
         try:
-            model = source if ":/" in source else f"models:/{model_of(source)}"
+            model = source if ":/" in source else f"models:/{model_of(find_id(source))}"
             own = str(ModelsArtifactRepository.get_underlying_uri(model))
             refuse_moved(own)
             where = f"{own}/artifacts"

@@ -15,7 +15,9 @@ from elbolab.support.errors import UserError
 from elbolab.support.number_formats import BRIEFLY, DAGGER, dagger
 from elbolab.support.statistics import accuracy
 from elbolab.tracking import artifacts, mlflow_reader
+from elbolab.tracking.artifacts import model_of
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
+from elbolab.tracking.run_names import find_training
 
 # Of a run; two figures compare only if these are equal.
 # Evaluations of 0.1.0 have no tag of their method.
@@ -84,7 +86,7 @@ def register(run_id: str, name: str) -> str:
     What the version is, and how good, goes into its tags and its description. Raises UserError where the run is no
     finished and evaluated training, or where the name is not allowed.
     """
-    return _uri(_register(name, _card(mlflow_reader.get_training(run_id))))
+    return _uri(_register(name, _card(find_training(run_id))))
 
 
 def promote(run_id: str, config: PromoteConfig) -> str:
@@ -93,9 +95,9 @@ def promote(run_id: str, config: PromoteConfig) -> str:
     Raises UserError, having registered nothing, where the version that has the alias is better on the validation split
     or was not measured alike; with ``config.force`` it is replaced all the same.
     """
-    card, client = _card(mlflow_reader.get_training(run_id)), mlflow.MlflowClient()
+    card, client = _card(find_training(run_id)), mlflow.MlflowClient()
     champion = _holder(config.name, config.alias)
-    if champion is None or champion.run_id != run_id:
+    if champion is None or champion.run_id != card.run:
         reason = _against(card, champion, config) if champion else f"the first {config.alias}"
         card = replace(card, tags={**card.tags, MADE + config.alias: reason})
     version = _register(config.name, card)
@@ -172,7 +174,7 @@ def _register(name: str, card: Card) -> ModelVersion:
         found = next((version for version in versions if version.run_id == card.run), None)
         # MLflow says on three lines what the caller says on one.
         with redirect_stderr(StringIO()):
-            version = found or mlflow.register_model(f"runs:/{card.run}/model", name)
+            version = found or mlflow.register_model(f"models:/{model_of(card.run)}", name)
     except MlflowException as error:
         raise UserError(f"name={name!r}: {error.message}") from error
     for key, value in card.tags.items():

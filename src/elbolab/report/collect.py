@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isnan, nan
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from elbolab.evaluation.metrics import (
 )
 from elbolab.evaluation.split_means import noise_of
 from elbolab.report.select import EXACT, inference_of
+from elbolab.support.paths import public
 from elbolab.support.statistics import accuracy, is_heavy_tailed
 from elbolab.tracking.keys import CONVERGED
 from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
@@ -236,9 +236,3 @@ class Comparison:
 def value_of(entry: Entry, field: str) -> str:
     """What a parameter is in an entry's runs."""
     return public(entry.run.params.get(field, "unset"))
-
-
-def public(value: str) -> str:
-    """Cut the folders off an absolute path: a report is read on other machines."""
-    kind, colon, path = value.rpartition(":") if value.startswith("npz:") else ("", "", value)
-    return kind + colon + Path(path).name if Path(path).is_absolute() else value

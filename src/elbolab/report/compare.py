@@ -9,12 +9,13 @@ import pandas as pd
 
 from elbolab.config.schema import CompareConfig
 from elbolab.report import select, tables
-from elbolab.report.collect import Comparison, Entry, Variant, public
+from elbolab.report.collect import Comparison, Entry, Variant
 from elbolab.report.fetch import Lost, load, read_curves
 from elbolab.report.page import PAGES, render
 from elbolab.report.plots import SLOTS, colours
 from elbolab.report.sections.reproductions import newest_reproductions
 from elbolab.support.errors import UserError
+from elbolab.support.paths import public
 from elbolab.tracking import run as tracking
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
 

@@ -1,10 +1,13 @@
 """Which finished runs of the tracking server a report is made of: compared ones, their seeds and their ablations."""
 
+import sys
 from collections.abc import Iterable, Sequence
 
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
+from elbolab.tracking.keys import CONVERGED
 from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
+from elbolab.tracking.run_names import find_training
 
 # A page for people has an end, and so has what is read for it: the newest runs of a model are looked through, and of
 # what is found so many seeds and ablations are kept.
@@ -40,13 +43,13 @@ def labels_of(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def named_runs(ids: Sequence[str]) -> list[RunRecord]:
-    """The finished train runs of these ids, newest first.
+    """The finished train runs that are meant, in the order in which they are named.
 
     Raises UserError where one is unknown, unfinished or no train run, or two have different observation models.
     """
-    runs = [mlflow_reader.get_training(run_id) for run_id in dict.fromkeys(ids)]
+    runs = list({run.id: run for run in map(find_training, ids)}.values())
     refuse_mixed([run for run in runs if is_latent(run)], "observation_model", "observation models")
-    return sorted(runs, key=lambda run: (-run.start, run.id))
+    return runs
 
 
 def refuse_mixed(runs: Sequence[RunRecord], tag: str, what: str) -> None:
@@ -61,9 +64,12 @@ def refuse_mixed(runs: Sequence[RunRecord], tag: str, what: str) -> None:
 
 
 def by_dataset(named: Sequence[RunRecord]) -> list[list[Group]]:
-    """The runs named, those of each dataset together and grouped by seed; raises UserError for two splits of one."""
+    """The runs named, those of each dataset together and grouped by seed, a group's newest first.
+
+    Raises UserError for two splits of one dataset.
+    """
     datasets: dict[str, list[RunRecord]] = {}
-    for run in named:
+    for run in sorted(named, key=lambda run: (-run.start, run.id)):
         datasets.setdefault(run.tags["data.name"], []).append(run)
     found = []
     for _, runs in sorted(datasets.items()):
@@ -77,9 +83,10 @@ def by_dataset(named: Sequence[RunRecord]) -> list[list[Group]]:
 
 
 def latest_runs(dataset: str | None) -> list[Group]:
-    """The latest run of each model that shares data and observation model with the latest of all.
+    """The latest run of each model that shares data and observation model with the latest of all, one that has
+    converged where there is one: a report ranks no other.
 
-    Raises UserError when there is no run of the dataset.
+    Standard error says what is left out. Raises UserError when there is no run of the dataset.
     """
     newest = mlflow_reader.newest_of_each("model", {"data.name": dataset} if dataset else {})
     if not newest:
@@ -89,7 +96,14 @@ def latest_runs(dataset: str | None) -> list[Group]:
     anchor = next((run for run in newest if is_latent(run)), newest[0])
     first: dict[str, RunRecord] = {}
     for run in newest:
-        found = [run] if _same_task(run, anchor) else mlflow_reader.find_runs("train", *_alike(run, anchor), limit=1)
+        params, tags = _alike(run, anchor)
+        found = [run] if _same_task(run, anchor) else mlflow_reader.find_runs("train", params, tags, limit=1)
+        if found and found[0].tags.get(CONVERGED) != "true":
+            converged = mlflow_reader.find_runs("train", params, {**tags, CONVERGED: "true"}, limit=1)
+            for one in converged:
+                text = f"the newest run of {run.params['model']}, {found[0].id[:8]}, has not converged"
+                print(f"elbolab: {text}; {one.id[:8]} is compared, or what --run names", file=sys.stderr)
+            found = converged or found
         first.update((one.params["model"], one) for one in found)
     return [(run,) for run in in_order(first.values())]
 

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from elbolab.evaluation import metrics as m
-from elbolab.report.collect import SPLITS, TABLE, Comparison, Curves, Entry, Row, Variant, public, value_of
+from elbolab.report.collect import SPLITS, TABLE, Comparison, Curves, Entry, Row, Variant, value_of
 from elbolab.report.differences import apart, both_converged
 from elbolab.report.select import FITTED
+from elbolab.support.paths import public
 from elbolab.support.statistics import is_unreliable, mean_and_half_width, mean_se
 from elbolab.tracking.mlflow_reader import RunRecord
 

@@ -24,7 +24,7 @@ from elbolab.evaluation.metrics import ACCURACY, LOG_PX
 from elbolab.support.databases import refuse_foreign
 from elbolab.support.errors import UserError, reason, redacted
 from elbolab.support.sqlite import first_use
-from elbolab.tracking.keys import KIND
+from elbolab.tracking.keys import FINISHED, KIND
 
 T = TypeVar("T")
 NOTHING: Mapping[str, str] = {}
@@ -141,29 +141,36 @@ def current_experiment() -> str:
 
 
 def find_runs(
-    kind: str = "train",
+    kind: str | None = "train",
     params: Mapping[str, str] = NOTHING,
     tags: Mapping[str, str] = NOTHING,
     limit: int | None = None,
+    status: str | None = FINISHED,
 ) -> list[RunRecord]:
-    """The finished runs of a kind in the current experiment that have these ``params`` and ``tags``, newest first.
+    """The runs of a kind and a status, or of any, in the current experiment that have these ``params`` and ``tags``.
 
-    The server chooses them; ``limit`` is how many it gives at most.
+    The server chooses them, newest first; ``limit`` is how many it gives at most.
     """
-    return _search(kind, tags, [f"params.`{key}` = {_quoted(value)}" for key, value in params.items()], limit)
+    conditions = [f"attributes.status = '{status}'"] if status else []
+    conditions += [f"params.`{key}` = {quoted(value)}" for key, value in params.items()]
+    return _search(kind, tags, conditions, limit)
 
 
 def newest_of_each(param: str, tags: Mapping[str, str] = NOTHING, kind: str = "train") -> list[RunRecord]:
     """The newest finished run of a kind for each value of a parameter, of those that have these ``tags``."""
     found: list[RunRecord] = []
-    while another := _search(kind, tags, [f"params.`{param}` != {_quoted(run.params[param])}" for run in found], 1):
+    finished = f"attributes.status = '{FINISHED}'"
+    while another := _search(
+        kind, tags, [finished, *(f"params.`{param}` != {quoted(run.params[param])}" for run in found)], 1
+    ):
         found += another
     return found
 
 
-def _search(kind: str, tags: Mapping[str, str], conditions: list[str], limit: int | None) -> list[RunRecord]:
-    tagged = [is_tag(key, value) for key, value in {KIND: kind, **tags}.items()]
-    query = " and ".join(["attributes.status = 'FINISHED'", *tagged, *conditions])
+def _search(kind: str | None, tags: Mapping[str, str], conditions: list[str], limit: int | None) -> list[RunRecord]:
+    tagged = [is_tag(KIND, kind) if kind else f"tags.`{KIND}` LIKE '%'"]
+    tagged += [is_tag(key, value) for key, value in tags.items()]
+    query = " and ".join([*tagged, *conditions])
     experiment, client = current_experiment(), mlflow.MlflowClient()
     size = PAGE if limit is None else min(PAGE, limit)
     found = all_pages(lambda token: client.search_runs([experiment], query, max_results=size, page_token=token))
@@ -181,10 +188,11 @@ def all_pages(search: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
 
 def is_tag(key: str, value: str) -> str:
     """The condition of a search that a tag has a value; raises UserError where no server can look for the value."""
-    return f"tags.`{key}` = {_quoted(value)}"
+    return f"tags.`{key}` = {quoted(value)}"
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
+    """A value as a search has it; raises UserError where no server can look for it."""
     if "'" in value and '"' in value:
         raise UserError(f"{value!r} has both kinds of quotes, and a server can look for none such; rename it")
     return f'"{value}"' if "'" in value else f"'{value}'"
@@ -200,16 +208,6 @@ def get_run(run_id: str) -> RunRecord:
     if run.info.lifecycle_stage == LifecycleStage.DELETED:
         raise UserError(f"run {run_id} is deleted; bring it back by `mlflow runs restore --run-id {run_id}`")
     return _record(run)
-
-
-def get_training(run_id: str) -> RunRecord:
-    """The finished training of this id; raises UserError where the server has none, or the run is something else."""
-    run = get_run(run_id)
-    if (kind := run.tags.get(KIND)) != "train":
-        raise UserError(f"run {run.id} is no train run ({KIND} is {kind}); name the run of a model's training")
-    if run.status != "FINISHED":
-        raise UserError(f"run {run.id} is {run.status}; name a training that is FINISHED")
-    return run
 
 
 def evaluated_metrics(run_id: str) -> set[str]:

@@ -4,31 +4,44 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.journal import Journal, journals, read_journal, read_state
 from elbolab.tracking.keys import KIND
 from elbolab.tracking.mlflow_writer import MlflowWriter, Package
 from elbolab.tracking.records import UNDONE, Attach, Begin, Record, end_of_lost, stage_of
+from elbolab.tracking.run_names import Named, meant, one_of
 
 UNFINISHED = Path("unfinished")
 
 
-def find_unfinished(run_id: str) -> Path | None:
-    """The folder of an unfinished training, by the id of its run or of its journal; None where there is none.
+def find_unfinished(asked: str) -> Path | None:
+    """The folder of the unfinished training that is meant, as ``meant`` says; None where there is none.
 
-    Raises UserError where there is none such among those that can be read, and others cannot.
+    A run that the server has not made goes by the id of its journal. Raises UserError where there is none such among
+    those that can be read, and others cannot, or where several are meant.
     """
     unreadable = None
-    for folder in journals(UNFINISHED.absolute()):
+    trainings: dict[Named, Path] = {}
+    for folder in reversed(journals(UNFINISHED.absolute())):
         try:
-            if run_id in (folder.name, read_state(folder).get("run_id")) and _is_training(folder):
-                return folder
+            if _is_training(folder):
+                trainings |= dict.fromkeys(_names(folder), folder)
         except UserError as error:
             unreadable = error
-    if unreadable is not None:
+    found = {trainings[named]: named for named in meant(asked, trainings)}
+    if not found and unreadable is not None:
         # It may be that of the run.
         raise unreadable
-    return None
+    return trainings[one_of(asked, list(found.values()))] if found else None
+
+
+def _names(folder: Path) -> list[Named]:
+    """What an unfinished training goes by."""
+    (params, tags), run_id = begun(folder), read_state(folder).get("run_id")
+    ids = [folder.name, run_id] if run_id else [folder.name]
+    return [Named(one, tags.get(MLFLOW_RUN_NAME, ""), params.get("model")) for one in ids]
 
 
 def begun(folder: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -1,0 +1,111 @@
+"""Which run is meant by what somebody types: its id or the beginning of it, its name, `latest` or `latest:MODEL`."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+import mlflow
+from mlflow.entities import Run
+
+from elbolab.support.errors import UserError
+from elbolab.tracking.keys import KIND
+from elbolab.tracking.mlflow_reader import (
+    RunRecord,
+    address,
+    all_pages,
+    current_experiment,
+    find_runs,
+    get_run,
+    prepare_store,
+    quoted,
+)
+
+ID = re.compile(r"[0-9a-f]{32}")
+# Of fewer letters many a run's id begins.
+BEGINNING = re.compile(r"[0-9a-f]{4,31}")
+LATEST = re.compile(r"latest(?::(\w+))?")
+LISTED = 5
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a run is asked for by: its ``id``, its ``name``, and the ``model`` that it trains or trained, if any."""
+
+    id: str
+    name: str
+    model: str | None
+
+
+def find_run(asked: str) -> RunRecord:
+    """The run that is meant: ids are looked for everywhere, names and `latest` in the current experiment.
+
+    `latest` is the newest finished training, `latest:MODEL` that of a model. Raises UserError where there is none or it
+    is deleted, or where several are meant.
+    """
+    if ID.fullmatch(asked):
+        return get_run(asked)
+    prepare_store()
+    if (latest := LATEST.fullmatch(asked)) is not None:
+        model = latest[1]
+        found = find_runs(params={"model": model} if model else {}, limit=1)
+        if not found:
+            raise UserError(f"there is no finished training{f' of {model}' if model else ''} on {address()}; train one")
+        return found[0]
+    runs = {run.info.run_id: run for run in [*_by_beginning(asked), *_by_name(asked)]}
+    if not runs:
+        raise UserError(
+            f"run {asked!r} is not on {address()}: no id begins so (four letters at least), no run of this "
+            "experiment is named so; `elbolab runs` lists the trainings"
+        )
+    return get_run(one_of(asked, [_named(run) for run in runs.values()]).id)
+
+
+def find_training(asked: str) -> RunRecord:
+    """The finished training that is meant; raises UserError as ``find_run``, or where the run is something else."""
+    run = find_run(asked)
+    if (kind := run.tags.get(KIND)) != "train":
+        raise UserError(f"run {run.id} is no train run ({KIND} is {kind}); name the run of a model's training")
+    if run.status != "FINISHED":
+        raise UserError(f"run {run.id} is {run.status}; name a training that is FINISHED")
+    return run
+
+
+def find_id(asked: str) -> str:
+    """The id of the run that is meant; of a whole id no server is asked."""
+    return asked if ID.fullmatch(asked) else find_run(asked).id
+
+
+def meant(asked: str, runs: Iterable[Named]) -> list[Named]:
+    """Those of some runs, newest first, that ``asked`` may mean."""
+    if (latest := LATEST.fullmatch(asked)) is not None:
+        return list(islice((run for run in runs if run.model and latest[1] in (None, run.model)), 1))
+    begins = ID.fullmatch(asked) or BEGINNING.fullmatch(asked)
+    return [run for run in runs if (begins and run.id.startswith(asked)) or run.name == asked]
+
+
+def one_of(asked: str, runs: list[Named]) -> Named:
+    """The one run that ``asked`` may mean; raises UserError where there are several."""
+    if len(runs) > 1:
+        some = ", ".join(f"{run.id} ({run.name})" for run in runs[:LISTED])
+        more = f" and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
+        raise UserError(f"{asked!r} may mean any of {len(runs)} runs: {some}{more}; name one by its id")
+    return runs[0]
+
+
+def _by_beginning(asked: str) -> Iterable[Run]:
+    if not BEGINNING.fullmatch(asked):
+        return []
+    query = f"attributes.run_id LIKE '{asked}%'"
+    return mlflow.search_runs(
+        filter_string=query, search_all_experiments=True, output_format="list", max_results=LISTED + 1
+    )
+
+
+def _by_name(asked: str) -> Iterable[Run]:
+    query, experiment, client = f"attributes.run_name = {quoted(asked)}", current_experiment(), mlflow.MlflowClient()
+    return all_pages(lambda token: client.search_runs([experiment], query, page_token=token))
+
+
+def _named(run: Run) -> Named:
+    return Named(run.info.run_id, run.info.run_name or "", run.data.params.get("model"))

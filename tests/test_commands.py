@@ -82,7 +82,7 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
         (["vae", "--train-size", "9999"], "train_size=9999 must be at most 4000"),
         (["ppca", "--latent-dim", "784"], "latent_dim=784 must be less than 784"),
         (["latent_opt", "--latent-init", "ones"], "latent_init='ones': should be zeros, normal, pca or encoder:RUN"),
-        (["latent_opt", "--latent-init", "encoder:nothing"], "'nothing' has no trained model on"),
+        (["latent_opt", "--latent-init", "encoder:nothing"], "run 'nothing' is not on"),
         (["vae", "--new-run"], "new_run=True needs resume, the run whose parameters it takes; add --resume RUN"),
         (["vea"], "No such command 'vea'"),
         (["evaluate", "nothing"], "run 'nothing' is not on"),

@@ -131,7 +131,7 @@ def test_mlproject_has_the_commands_of_the_cli_and_repeats_no_parameter():
     project = yaml.safe_load((REPOSITORY / "MLproject").read_text())
     commands = cli.list_commands(click.Context(cli))
     # The others make no run.
-    assert set(project["entry_points"]) == set(commands) - {"promote", "models", "sync"}
+    assert set(project["entry_points"]) == set(commands) - {"promote", "models", "sync", "runs", "prune"}
     for name, entry in project["entry_points"].items():
         assert entry["command"].split()[:4] == ["python", "-m", "elbolab", name]
         assert set(entry.get("parameters", {})) <= {"run", "study"}
@@ -160,7 +160,9 @@ def test_pins_are_those_of_pyproject_and_of_what_is_installed():
         assert {name: version(name).split("+")[0] for name in direct} == {name: constraints[name] for name in direct}
 
 
-@pytest.mark.parametrize("name", [*MODELS, "evaluate", "compare", "explore", "main", "study", "promote", "models"])
+@pytest.mark.parametrize(
+    "name", [*MODELS, "evaluate", "compare", "explore", "main", "study", "promote", "models", "runs", "prune"]
+)
 def test_help_shows_defaults_and_bounds(name: str):
     result = CliRunner().invoke(cli, [name, "--help"])
     assert result.exit_code == 0

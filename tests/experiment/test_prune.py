@@ -1,6 +1,7 @@
 """What a rule deletes, and what stays because something else needs it."""
 
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from elbolab.report.compare import compare
 from elbolab.support.errors import UserError
 from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking import run as tracking
+from elbolab.tracking.keys import KIND
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 TINY: dict[str, Any] = {"train_size": 40, "val_size": 10, "test_size": 10, "latent_dim": 2}
@@ -77,6 +79,8 @@ def test_what_something_else_needs_stays(store: Path):
     page = compare(CompareConfig.parse({"run": [started, shown]}))
     comparison = left() - {cnn, classified, source, started, shown, superfluous}
     with tracking.start_run("train", "under way", {"model": "vae"}, {}) as running:
+        while KIND not in mlflow_reader.get_run(running.id).tags:
+            time.sleep(0.1)
         found = plan(PruneConfig(older_than=0, report=(str(page.parent),)))
         assert {run.id for run in found.runs} == {superfluous, *comparison}
         assert {run: why.split(" ")[-1] for run, why in found.kept.items()} == {

@@ -157,7 +157,7 @@ def test_two_trainings_of_one_mlflow_run_from_another_folder(store: Path):
     first, second = sorted(mlflow_reader.find_runs(), key=lambda run: run.params["latent_dim"])
     assert [(run.name, run.params["latent_dim"]) for run in (first, second)] == [
         ("mine", "2"),
-        ("ppca latent_dim=3", "3"),
+        ("ppca latent_dim=3 train_size=30 val_size=10 test_size=10", "3"),
     ]
     assert (first.tags.get(PARENT), second.tags[PARENT]) == (None, first.id)
     assert "val/elbo" in second.metrics

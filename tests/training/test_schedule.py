@@ -19,7 +19,7 @@ from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
-from elbolab.training import resume_state
+from elbolab.training import resume_state, trainer
 from elbolab.training.checkpoint import epoch_of
 from elbolab.training.progress import Progress
 from elbolab.training.schedule import Schedule, fewest_epochs, has_stopped_improving
@@ -223,3 +223,45 @@ def test_progress_says_at_most_while_the_end_is_unknown(capsys: pytest.CaptureFi
     first, second = capsys.readouterr().err.splitlines()
     assert first == "vae: epoch 1 of at most 9, loss 2, validation 3, at most 80 s left"
     assert second == "vae: epoch 2/2, loss 2, validation 3, 0 s left"
+
+
+def test_the_model_is_that_of_the_highest_score_and_of_equal_ones_the_first(
+    digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scores = [-50.0, -50.5, -50.0, -49.9, -50.8, -49.9]
+    validate = trainer._validate
+
+    def scored(model: Any, split: Any, epoch: int, backend: Any) -> tuple[dict[str, float], float]:
+        return validate(model, split, epoch, backend)[0], scores[epoch - 1]
+
+    monkeypatch.setattr(trainer, "_validate", scored)
+    fields = {"dataset": "mnist5k", "latent_dim": 2, "net": "mlp", "hidden": 3, "schedule": "constant", "epochs": 6}
+    model = MODELS["vae"](MODELS["vae"].Config.parse(fields), digits.spec)
+    best: list[bool] = []
+    kept: list[int] = []
+
+    def report(event: Event) -> None:
+        best.append(event.best)
+        kept.append(epoch_of(tmp_path / "best.safetensors"))
+
+    train(model, digits, report, tmp_path)
+    assert best == [True, False, False, True, False, False]
+    assert kept == [1, 1, 1, 4, 4, 4]
+
+
+def test_progress_ends_with_what_was_reached(capsys: pytest.CaptureFixture[str]):
+    metrics = {"train/loss": 2.0, "val/loss": 3.0}
+    with Progress("vae", 2) as progress:
+        progress(Event(1, 2, False, None, True, metrics | {"val/loss": 1.5}, {}, 0.0))
+        progress(Event(2, 2, False, False, False, metrics, {}, 0.0))
+    capsys.readouterr()
+    progress.say_outcome(best=1, last=2)
+    reached, state = capsys.readouterr().err.split("; ")
+    assert reached == "vae: epoch 1 of 2 (loss 2, validation 1.5) is the model"
+    assert state == "not converged: its validation score was still improving\n"
+    # The best epoch was in another process, before the training was resumed.
+    with Progress("vae", 2) as progress:
+        progress(Event(2, 2, False, True, False, metrics, {}, 0.0))
+    capsys.readouterr()
+    progress.say_outcome(best=1, last=2)
+    assert capsys.readouterr().err == "vae: epoch 1 of 2 is the model; converged\n"

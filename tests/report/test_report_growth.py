@@ -18,10 +18,11 @@ from elbolab.report.collect import Entry
 from elbolab.report.compare import CompareConfig, compare
 from elbolab.report.plots import FLOOR_SLOT, SLOTS, colours
 from elbolab.report.sections.summary import unconverged
-from elbolab.report.select import by_dataset, named_runs
+from elbolab.report.select import by_dataset
 from elbolab.support.errors import UserError
 from elbolab.support.statistics import bootstrap, paired
 from elbolab.tracking.mlflow_reader import RunRecord
+from elbolab.tracking.run_names import find_training
 
 ODD = "npz:odd_50%&#{1}~^.npz"
 """The name of a dataset with what HTML and LaTeX must escape."""
@@ -194,7 +195,7 @@ def test_what_no_evaluation_left_is_not_shown(wide: Wide) -> None:
 
 def test_runs_named_are_grouped_by_dataset_and_seed(wide: Wide) -> None:
     named = (*wide.odd.values(), *(wide.ids[name] for name in ("seed 1", "vae", "lr 0")))
-    found = [[[run.id for run in group] for group in groups] for groups in by_dataset(named_runs(named))]
+    found = [[[run.id for run in group] for group in groups] for groups in by_dataset([*map(find_training, named)])]
     vaes = [[wide.ids["vae"], wide.ids["seed 1"]], [wide.ids["lr 0"]]]
     assert found == [[[wide.odd["vae"]], [wide.odd["ppca"]]], vaes]
 

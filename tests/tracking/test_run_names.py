@@ -20,8 +20,9 @@ from elbolab.report.compare import compare
 from elbolab.support.errors import UserError
 from elbolab.tracking import artifacts
 from elbolab.tracking import run as tracking
+from elbolab.tracking.meant_runs import Named, meant
 from elbolab.tracking.mlflow_reader import get_run
-from elbolab.tracking.run_names import Named, find_run, find_training, meant
+from elbolab.tracking.run_names import find_run, find_training
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 TINY: dict[str, Any] = {"train_size": 40, "val_size": 10, "test_size": 10, "latent_dim": 2}

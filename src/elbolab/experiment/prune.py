@@ -15,9 +15,9 @@ from elbolab.evaluation.metrics import find_metric
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking.keys import PARENT, REPRODUCTION, RUNNING, STUDY, TRAINING
+from elbolab.tracking.meant_runs import ID
 from elbolab.tracking.mlflow_reader import RunRecord, address
 from elbolab.tracking.offline import find_unfinished
-from elbolab.tracking.run_names import ID
 
 DAY = 86_400_000
 # The folders of a run's artifacts.

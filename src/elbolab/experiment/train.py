@@ -21,8 +21,9 @@ from elbolab.support.torch_settings import default_settings
 from elbolab.tracking import run as tracking
 from elbolab.tracking.journal import read_state
 from elbolab.tracking.keys import CONVERGED
+from elbolab.tracking.meant_runs import ID
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
-from elbolab.tracking.run_names import ID, find_id, find_run
+from elbolab.tracking.run_names import find_id, find_run
 from elbolab.training import distributed
 from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import epoch_of, load_checkpoint

@@ -13,13 +13,14 @@ from elbolab.explorer.views import view
 from elbolab.models.latent import LatentModel
 from elbolab.report.page import environment
 from elbolab.report.plots import colours
-from elbolab.report.select import labels_of, named_runs, refuse_mixed
+from elbolab.report.select import labels_of, once_each, refuse_mixed
 from elbolab.report.tables import runs_table
 from elbolab.support.errors import UserError
 from elbolab.support.paths import public
 from elbolab.support.torch_settings import default_settings
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
 from elbolab.tracking.run import nest_project_run
+from elbolab.tracking.run_names import find_training
 
 
 @default_settings()
@@ -31,7 +32,7 @@ def explore(ids: Sequence[str], config: ExploreConfig) -> Path:
     """
     if len(ids) > 2:
         raise UserError(f"{len(ids)} runs are too many for one page; name one or two")
-    runs = named_runs(ids)
+    runs = once_each(map(find_training, ids))
     refuse_mixed(runs, "data.digest", "data")
     for run in runs:
         if not is_latent(run):

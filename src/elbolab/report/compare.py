@@ -18,6 +18,7 @@ from elbolab.support.errors import UserError
 from elbolab.support.paths import public
 from elbolab.tracking import run as tracking
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
+from elbolab.tracking.run_names import find_training
 
 
 def compare(config: CompareConfig) -> Path:
@@ -27,7 +28,7 @@ def compare(config: CompareConfig) -> Path:
     beside the new one. Raises UserError when there is nothing to compare, when the runs named are unknown, unfinished,
     no train runs, or of different splits of a dataset or observation models, or when nothing can be written there.
     """
-    named = select.named_runs(config.run)
+    named = select.once_each(map(find_training, config.run))
     chosen = select.by_dataset(named) if named else [select.latest_runs(name) for name in config.dataset or (None,)]
     # Two spellings of a dataset are one.
     once = {groups[0][0].tags["data.digest"]: groups for groups in chosen}

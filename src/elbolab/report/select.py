@@ -7,7 +7,6 @@ from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking.keys import CONVERGED
 from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
-from elbolab.tracking.run_names import find_training
 
 # A page for people has an end, and so has what is read for it: the newest runs of a model are looked through, and of
 # what is found so many seeds and ablations are kept.
@@ -42,12 +41,9 @@ def labels_of(runs: Sequence[RunRecord]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} {run.id[:8]}" for name, run in zip(names, runs, strict=True)]
 
 
-def named_runs(ids: Sequence[str]) -> list[RunRecord]:
-    """The finished train runs that are meant, in the order in which they are named.
-
-    Raises UserError where one is unknown, unfinished or no train run, or two have different observation models.
-    """
-    runs = list({run.id: run for run in map(find_training, ids)}.values())
+def once_each(named: Iterable[RunRecord]) -> list[RunRecord]:
+    """The runs that somebody names, each once; raises UserError where two have different observation models."""
+    runs = list({run.id: run for run in named}.values())
     refuse_mixed([run for run in runs if is_latent(run)], "observation_model", "observation models")
     return runs
 

@@ -9,9 +9,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.journal import Journal, journals, read_journal, read_state
 from elbolab.tracking.keys import KIND
+from elbolab.tracking.meant_runs import Named, meant, one_of
 from elbolab.tracking.mlflow_writer import MlflowWriter, Package
 from elbolab.tracking.records import UNDONE, Attach, Begin, Record, end_of_lost, stage_of
-from elbolab.tracking.run_names import Named, meant, one_of
 
 UNFINISHED = Path("unfinished")
 

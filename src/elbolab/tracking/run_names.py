@@ -1,15 +1,13 @@
-"""Which run is meant by what somebody types: its id or the beginning of it, its name, `latest` or `latest:MODEL`."""
+"""The run on the server that is meant by what somebody types."""
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import islice
 
 import mlflow
 from mlflow.entities import Run
 
 from elbolab.support.errors import UserError
 from elbolab.tracking.keys import KIND
+from elbolab.tracking.meant_runs import BEGINNING, ID, LATEST, LISTED, Named, one_of
 from elbolab.tracking.mlflow_reader import (
     RunRecord,
     address,
@@ -20,21 +18,6 @@ from elbolab.tracking.mlflow_reader import (
     prepare_store,
     quoted,
 )
-
-ID = re.compile(r"[0-9a-f]{32}")
-# Of fewer letters many a run's id begins.
-BEGINNING = re.compile(r"[0-9a-f]{4,31}")
-LATEST = re.compile(r"latest(?::(\w+))?")
-LISTED = 5
-
-
-@dataclass(frozen=True)
-class Named:
-    """What a run is asked for by: its ``id``, its ``name``, and the ``model`` that it trains or trained, if any."""
-
-    id: str
-    name: str
-    model: str | None
 
 
 def find_run(asked: str) -> RunRecord:
@@ -74,23 +57,6 @@ def find_training(asked: str) -> RunRecord:
 def find_id(asked: str) -> str:
     """The id of the run that is meant; of a whole id no server is asked."""
     return asked if ID.fullmatch(asked) else find_run(asked).id
-
-
-def meant(asked: str, runs: Iterable[Named]) -> list[Named]:
-    """Those of some runs, newest first, that ``asked`` may mean."""
-    if (latest := LATEST.fullmatch(asked)) is not None:
-        return list(islice((run for run in runs if run.model and latest[1] in (None, run.model)), 1))
-    begins = ID.fullmatch(asked) or BEGINNING.fullmatch(asked)
-    return [run for run in runs if (begins and run.id.startswith(asked)) or run.name == asked]
-
-
-def one_of(asked: str, runs: list[Named]) -> Named:
-    """The one run that ``asked`` may mean; raises UserError where there are several."""
-    if len(runs) > 1:
-        some = ", ".join(f"{run.id} ({run.name})" for run in runs[:LISTED])
-        more = f" and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
-        raise UserError(f"{asked!r} may mean any of {len(runs)} runs: {some}{more}; name one by its id")
-    return runs[0]
 
 
 def _by_beginning(asked: str) -> Iterable[Run]:

@@ -19,6 +19,10 @@ from elbolab.support.number_formats import DAGGER, MINUS, UNRELIABLE
 from elbolab.support.statistics import mean_and_half_width
 from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking import run as tracking
+from elbolab.tracking.journal import Journal
+from elbolab.tracking.keys import STUDY
+from elbolab.tracking.offline import free_trainings
+from elbolab.training.trainer import Event
 from elbolab.tuning.command import load_study, run_study
 
 TEXT = """
@@ -105,6 +109,52 @@ def test_a_reproduction_is_trained_once_and_says_what_it_found(study: str, store
     assert "Reported: Somebody 2016, table 1." in (store / "report" / "tables.tex").read_text()
     parents = {mlflow.get_run(run.id).data.tags["mlflow.parentRunId"] for run in trained}
     assert parents == {first}
+
+
+def test_a_training_that_was_interrupted_is_gone_on_with(
+    study: str, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    report = tracking.RunWriter.report
+
+    def interrupted(self: tracking.RunWriter, event: Event) -> None:
+        report(self, event)
+        if event.epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.RunWriter, "report", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study, StudyConfig(only=("short",)))
+    (begun,) = mlflow_reader.find_runs(status="KILLED")
+    # Of another study's or of one that a process is at there is nothing to go on with.
+    assert [run for run, _ in free_trainings({STUDY: study})] == [begun.id]
+    assert list(free_trainings({STUDY: "another"})) == []
+    (folder,) = (store / "unfinished").iterdir()
+    held = Journal(folder)
+    assert list(free_trainings({STUDY: study})) == []
+    held.close(remove=False)
+    run_study(study, StudyConfig(only=("short",)))
+    assert f"resuming short, run {begun.id[:8]}" in capsys.readouterr().err
+    runs = mlflow_reader.find_runs(status=None)
+    assert {run.status for run in runs} == {"FINISHED"}
+    assert sorted(run.params["seed"] for run in runs) == ["0", "1"]
+    assert begun.id in {run.id for run in runs}
+
+
+def test_a_training_that_was_interrupted_and_deleted_is_done_anew(
+    study: str, store: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(*arguments: Any) -> None:
+        raise RuntimeError("the roof came down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.RunWriter, "report", fails)
+        with pytest.raises(RuntimeError, match="the roof"):
+            run_study(study, StudyConfig(only=("exact",)))
+    (begun,) = mlflow_reader.find_runs(status="FAILED")
+    mlflow.MlflowClient().delete_run(begun.id)
+    run_study(study, StudyConfig(only=("exact",)))
+    assert len(mlflow_reader.find_runs()) == 2
 
 
 def test_fewer_passes_are_another_training(study: str, store: Path):

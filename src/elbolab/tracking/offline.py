@@ -1,6 +1,6 @@
 """What earlier processes left in the folder ``unfinished``: trainings to resume, and records that are not sent."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,6 +35,19 @@ def find_unfinished(asked: str) -> Path | None:
         # It may be that of the run.
         raise unreadable
     return trainings[one_of(asked, list(found.values()))] if found else None
+
+
+def free_trainings(tags: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The unfinished trainings that began with these tags and that no process is at: what each is resumed by, and its
+    parameters; the newest first.
+    """
+    for folder in reversed(journals(UNFINISHED.absolute())):
+        # One that cannot be read, or that another process holds, is left alone.
+        with suppress(UserError):
+            params, own = begun(folder)
+            if tags.items() <= own.items() and _is_training(folder):
+                Journal(folder).close(remove=False)
+                yield read_state(folder).get("run_id", folder.name), params
 
 
 def _names(folder: Path) -> list[Named]:

@@ -1,7 +1,8 @@
 """A reproduction: a list of trainings, evaluated under one protocol, beside the numbers that their source reports."""
 
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,12 @@ from pydantic import Field, model_validator
 from elbolab.config.base import Settings, Value
 from elbolab.config.click_options import command_line
 from elbolab.config.schema import Config, EvaluateConfig
+from elbolab.config.version_0_1_0 import with_added
 from elbolab.evaluation import Evaluation, Results
 from elbolab.evaluation.metrics import is_doubtful
 from elbolab.experiment.evaluate import evaluate_run, protocol
 from elbolab.experiment.loading import choose_device, load_for
-from elbolab.experiment.train import train_model
+from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS
 from elbolab.report.chart import Chart
 from elbolab.report.plots import chart_png
@@ -29,6 +31,7 @@ from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import EVALUATION_PROTOCOL, LAST_EPOCH, REPRODUCTION, STUDY, TRAINING
 from elbolab.tracking.mlflow_reader import RunRecord
+from elbolab.tracking.offline import free_trainings
 
 RESULTS = Path("docs", "results.md")
 # Fields that say where something is computed, not what.
@@ -175,14 +178,31 @@ def _commit(run: RunRecord) -> str:
 
 
 def _trained(name: str, study: Reproduction, label: str, config: Config) -> str:
-    """The finished run of a training, an earlier one where there is one of the same config and data."""
+    """The finished run of a training: an earlier one of the same config and data, finished now where it was not."""
     model = study.trainings[label].model
     wanted = {"model": model, **config.params()}
-    digest = load_for(config, choose_device(config.device)).spec.digest
-    for run in mlflow_reader.find_runs("train", {"model": model}, {STUDY: name, "data.digest": digest}):
-        if {field for field, _ in wanted.items() ^ run.params.items()} <= PLACES:
+    tags = {STUDY: name, "data.digest": load_for(config, choose_device(config.device)).spec.digest}
+    for run in mlflow_reader.find_runs("train", {"model": model}, tags):
+        if _only_moved(wanted, run.params):
             return run.id
+    for run_id, params in free_trainings(tags):
+        if _only_moved(wanted, with_added(params)) and _is_there(run_id):
+            print(f"elbolab: resuming {label}, run {run_id[:8]}", file=sys.stderr, flush=True)
+            return resume(run_id)
     return train_model(model, config, {STUDY: name, TRAINING: label})
+
+
+def _is_there(run_id: str) -> bool:
+    try:
+        return mlflow_reader.get_run(run_id).id == run_id
+    except UserError:
+        # Deleted, or on another server.
+        return False
+
+
+def _only_moved(wanted: Mapping[str, str], params: Mapping[str, str]) -> bool:
+    """Whether two trainings differ at most in where their data are and what they run on."""
+    return {field for field, _ in wanted.items() ^ params.items()} <= PLACES
 
 
 def _evaluated(study: Reproduction, label: str, done: dict[str, str]) -> RunRecord:

@@ -157,14 +157,17 @@ def _prune(config: "schema.PruneConfig") -> None:
         click.echo(f"stays: {run_id[:8]}, {why}")
     for run in found.runs:
         click.echo(f"named: {run.id[:8]}, {run.tags[KIND]} {run.name}, {run.status}, {age(run.start)} old")
-    what = "runs" if config.what == "runs" else f"{config.what} of runs"
-    click.echo(f"{len(found.runs)} {what} to delete, {len(found.kept)} runs stay")
+    what = "" if config.what == "runs" else f"the {config.what} of "
+    count = f"{len(found.runs)} run{'s' * (len(found.runs) != 1)}"
+    click.echo(f"to delete: {what}{count}; to stay: {len(found.kept)} of those named")
     if config.dry_run or not found.runs:
         return
     if not config.yes:
         if not sys.stdin.isatty():
             raise UserError("nothing is deleted, since nobody can be asked here; add --yes")
-        click.confirm(f"Delete {len(found.runs)} {what}?", abort=True)
+        if not click.confirm(f"Delete {what}{count}?"):
+            click.echo("nothing is deleted")
+            return
     for run in found.runs:
         delete(run, config.what)
         click.echo(f"deleted: {run.id[:8]}")

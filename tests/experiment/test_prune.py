@@ -64,12 +64,12 @@ def test_a_rule_is_listed_and_asked_about_and_then_only_that_is_deleted(store: P
     deleted = client.search_runs(["0"], run_view_type=ViewType.DELETED_ONLY)
     assert {run.info.run_id for run in deleted} == {one, other}
     client.restore_run(one)
-    assert mlflow_reader.get_run(one).metrics
+    assert load_model(one).config.latent_dim == 2
     assert command_here("prune", "--older-than", "1", "--yes").returncode == 0
     assert left() == {one, third, foreign.info.run_id}
 
 
-def test_what_something_else_needs_stays(store: Path):
+def test_what_something_else_needs_stays(store: Path, monkeypatch: pytest.MonkeyPatch):
     cnn, classified = trained("cnn", epochs=1), trained("vae", **NETS)
     evaluate_run(classified, EvaluateConfig(samples=2, images=4, simulated=0, budget=1, classifier=cnn))
     promote(classified, PromoteConfig(name="digits"))
@@ -81,21 +81,38 @@ def test_what_something_else_needs_stays(store: Path):
     with tracking.start_run("train", "under way", {"model": "vae"}, {}) as running:
         while KIND not in mlflow_reader.get_run(running.id).tags:
             time.sleep(0.1)
-        found = plan(PruneConfig(older_than=0, report=(str(page.parent),)))
+        found = plan(PruneConfig(older_than=0))
         assert {run.id for run in found.runs} == {superfluous, *comparison}
+        assert found.kept[shown] == f"{page.parent.name} shows it"
         assert {run: why.split(" ")[-1] for run, why in found.kept.items()} == {
-            running.id: "RUNNING",
+            running.id: "gone",
             classified: "digits",
             cnn: "it",
-            started: str(page.parent),
-            shown: str(page.parent),
+            started: "it",
+            shown: "it",
             source: "it",
         }
+    # Nor is what others lean on deleted where the rule does not name these.
+    for model, needed in (("vae", source), ("cnn", cnn)):
+        assert needed in plan(PruneConfig(model=model)).kept
+    # In any experiment, and by the comparisons on the server, wherever their reports are.
+    (page.parent / "runs.csv").unlink()
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+    trained("latent_opt", **NETS, latent_dim=3, start=source)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    mlflow.MlflowClient().delete_run(started)
+    assert source in plan(PruneConfig(model="vae")).kept
+    assert shown in plan(PruneConfig(model="ppca")).kept
+    (comparison_run,) = comparison
+    found = plan(PruneConfig(older_than=0))
+    assert {shown, superfluous, comparison_run} <= {run.id for run in found.runs}
+    mlflow.MlflowClient().restore_run(started)
+    page = compare(CompareConfig.parse({"run": [started, shown]}))
     # A checkpoint is needed by nobody but who asks for the run itself.
-    found = plan(PruneConfig(older_than=0, what="checkpoints", report=(str(page.parent),)))
+    found = plan(PruneConfig(older_than=0, what="checkpoints"))
     assert {cnn, source} < {run.id for run in found.runs}
     assert classified not in {run.id for run in found.runs}
-    with pytest.raises(UserError, match=r"has no runs\.csv; name the folder of a report"):
+    with pytest.raises(UserError, match=r"it has no runs\.csv; name one that has"):
         plan(PruneConfig(older_than=0, report=("nowhere",)))
 
 
@@ -109,6 +126,11 @@ def test_the_best_trial_of_a_study_stays_with_its_study(store: Path):
         trials.append(client.create_run("0", tags=tags).info.run_id)
         client.log_batch(trials[-1], [Metric("val/loss", value, 0, 1)])
         client.set_terminated(trials[-1])
+    # Of a trial that was pruned its last value is no result.
+    client.create_run("0", tags={"elbolab.kind": "trial", "mlflow.parentRunId": study.id})
+    stopped = client.search_runs(["0"])[0].info.run_id
+    client.log_batch(stopped, [Metric("val/loss", 0.5, 0, 1)])
+    client.set_terminated(stopped, "KILLED")
     found = plan(PruneConfig(status="FINISHED"))
     assert {run.id for run in found.runs} == {trials[0], trials[2]}
     assert set(found.kept) == {trials[1], study.id}
@@ -127,7 +149,14 @@ def test_checkpoints_and_pictures_are_deleted_alone(store: Path, command_here: C
     assert command_here("prune", "--model", "vae", "--what", "pictures", "--yes").returncode == 0
     assert not artifacts.list_artifacts(run, "images")
     # Nothing is left to delete, which is no error.
-    assert command_here("prune", "--model", "vae", "--what", "pictures", "--yes").returncode == 0
+    done = command_here("prune", "--model", "vae", "--what", "pictures", "--yes")
+    assert (done.returncode, done.stdout) == (0, "to delete: the pictures of 0 runs; to stay: 0 of those named\n")
+    assert command_here("prune", "--model", "vae", "--what", "models", "--yes").returncode == 0
+    with pytest.raises(UserError, match=r"has no trained model on .*: it logged none, or that was deleted"):
+        load_model(run)
+    wrong = command_here("prune", "--model", "vea")
+    assert wrong.returncode == 2
+    assert "model='vea' does not exist; there are: cnn, " in wrong.stderr
 
 
 def test_old_is_by_days_and_a_training_that_can_be_resumed_stays(store: Path, monkeypatch: pytest.MonkeyPatch):

@@ -85,7 +85,7 @@ def test_what_no_run_or_more_than_one_is_meant_by_is_refused_in_a_line(store: Pa
     assert find_run(f"ppca latent_dim=2 {SHARED}").id == other
     with pytest.raises(UserError, match="is deleted; bring it back"):
         find_run(one)
-    with pytest.raises(UserError, match="is not on"):
+    with pytest.raises(UserError, match=f"run {one} is deleted; bring it back"):
         find_run(one[:10])
     # Of a whole id as a name the id is meant.
     mlflow.MlflowClient().update_run(other, name="abcd1234")
@@ -102,6 +102,9 @@ def test_the_beginning_of_an_id_is_found_in_every_experiment_and_a_name_in_the_c
     assert find_run("latest").id == own
     with pytest.raises(UserError, match="is not on"):
         find_run(f"ppca latent_dim=2 {SHARED}")
+    # An experiment is made by its first run.
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "a new one")
+    assert find_run(run[:8]).id == run
 
 
 def test_what_is_meant_among_some_runs():
@@ -130,7 +133,7 @@ def test_an_unfinished_training_is_resumed_by_the_same_words(store: Path, monkey
     for name, fields in (("ppca", {}), ("vae", {"epochs": 1, "net": "mlp", "hidden": 4})):
         fails(monkeypatch, name, **fields)
     runs = {run.data.params["model"]: run.info.run_id for run in mlflow.MlflowClient().search_runs(["0"])}
-    with pytest.raises(UserError, match="'latest:cnn' has nothing to resume"):
+    with pytest.raises(UserError, match="no unfinished training of 'latest:cnn'"):
         resume("latest:cnn")
     assert resume("latest") == runs["vae"]
     assert resume(f"ppca latent_dim=2 {SHARED}") == runs["ppca"]
@@ -148,9 +151,51 @@ def test_a_finished_training_is_trained_anew_with_other_fields(store: Path):
     with pytest.raises(UserError, match="model=cnn was vae"):
         resume(run[:8], "cnn", {}, new_run=True)
     with mlflow.start_run() as foreign:
-        pass
-    with pytest.raises(UserError, match="no training of a model"):
+        mlflow.log_param("model", "vae")
+    with pytest.raises(UserError, match="is no train run"):
         resume(foreign.info.run_id, "vae", {}, new_run=True)
+
+
+def test_what_mlflow_logs_as_it_was_typed_is_read_as_the_run_that_was_meant(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`mlflow run -P start=latest` logs `latest`, which is another run tomorrow."""
+    source = trained("vae", epochs=1, net="mlp", hidden=4)
+    given = mlflow.MlflowClient().create_run("0")
+    for key, value in (("start", "latest"), ("latent_init", "encoder:latest:vae")):
+        mlflow.MlflowClient().log_param(given.info.run_id, key, value)
+    monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
+    fields: dict[str, Any] = {"epochs": 1, "net": "mlp", "hidden": 4, "start": "latest"}
+    run = get_run(trained("latent_opt", latent_init="encoder:latest:vae", **fields))
+    assert run.id == given.info.run_id
+    assert mlflow.MlflowClient().get_run(run.id).data.params["start"] == "latest"
+    assert (run.params["start"], run.params["latent_init"]) == (source, f"encoder:{source}")
+    trained("vae", epochs=1, net="mlp", hidden=5)
+    other = get_run(resume(run.id, "latent_opt", {"seed": 5}, new_run=True))
+    assert (other.params["start"], other.params["latent_init"]) == (source, f"encoder:{source}")
+
+
+def test_a_run_that_was_renamed_is_resumed_by_its_name(store: Path, monkeypatch: pytest.MonkeyPatch):
+    fails(monkeypatch, "ppca")
+    (run,) = mlflow.MlflowClient().search_runs(["0"])
+    mlflow.MlflowClient().update_run(run.info.run_id, name="my baseline")
+    with pytest.raises(UserError, match="run 'your baseline' is not on"):
+        resume("your baseline")
+    assert resume("my baseline") == run.info.run_id
+    with pytest.raises(UserError, match=f"run {run.info.run_id} has nothing to resume"):
+        resume("my baseline")
+
+
+def test_the_list_shows_the_score_of_the_model_and_not_of_the_last_epoch(store: Path, command_here: Command):
+    client = mlflow.MlflowClient()
+    tags = {"elbolab.kind": "train", "best_epoch": "2", "data.name": "npz:" + 300 * "x"}
+    run = client.create_run("0", tags=tags).info.run_id
+    for epoch, value in enumerate((-9.0, -3.0, -5.0), 1):
+        client.log_metric(run, "val/elbo", value, step=epoch)
+    client.set_terminated(run)
+    header, line = command_here("runs").stdout.splitlines()
+    assert "ELBO -3.00" in line
+    assert header.index("state") < 60
 
 
 def test_names_tell_runs_apart_and_models_have_them(store: Path):
@@ -185,7 +230,7 @@ def test_the_command_lists_the_trainings(store: Path, command_here: Command, mon
     assert "lr=0.002" in vae
     assert ppca.split()[:4] == [run[:8], "ppca", "mnist5k", "converged"]
     metrics = get_run(run).metrics
-    assert ppca.split()[4:6] == [f"{metrics['val/elbo']:.2f}", f"{metrics['test/log_px']:.2f}"]
+    assert f"  ELBO {metrics['val/elbo']:.2f}  log p(x) {metrics['test/log_px']:.2f}  " in ppca
     assert "latent_dim=2" in ppca
     assert "data_dir" not in ppca
     only, more = command_here("runs", "--limit", "1").stdout.splitlines()[1:]

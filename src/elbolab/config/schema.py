@@ -194,17 +194,17 @@ class RunsConfig(Settings):
 class PruneConfig(Settings):
     """Which runs are deleted, or what of them."""
 
-    what: Literal["runs", "checkpoints", "pictures"] = "runs"
-    """What is deleted: runs with their models, which go to MLflow's trash; or of trainings the checkpoints or the
-    pictures alone, which are gone for good."""
+    what: Literal["runs", "models", "checkpoints", "pictures"] = "runs"
+    """What is deleted: runs, which go to MLflow's trash; or of them the models, the checkpoints or the pictures alone,
+    which are gone for good. `mlflow gc` empties the trash, but leaves the models of its runs: delete these before."""
     older_than: Annotated[float, Field(ge=0)] | None = None
     """Days since the runs began, at least [default: any]."""
     model: str | None = None
     """Model of the runs [default: any]."""
     status: Literal["FINISHED", "FAILED", "KILLED"] | None = None
     """Status of the runs [default: any but RUNNING]."""
-    report: Names = ("report",)
-    """Folders of reports whose runs stay, repeated or separated by commas."""
+    report: Names = ()
+    """Folders of reports whose runs stay, beside those in report, repeated or separated by commas."""
     dry_run: bool = False
     """Only list them."""
     yes: bool = False

@@ -17,7 +17,7 @@ from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import EVALUATION_PROTOCOL
 from elbolab.tracking.offline import send_unfinished
-from elbolab.tracking.run_names import find_training
+from elbolab.tracking.run_names import find_id, find_training
 
 
 def protocol(config: EvaluateConfig, more: Sequence[Callable[[Evaluation], Results]] = ()) -> str:
@@ -35,10 +35,10 @@ def evaluate_run(
 
     It takes the place of an earlier one: what only that one measured becomes NaN, since no metric can be deleted.
     """
-    run = find_training(run_id)
-    run_id, name = run.id, run.name
-    # What an earlier evaluation left unsent would else be sent over this one.
+    run_id = find_id(run_id)
+    # What its training has left unsent is wanted, and what an earlier evaluation has would be sent over this one.
     send_unfinished(log_model, run_id)
+    name = find_training(run_id).name
     tracking.nest_project_run(run_id, "evaluate call")
     started = time.perf_counter()
     device = choose_device("auto")

@@ -1,9 +1,10 @@
-"""Delete runs, or the checkpoints or pictures of runs, but none that something else needs."""
+"""Delete runs, or their models, checkpoints or pictures, but none that something else needs."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -12,9 +13,10 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from elbolab.config.schema import PruneConfig
 from elbolab.evaluation.metrics import find_metric
+from elbolab.models import MODELS
 from elbolab.support.errors import UserError, reason
-from elbolab.tracking import mlflow_reader
-from elbolab.tracking.keys import PARENT, REPRODUCTION, RUNNING, STUDY, TRAINING
+from elbolab.tracking import artifacts, mlflow_reader
+from elbolab.tracking.keys import COMPARED, FINISHED, PARENT, REPRODUCTION, RUNNING, STUDY, TRAINING
 from elbolab.tracking.meant_runs import ID
 from elbolab.tracking.mlflow_reader import RunRecord, address
 from elbolab.tracking.offline import find_unfinished
@@ -35,28 +37,35 @@ class Plan:
 def plan(config: PruneConfig) -> Plan:
     """What ``config`` names among elbolab's runs in the current experiment, the newest first.
 
-    Runs in MLflow's trash and runs of others are left alone. Raises UserError where a report cannot be read.
+    Runs in MLflow's trash and runs of others are left alone. Raises UserError where there is no such model, or a report
+    cannot be read.
     """
-    every = mlflow_reader.find_runs(kind=None, status=None)
-    named = [run for run in every if _is_named(run, config)]
-    why = _needed(every, config)
-    return Plan([run for run in named if run.id not in why], {run.id: why[run.id] for run in named if run.id in why})
+    if config.model not in (None, *MODELS):
+        raise UserError(f"model={config.model!r} does not exist; there are: {', '.join(MODELS)}")
+    every = mlflow_reader.find_runs(kind=None, status=None, everywhere=True)
+    own = mlflow_reader.current_experiment()
+    named = {run.id: run for run in every if run.experiment == own and _is_named(run, config)}
+    why = {run_id: text for run_id, text in _needed(every, config).items() if run_id in named}
+    if config.what in ("runs", "models"):
+        why |= _leant_on(every, named.keys() - why.keys(), config.what)
+    return Plan([run for run in named.values() if run.id not in why], why)
 
 
 def delete(run: RunRecord, what: str) -> None:
-    """Move a run and its logged models into MLflow's trash, or remove its checkpoints or pictures for good.
+    """Move a run into MLflow's trash, or remove its models, checkpoints or pictures for good.
 
     Raises UserError where the server refuses.
     """
     client = mlflow.MlflowClient()
     try:
-        found = client.get_run(run.id)
         if what == "runs":
-            for output in found.outputs.model_outputs if found.outputs else []:
-                client.delete_logged_model(output.model_id)
             client.delete_run(run.id)
+        elif what == "models":
+            for model in artifacts.models_of(run.id):
+                client.delete_logged_model(model)
         else:
-            get_artifact_repository(str(found.info.artifact_uri)).delete_artifacts(FOLDERS[what])
+            uri = client.get_run(run.id).info.artifact_uri
+            get_artifact_repository(str(uri)).delete_artifacts(FOLDERS[what])
     except (MlflowException, OSError, NotImplementedError) as error:
         raise UserError(f"the {what} of run {run.id} cannot be deleted on {address()}: {reason(error)}") from error
 
@@ -64,45 +73,54 @@ def delete(run: RunRecord, what: str) -> None:
 def _is_named(run: RunRecord, config: PruneConfig) -> bool:
     age = (time.time() * 1000 - run.start) / DAY
     return (
-        (config.older_than is None or age > config.older_than)
+        (config.older_than is None or age >= config.older_than)
         and config.model in (None, run.params.get("model"))
         and config.status in (None, run.status)
-        and (config.what == "runs" or "model" in run.params)
+        and _has(run, config.what)
     )
 
 
+def _has(run: RunRecord, what: str) -> bool:
+    """Whether there is anything of the kind to delete."""
+    if what == "runs":
+        return True
+    if what == "models":
+        return bool(artifacts.models_of(run.id))
+    return bool(artifacts.list_artifacts(run.id, FOLDERS[what]))
+
+
 def _needed(every: Sequence[RunRecord], config: PruneConfig) -> dict[str, str]:
-    """Why a run stays, by id of those that do."""
-    why = {run.id: "it is RUNNING" for run in every if run.status == RUNNING}
+    """Why a run stays, by id of those that do, whatever else does."""
+    why = _best_of_studies(every)
+    for folder in _reports(config):
+        why |= dict.fromkeys(_in_report(folder), f"{folder} shows it")
+    for run in every:
+        if run.status != FINISHED and _can_be_resumed(run.id):
+            why[run.id] = f"`elbolab resume {run.id[:8]}` resumes it"
+        if TRAINING in run.tags:
+            why[run.id] = f"the reproduction {run.tags.get(STUDY, '')} has trained it"
+        if run.status == RUNNING:
+            why[run.id] = "it is RUNNING; `elbolab sync` ends it where its process is gone"
     client = mlflow.MlflowClient()
     for version in mlflow_reader.all_pages(lambda token: client.search_model_versions(page_token=token)):
-        why.setdefault(str(version.run_id), f"it is version {version.version} of the registered model {version.name}")
-    why |= {run: f"it is in the report {folder}" for folder in config.report for run in _in_report(folder, config)}
-    for run in every:
-        if run.status != "FINISHED" and _can_be_resumed(run.id):
-            why.setdefault(run.id, f"`elbolab resume {run.id[:8]}` resumes it")
-        if TRAINING in run.tags:
-            why.setdefault(run.id, f"the reproduction {run.tags.get(STUDY, '')} has trained it")
-    why = _best_of_studies(every) | why
-    if config.what == "runs":
-        by_id = {run.id: run for run in every}
-        for needed in list(why):
-            why |= {one: reason for one, reason in _leant_on(by_id, needed).items() if one not in why}
+        why[str(version.run_id)] = f"it is version {version.version} of the registered model {version.name}"
     return why
 
 
-def _leant_on(by_id: Mapping[str, RunRecord], needed: str) -> dict[str, str]:
-    """The runs that one which stays is nested in, starts from or was judged by, and theirs."""
+def _leant_on(every: Sequence[RunRecord], going: set[str], what: str) -> dict[str, str]:
+    """Which of the runs that would go others lean on that would stay, and those that these lean on, and so on."""
     found: dict[str, str] = {}
-    left = [needed]
+    left = [run for run in every if run.id not in going]
+    by_id = {run.id: run for run in every}
     while left:
-        if (run := by_id.get(left.pop())) is None:
-            continue
+        run = left.pop()
         texts = [run.params.get("start", ""), run.params.get("latent_init", ""), run.tags.get("evaluation.cnn_run", "")]
-        for other in [run.tags.get(PARENT, ""), *(one for text in texts for one in ID.findall(text))]:
-            if other in by_id and other not in found:
+        texts += [value for key, value in run.tags.items() if key.startswith(COMPARED)]
+        texts += [run.tags.get(PARENT, "")] if what == "runs" else []
+        for other in [one for text in texts for one in ID.findall(text)]:
+            if other in going and other not in found:
                 found[other] = f"run {run.id[:8]}, which stays, needs it"
-                left.append(other)
+                left.append(by_id[other])
     return found
 
 
@@ -118,7 +136,7 @@ def _best_of_studies(every: Iterable[RunRecord]) -> dict[str, str]:
             why[run.id] = "it is that of a reproduction"
     for parent, runs in trials.items():
         metrics = by_id[parent].params["metrics"].split(", ")
-        judged = [run for run in runs if metrics[0] in run.metrics]
+        judged = [run for run in runs if metrics[0] in run.metrics and run.status == FINISHED]
         if len(metrics) == 1 and judged:
             # Which way a metric of a user's own is better is the study's to know; all of these stay.
             choose = {"maximize": max, "minimize": min}.get(getattr(find_metric(metrics[0]), "best", None) or "")
@@ -127,15 +145,22 @@ def _best_of_studies(every: Iterable[RunRecord]) -> dict[str, str]:
     return why
 
 
-def _in_report(folder: str, config: PruneConfig) -> set[str]:
+def _reports(config: PruneConfig) -> list[Path]:
+    """The folder of reports that is there by default, those that are named, and what `compare` has kept in them."""
+    for folder in config.report:
+        if not Path(folder, "runs.csv").is_file():
+            raise UserError(f"report={folder!r} is no folder of a report: it has no runs.csv; name one that has")
+    return [path.parent for folder in ("report", *config.report) for path in sorted(Path(folder).rglob("runs.csv"))]
+
+
+def _in_report(folder: Path) -> set[str]:
     try:
-        return set(pd.read_csv(f"{folder}/runs.csv")["run"])
-    except FileNotFoundError:
-        if "report" not in config.model_fields_set:
-            return set()
-        raise UserError(f"report={folder!r} has no runs.csv; name the folder of a report") from None
+        return set(pd.read_csv(folder / "runs.csv")["run"])
     except (OSError, ValueError, LookupError) as error:
-        raise UserError(f"{folder}/runs.csv cannot be read: {reason(error)}; write the report anew") from error
+        raise UserError(
+            f"{folder / 'runs.csv'} does not say which runs the report shows ({reason(error)}); write it anew by "
+            f"`elbolab compare --out {folder}`, or remove the folder"
+        ) from error
 
 
 def _can_be_resumed(run_id: str) -> bool:

@@ -1,5 +1,6 @@
 """Train a model and track it as a run, or resume a run whose training was interrupted."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from elbolab.support.random_streams import own_stream
 from elbolab.support.torch_settings import default_settings
 from elbolab.tracking import run as tracking
 from elbolab.tracking.journal import read_state
-from elbolab.tracking.keys import CONVERGED
-from elbolab.tracking.meant_runs import ID
+from elbolab.tracking.keys import CONVERGED, SOURCES
+from elbolab.tracking.meant_runs import ID, LATEST
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
-from elbolab.tracking.run_names import find_id, find_run
+from elbolab.tracking.run_names import find_id, find_training
 from elbolab.training import distributed
 from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import epoch_of, load_checkpoint
@@ -56,6 +57,9 @@ def prepare(name: str, config: Config, backend: Backend | None = None) -> tuple[
         "precision": str(model.precision).removeprefix("torch."),
         "compiled": str(backend.compiles(model, data)).lower(),
     }
+    if model.sources:
+        fields = config.params()
+        tags[SOURCES] = json.dumps({field: fields[field] for field in model.sources})
     return model, data, tags | model.axes
 
 
@@ -130,18 +134,21 @@ def resume(asked: str, model: str | None = None, fields: dict[str, Any] | None =
         raise UserError("a run is resumed by one process; start it without torchrun")
     folder = find_unfinished(asked)
     if folder is None and not new_run:
-        raise UserError(
-            f"run {asked!r} has nothing to resume in {UNFINISHED.absolute()}: it is finished, or was "
-            "begun in another folder; go there"
-        )
+        if LATEST.fullmatch(asked):
+            raise UserError(f"there is no unfinished training of {asked!r} in {UNFINISHED.absolute()}")
+        # By a name that somebody gave it on the server.
+        if (folder := find_unfinished(run_id := find_id(asked))) is None:
+            raise UserError(
+                f"run {run_id} has nothing to resume in {UNFINISHED.absolute()}: it is finished, or was begun in "
+                "another folder; go there"
+            )
     if folder is not None:
         (params, tags), run_id = begun(folder), read_state(folder).get("run_id", folder.name)
     else:
-        run = find_run(asked)
+        run = find_training(asked, any_status=True)
         params, tags, run_id = run.params, run.tags, run.id
     params = with_added(params)
-    if (name := params.pop("model", "")) not in MODELS:
-        raise UserError(f"run {run_id} is no training of a model; name one that is")
+    name = params.pop("model")
     kind = MODELS[name].Config
     params = {key: value for key, value in params.items() if key in kind.model_fields}
     config = kind.parse(params)

@@ -17,6 +17,7 @@ from elbolab.report.sections.reproductions import newest_reproductions
 from elbolab.support.errors import UserError
 from elbolab.support.paths import public
 from elbolab.tracking import run as tracking
+from elbolab.tracking.keys import COMPARED
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
 from elbolab.tracking.run_names import find_training
 
@@ -45,7 +46,8 @@ def compare(config: CompareConfig) -> Path:
     except OSError as error:
         raise UserError(f"out={str(config.out)!r} cannot be written: {error}; name another folder by --out") from error
     keys = [(key, comparison.tag(key)) for key in ("data.name", "data.digest") for comparison in comparisons]
-    keys += [(f"compare.{entry.label}", entry.run.id) for comparison in comparisons for entry in comparison.entries]
+    entries = [entry for comparison in comparisons for entry in comparison.entries]
+    keys += [(f"{COMPARED}{entry.label}", ",".join(run.id for run in entry.runs)) for entry in entries]
     tags = {key: ",".join(value for other, value in keys if other == key) for key, _ in keys}
     params = {"run": ",".join(config.run), "dataset": ",".join(config.dataset)}
     with tracking.start_run("compare", "compare", params, tags) as run:
@@ -59,10 +61,11 @@ def _said(comparison: Comparison) -> str:
     images = comparison.entries[0].run.train_images
     data = f"{comparison.tag('data.name')} ({f'{images:,} training images, ' if images else ''}digest "
     data += f"{comparison.tag('data.digest')[:8]})"
-    models = [
-        f"{entry.label} {entry.run.id[:8]}" + (f" and {more} more seeds" if (more := len(entry.runs) - 1) else "")
-        for entry in comparison.entries
-    ]
+    models = []
+    for entry in comparison.entries:
+        label = f"{entry.label.removesuffix(f' {entry.run.id[:8]}')} {entry.run.id[:8]}"
+        more = len(entry.runs) - 1
+        models.append(label + (f" and {more} more seed{'s' if more > 1 else ''}" if more else ""))
     return f"compared on {data}: {', '.join(models)}"
 
 

@@ -96,10 +96,12 @@ def latest_runs(dataset: str | None) -> list[Group]:
         found = [run] if _same_task(run, anchor) else mlflow_reader.find_runs("train", params, tags, limit=1)
         if found and found[0].tags.get(CONVERGED) != "true":
             converged = mlflow_reader.find_runs("train", params, {**tags, CONVERGED: "true"}, limit=1)
-            for one in converged:
-                text = f"the newest run of {run.params['model']}, {found[0].id[:8]}, has not converged"
+            # Of one that is not evaluated there is less to show.
+            for one in [one for one in converged if is_evaluated(one) or not is_evaluated(found[0])]:
+                state = "has not" if found[0].tags.get(CONVERGED) == "false" else "is not known to have"
+                text = f"the newest run of {run.params['model']}, {found[0].id[:8]}, {state} converged"
                 print(f"elbolab: {text}; {one.id[:8]} is compared, or what --run names", file=sys.stderr)
-            found = converged or found
+                found = [one]
         first.update((one.params["model"], one) for one in found)
     return [(run,) for run in in_order(first.values())]
 

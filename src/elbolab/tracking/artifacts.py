@@ -10,6 +10,7 @@ import mlflow
 import mlflow.artifacts
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.uri import is_local_uri, validate_path_is_safe
 
 from elbolab.support.errors import UserError, reason
@@ -27,10 +28,24 @@ def model_of(run_id: str) -> str | None:
     """Id of the model that a run has logged; None where it has none that is whole."""
     # As `runs:/ID/model` it would be looked for among the run's own artifacts first, which a server of MLflow 3.1
     # answers with an error that is tried again for four minutes.
+    return next(iter(models_of(run_id)), None)
+
+
+def models_of(run_id: str) -> list[str]:
+    """Ids of the models that a run has logged and that are whole and there."""
     client = mlflow.MlflowClient()
     outputs = client.get_run(run_id).outputs
     ids = [output.model_id for output in (outputs.model_outputs if outputs else [])]
-    return next((one for one in ids if client.get_logged_model(one).status == LoggedModelStatus.READY), None)
+    return [one for one in ids if _is_whole(client, one)]
+
+
+def _is_whole(client: mlflow.MlflowClient, model_id: str) -> bool:
+    try:
+        return client.get_logged_model(model_id).status == LoggedModelStatus.READY
+    except MlflowException as error:
+        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            return False
+        raise
 
 
 def list_artifacts(run_id: str, path: str = "") -> list[str]:

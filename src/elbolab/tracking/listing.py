@@ -4,55 +4,81 @@ import time
 from collections.abc import Mapping, Sequence
 
 from elbolab.evaluation.metrics import ACCURACY, ELBO, LOG_PX
-from elbolab.tracking.keys import CONVERGED
-from elbolab.tracking.mlflow_reader import RunRecord, find_runs, is_latent
+from elbolab.support.paths import public
+from elbolab.tracking.keys import BEST_EPOCH, CONVERGED, FINISHED
+from elbolab.tracking.meant_runs import ID
+from elbolab.tracking.mlflow_reader import RunRecord, find_runs, is_latent, values_of
 
 UNITS = (("d", 86_400), ("h", 3600), ("min", 60))
-HEADER = ("run", "model", "data", "state", "validation ELBO", "test log p(x)", "age", "not at its default")
-# Where a training's data are tells no run from another.
-LEFT_OUT = ("model", "data_dir")
+HEADER = ("run", "model", "data", "state", "validation", "test", "age", "not at its default")
+# What has a column of its own, or tells no run from another.
+LEFT_OUT = ("model", "dataset", "data_dir")
+LONGEST = 24
 
 
 def list_trainings(defaults: Mapping[str, Mapping[str, str]], limit: int) -> list[str]:
     """A header and a line for each of the newest ``limit`` trainings, whatever their state; says where there are more.
 
-    ``defaults`` are parameters by model: a line shows those that are others. The validation ELBO is that of the last
-    epoch, test log p(x) has its standard error; of a classifier both are the accuracy.
+    ``defaults`` are parameters by model: a line shows those that are others. On validation images it has the ELBO of
+    the model, that is of the best epoch, on test images log p(x) with its standard error; of a classifier the accuracy.
     """
     runs = find_runs(limit=limit + 1, status=None)
-    rows = [_row(run, defaults.get(run.params.get("model", ""), {})) for run in runs[:limit]]
+    best = _best(runs[:limit])
+    rows = [_row(run, best.get(run.id), defaults.get(run.params.get("model", ""), {})) for run in runs[:limit]]
     more = [f"older ones are not shown; `elbolab runs --limit {10 * limit}` shows more"] if len(runs) > limit else []
     return [*_aligned([HEADER, *rows]), *more] if rows else []
 
 
-def _row(run: RunRecord, defaults: Mapping[str, str]) -> tuple[str, ...]:
+def age(start: int) -> str:
+    """How long ago something began, ``start`` in milliseconds since 1970."""
+    seconds = max(0, time.time() - start / 1000)
+    return next((f"{seconds / size:.0f} {unit}" for unit, size in UNITS if seconds >= size), f"{seconds:.0f} s")
+
+
+def _best(runs: Sequence[RunRecord]) -> dict[str, float]:
+    """The validation score of each run's model, by id; of one that is not finished its newest."""
+    found: dict[str, float] = {}
+    for metric in (ELBO, ACCURACY):
+        key = metric.at("val")
+        own = {run.id: run for run in runs if key in run.metrics and is_latent(run) == (metric is ELBO)}
+        found |= {run_id: run.metrics[key] for run_id, run in own.items()}
+        for run_id, step, value in values_of(list(own), key) if own else ():
+            if own[run_id].tags.get(BEST_EPOCH) == str(step):
+                found[run_id] = value
+    return found
+
+
+def _row(run: RunRecord, validation: float | None, defaults: Mapping[str, str]) -> tuple[str, ...]:
     model = run.params.get("model", "unknown")
     params = {key: value for key, value in run.params.items() if key not in LEFT_OUT}
-    changes = [f"{key}={value}" for key, value in params.items() if value != defaults.get(key)]
+    changes = [f"{key}={_short(value)}" for key, value in params.items() if value != defaults.get(key)]
     named = [] if run.name.split(" ")[0] == model else [f"({run.name})"]
-    data = run.tags.get("data.name", "unknown")
-    return run.id[:8], model, data, _state(run), *_scores(run), age(run.start), " ".join([*named, *changes])
+    data = public(run.tags.get("data.name", "unknown"))
+    data = data if len(data) <= LONGEST else f"{data[: LONGEST - 1]}…"
+    test = _test(run)
+    score = "" if validation is None else f"ELBO {validation:.2f}" if is_latent(run) else f"accuracy {validation:.3f}"
+    return run.id[:8], model, data, _state(run), score, test, age(run.start), " ".join([*named, *changes])
+
+
+def _short(value: str) -> str:
+    return ID.sub(lambda found: found[0][:8], public(value))
 
 
 def _state(run: RunRecord) -> str:
-    if run.status != "FINISHED":
+    if run.status != FINISHED:
         return run.status
     known = {"true": "converged", "false": "not converged"}
     return known.get(run.tags.get(CONVERGED, ""), "finished")
 
 
-def _scores(run: RunRecord) -> tuple[str, str]:
-    score, result = (ELBO, LOG_PX) if is_latent(run) else (ACCURACY, ACCURACY)
-    found = [run.metrics.get(score.at("val")), run.metrics.get(result.at("test"))]
-    form = "{:.2f}" if is_latent(run) else "accuracy {:.3f}"
-    validation, test = ("" if value is None else form.format(value) for value in found)
-    error = run.metrics.get(f"{result.at('test')}_se") if is_latent(run) else None
-    return validation, f"{test} ± {error:.2f}" if test and error else test
-
-
-def age(start: int) -> str:
-    seconds = max(0, time.time() - start / 1000)
-    return next((f"{seconds / size:.0f} {unit}" for unit, size in UNITS if seconds >= size), f"{seconds:.0f} s")
+def _test(run: RunRecord) -> str:
+    if not is_latent(run):
+        value = run.metrics.get(ACCURACY.at("test"))
+        return "" if value is None else f"accuracy {value:.3f}"
+    if (value := run.metrics.get(LOG_PX.at("test"))) is None:
+        return ""
+    error = run.metrics.get(f"{LOG_PX.at('test')}_se")
+    return f"log p(x) {value:.2f}" + (f" ± {error:.2f}" if error else "")
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -24,7 +24,7 @@ from elbolab.evaluation.metrics import ACCURACY, LOG_PX
 from elbolab.support.databases import refuse_foreign
 from elbolab.support.errors import UserError, reason, redacted
 from elbolab.support.sqlite import first_use
-from elbolab.tracking.keys import FINISHED, KIND
+from elbolab.tracking.keys import FINISHED, KIND, SOURCES
 
 T = TypeVar("T")
 NOTHING: Mapping[str, str] = {}
@@ -100,6 +100,7 @@ def _record(found: Run) -> RunRecord:
     # `mlflow run -P` logs what was typed: `latent-dim` beside our `latent_dim`, and the flags that take up a run.
     typed = {key for key in data.params if "-" in key} | ResumeConfig.model_fields.keys()
     params = {key: value for key, value in data.params.items() if key not in typed}
+    params |= json.loads(data.tags.get(SOURCES, "{}"))
     return RunRecord(
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
         max(0, (info.end_time or info.start_time) - info.start_time) / 1000,
@@ -146,14 +147,15 @@ def find_runs(
     tags: Mapping[str, str] = NOTHING,
     limit: int | None = None,
     status: str | None = FINISHED,
+    everywhere: bool = False,
 ) -> list[RunRecord]:
     """The runs of a kind and a status, or of any, in the current experiment that have these ``params`` and ``tags``.
 
-    The server chooses them, newest first; ``limit`` is how many it gives at most.
+    The server chooses them, newest first; ``limit`` is how many it gives at most. ``everywhere`` is in all experiments.
     """
     conditions = [f"attributes.status = '{status}'"] if status else []
     conditions += [f"params.`{key}` = {quoted(value)}" for key, value in params.items()]
-    return _search(kind, tags, conditions, limit)
+    return _search(kind, tags, conditions, limit, everywhere)
 
 
 def newest_of_each(param: str, tags: Mapping[str, str] = NOTHING, kind: str = "train") -> list[RunRecord]:
@@ -167,13 +169,17 @@ def newest_of_each(param: str, tags: Mapping[str, str] = NOTHING, kind: str = "t
     return found
 
 
-def _search(kind: str | None, tags: Mapping[str, str], conditions: list[str], limit: int | None) -> list[RunRecord]:
+def _search(
+    kind: str | None, tags: Mapping[str, str], conditions: list[str], limit: int | None, everywhere: bool = False
+) -> list[RunRecord]:
     tagged = [is_tag(KIND, kind) if kind else f"tags.`{KIND}` LIKE '%'"]
     tagged += [is_tag(key, value) for key, value in tags.items()]
     query = " and ".join([*tagged, *conditions])
-    experiment, client = current_experiment(), mlflow.MlflowClient()
+    own, client = current_experiment(), mlflow.MlflowClient()
+    every = all_pages(lambda token: client.search_experiments(page_token=token)) if everywhere else ()
+    experiments = [experiment.experiment_id for experiment in every] or [own]
     size = PAGE if limit is None else min(PAGE, limit)
-    found = all_pages(lambda token: client.search_runs([experiment], query, max_results=size, page_token=token))
+    found = all_pages(lambda token: client.search_runs(experiments, query, max_results=size, page_token=token))
     return [_record(run) for run in islice(found, limit)]
 
 
@@ -226,11 +232,11 @@ def history(run_ids: list[str]) -> pd.DataFrame:
             for metric in run.data.to_proto().metrics:
                 if metric.key.startswith(("train/", "val/")) and metric.step > 0:
                     keys.setdefault(metric.key, []).append(run.info.run_id)
-    rows = [(run, key, step, value) for key in keys for run, step, value in _values(keys[key], key)]
+    rows = [(run, key, step, value) for key in keys for run, step, value in values_of(keys[key], key)]
     return pd.DataFrame(rows, columns=["run", "key", "step", "value"])
 
 
-def _values(run_ids: Sequence[str], key: str) -> list[tuple[str, int, float]]:
+def values_of(run_ids: Sequence[str], key: str) -> list[tuple[str, int, float]]:
     """Run, step and value of everything that was logged under ``key``, run by run in the order of logging."""
     if len(run_ids) > RUNS_A_CALL:
         return _halves(run_ids, key)
@@ -243,7 +249,7 @@ def _values(run_ids: Sequence[str], key: str) -> list[tuple[str, int, float]]:
 
 def _halves(run_ids: Sequence[str], key: str) -> list[tuple[str, int, float]]:
     middle = len(run_ids) // 2
-    return _values(run_ids[:middle], key) + _values(run_ids[middle:], key)
+    return values_of(run_ids[:middle], key) + values_of(run_ids[middle:], key)
 
 
 def _in_one_call(run_ids: Sequence[str], key: str) -> list[tuple[str, int, float]] | None:

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 import mlflow
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 
 from elbolab.support.errors import UserError
-from elbolab.tracking.keys import KIND
+from elbolab.tracking.keys import FINISHED, KIND, RUNNING
 from elbolab.tracking.meant_runs import BEGINNING, ID, LATEST, LISTED, Named, one_of
 from elbolab.tracking.mlflow_reader import (
     RunRecord,
@@ -36,6 +36,8 @@ def find_run(asked: str) -> RunRecord:
             raise UserError(f"there is no finished training{f' of {model}' if model else ''} on {address()}; train one")
         return found[0]
     runs = {run.info.run_id: run for run in [*_by_beginning(asked), *_by_name(asked)]}
+    for run in () if runs else _by_beginning(asked, ViewType.DELETED_ONLY):
+        return get_run(run.info.run_id)
     if not runs:
         raise UserError(
             f"run {asked!r} is not on {address()}: no id begins so (four letters at least), no run of this "
@@ -44,13 +46,17 @@ def find_run(asked: str) -> RunRecord:
     return get_run(one_of(asked, [_named(run) for run in runs.values()]).id)
 
 
-def find_training(asked: str) -> RunRecord:
-    """The finished training that is meant; raises UserError as ``find_run``, or where the run is something else."""
+def find_training(asked: str, any_status: bool = False) -> RunRecord:
+    """The training that is meant, a finished one unless ``any_status``.
+
+    Raises UserError as ``find_run``, or where the run is something else.
+    """
     run = find_run(asked)
     if (kind := run.tags.get(KIND)) != "train":
         raise UserError(f"run {run.id} is no train run ({KIND} is {kind}); name the run of a model's training")
-    if run.status != "FINISHED":
-        raise UserError(f"run {run.id} is {run.status}; name a training that is FINISHED")
+    if run.status != FINISHED and not any_status:
+        sync = ", or `elbolab sync` ends it where its process is gone" if run.status == RUNNING else ""
+        raise UserError(f"run {run.id} is {run.status}; name a training that is FINISHED{sync}")
     return run
 
 
@@ -59,17 +65,21 @@ def find_id(asked: str) -> str:
     return asked if ID.fullmatch(asked) else find_run(asked).id
 
 
-def _by_beginning(asked: str) -> Iterable[Run]:
+def _by_beginning(asked: str, view: int = ViewType.ACTIVE_ONLY) -> Iterable[Run]:
     if not BEGINNING.fullmatch(asked):
         return []
     query = f"attributes.run_id LIKE '{asked}%'"
-    return mlflow.search_runs(
-        filter_string=query, search_all_experiments=True, output_format="list", max_results=LISTED + 1
-    )
+    most = LISTED + 1
+    return mlflow.search_runs(None, query, view, most, output_format="list", search_all_experiments=True)
 
 
 def _by_name(asked: str) -> Iterable[Run]:
-    query, experiment, client = f"attributes.run_name = {quoted(asked)}", current_experiment(), mlflow.MlflowClient()
+    query, client = f"attributes.run_name = {quoted(asked)}", mlflow.MlflowClient()
+    try:
+        experiment = current_experiment()
+    except UserError:
+        # It is made by the first run that goes there.
+        return []
     return all_pages(lambda token: client.search_runs([experiment], query, page_token=token))
 
 

@@ -29,7 +29,7 @@ SHARED: dict[str, Any] = {
     # In bfloat16 the shares of a batch, rounded each for itself, differ by more from the whole.
     "precision": "float32",
 }
-AT_ONCE = {"patience": 1, "min_improvement": 1e9}
+AT_ONCE = {"patience": 1, "patience_steps": 0, "min_improvement": 1e9}
 CASES: dict[str, dict[str, Any]] = {
     "cnn": {},
     "vae": {"latent_dim": 4},

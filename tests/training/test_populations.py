@@ -122,7 +122,14 @@ def test_as_one_each_is_what_it_is_alone_but_for_rounding(
 
 @pytest.mark.parametrize("as_one", [False, True])
 def test_members_end_at_the_epochs_of_their_own_scores(as_one: bool, data: Data, tmp_path: Path):
-    plateau = {"schedule": "plateau", "patience": 1, "min_improvement": 1e9, "beta_warmup": 0, "epochs": 9}
+    plateau = {
+        "schedule": "plateau",
+        "patience": 1,
+        "patience_steps": 0,
+        "min_improvement": 1e9,
+        "beta_warmup": 0,
+        "epochs": 9,
+    }
     ends = {"epochs": 3}, plateau, {**plateau, "patience": 2}, {**plateau, "epochs": 2}
     members = [{"net": "mlp", "seed": seed, **fields} for seed, fields in enumerate(ends)]
     histories = [alone(make("vae", data, fields), data) for fields in members]

@@ -39,6 +39,7 @@ PLATEAU = {
     "hidden": 20,
     "schedule": "plateau",
     "patience": 1,
+    "patience_steps": 0,
     "min_improvement": 1e9,
     "epochs": 9,
     "beta_warmup": 0,

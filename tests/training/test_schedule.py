@@ -35,7 +35,7 @@ TINY: dict[str, Any] = {
     "hidden": 16,
 }
 # Whatever the scores: two epochs at the first rate, and two at a tenth of it.
-SHORT: dict[str, Any] = {"schedule": "plateau", "patience": 1, "min_improvement": 1e9, "epochs": 9}
+SHORT: dict[str, Any] = {"schedule": "plateau", "patience": 1, "patience_steps": 0, "min_improvement": 1e9, "epochs": 9}
 
 
 def no_warmup(epochs: float) -> float:
@@ -117,6 +117,19 @@ def test_scores_under_a_rising_weight_of_the_kl_are_not_judged():
         assert rises.factor(epoch) == 1
         rises.add(-float(epoch))
     assert rises.factor(25) == 0.1
+
+
+def test_of_short_epochs_more_are_waited_for():
+    """Ten epochs of four steps are no evidence that a training has converged."""
+    flat = [0.0] * 200
+    ends = {}
+    for steps in (1000, 60, 4, 0):
+        schedule = Schedule(Config(schedule="plateau", epochs=200), no_warmup, scores=flat, steps=steps)
+        ends[steps] = (schedule.last, schedule.converged)
+    # Two windows before the rates fall and two after.
+    assert ends == {1000: (20, True), 60: (20, True), 4: (200, False), 0: (20, True)}
+    schedule = Schedule(Config(schedule="plateau", epochs=400), no_warmup, scores=[0.0] * 400, steps=4)
+    assert (schedule.last, schedule.converged) == (300, True)
 
 
 def test_fixed_epochs_are_judged_by_scores_at_rates_that_still_move_the_weights():

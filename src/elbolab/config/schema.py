@@ -53,6 +53,8 @@ class Config(Settings):
     patience: Annotated[int, Field(gt=0)] = 5
     """Epochs over which the validation score is averaged: it has stopped improving where the mean of so many epochs is
     hardly above that of as many before them."""
+    patience_steps: Annotated[int, Field(ge=0)] = 300
+    """Steps that these epochs have at least: where an epoch is a few steps, there are more of them."""
     min_improvement: Annotated[float, Field(ge=0)] = 0.2
     """By how much that mean must rise, in nats an image, for the score to be improving."""
     clip: Annotated[float, Field(ge=0)] = 50.0

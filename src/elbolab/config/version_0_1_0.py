@@ -8,7 +8,7 @@ from elbolab.config.schema import Config
 ADDED: dict[str, dict[str, Any]] = {
     "latent_dim": {"prior": "normal", "posterior": "diagonal", "min_improvement": 0.1},
     "net": {"prior_components": 10},
-    "schedule": {"patience": 10, "min_improvement": 0.002, "clip": 0.0},
+    "schedule": {"patience": 10, "patience_steps": 0, "min_improvement": 0.002, "clip": 0.0},
 }
 ENCODERS = ("vae", "iwae", "semi_amortized")
 

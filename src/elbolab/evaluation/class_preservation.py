@@ -9,7 +9,7 @@ from elbolab.evaluation import metrics as m
 from elbolab.evaluation.base import Evaluation, Results
 from elbolab.models.cnn import CNN
 from elbolab.models.latent import LatentModel
-from elbolab.support.statistics import accuracy, bootstrap
+from elbolab.support.statistics import accuracy, wilson
 
 
 def classes(evaluation: Evaluation) -> Results:
@@ -62,7 +62,7 @@ def _preservation(model: LatentModel, evaluation: Evaluation, run: str, cnn: CNN
         for start, predicted in seen.items():
             metrics[f"{split}/{start}{m.ACCURACY_RECONSTRUCTION.name}"] = (predicted == y).double().mean().item()
             kept = (predicted == original).double().cpu().numpy()
-            numbers = (float(kept.mean()), *bootstrap(kept))
+            numbers = (float(kept.mean()), *wilson(int(kept.sum()), len(kept)))
             names = m.CLASS_PRESERVATION.names
             metrics |= {f"{split}/{start}{name}": x for name, x in zip(names, numbers, strict=True)}
     test = evaluation.data.test

@@ -162,8 +162,8 @@ ACCURACY_RECONSTRUCTION = Metric(
 )
 CLASS_PRESERVATION = Metric(
     "class_preservation", "Class kept", "share", "maximize",
-    "share of images whose reconstruction the cnn puts into the class of the original; its 95% bootstrap interval is "
-    "over images", "Efron & Tibshirani 1993, chapter 13", errors=("{}_low", "{}_high"),
+    "share of images whose reconstruction the cnn puts into the class of the original; its 95% interval is "
+    "the score interval over images", "Wilson 1927", errors=("{}_low", "{}_high"),
 )  # fmt: skip
 
 ACTIVE_UNITS = Metric(

@@ -141,6 +141,16 @@ class Entry:
         whole = pd.concat(self.populations, ignore_index=True).query("split == @split")
         return pd.DataFrame({"elbo": whole.groupby("index")["elbo"].mean()})
 
+    def constants(self, split: str, label: int) -> pd.Series:
+        """What every image of a class would have if it were decoded to the mean image, by index, in nats; empty where
+        it was not left.
+        """
+        whole = pd.concat(self.populations, ignore_index=True) if self.populations else pd.DataFrame()
+        if "log_px_constant" not in whole:
+            return pd.Series(dtype=float)
+        own = whole.query("split == @split and label == @label")
+        return own.groupby("index")["log_px_constant"].first()
+
     def noise(self, split: str) -> float:
         """The variance of an image's log p(x) about what it estimates, the mean over images, of the mean over seeds."""
         squares = [noise_of(self.images(split, "std_err", seed=seed).values()) for seed in range(len(self.runs))]

@@ -1,8 +1,10 @@
 """Which finished runs of the tracking server a report is made of: compared ones, their seeds and their ablations."""
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 
+from elbolab.evaluation.metrics import ACCURACY, ELBO
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking.keys import CONVERGED
@@ -79,8 +81,8 @@ def by_dataset(named: Sequence[RunRecord]) -> list[list[Group]]:
 
 
 def latest_runs(dataset: str | None) -> list[Group]:
-    """The latest run of each model that shares data and observation model with the latest of all, one that has
-    converged where there is one: a report ranks no other.
+    """The latest run of each model that shares data and observation model with the latest of all, or one before it that
+    has converged where that is no worse: a report ranks no other.
 
     Standard error says what is left out. Raises UserError when there is no run of the dataset.
     """
@@ -96,14 +98,20 @@ def latest_runs(dataset: str | None) -> list[Group]:
         found = [run] if _same_task(run, anchor) else mlflow_reader.find_runs("train", params, tags, limit=1)
         if found and found[0].tags.get(CONVERGED) != "true":
             converged = mlflow_reader.find_runs("train", params, {**tags, CONVERGED: "true"}, limit=1)
-            # Of one that is not evaluated there is less to show.
-            for one in [one for one in converged if is_evaluated(one) or not is_evaluated(found[0])]:
+            for one in [one for one in converged if _shows_more(one, found[0])]:
                 state = "has not" if found[0].tags.get(CONVERGED) == "false" else "is not known to have"
                 text = f"the newest run of {run.params['model']}, {found[0].id[:8]}, {state} converged"
                 print(f"elbolab: {text}; {one.id[:8]} is compared, or what --run names", file=sys.stderr)
                 found = [one]
         first.update((one.params["model"], one) for one in found)
     return [(run,) for run in in_order(first.values())]
+
+
+def _shows_more(one: RunRecord, newer: RunRecord) -> bool:
+    """Whether a converged run is to be shown instead of a newer one: evaluated if that is, and no worse at its end."""
+    key = (ELBO if is_latent(one) else ACCURACY).at("val")
+    better = newer.metrics.get(key, -math.inf) > one.metrics.get(key, -math.inf)
+    return not better and (is_evaluated(one) or not is_evaluated(newer))
 
 
 def others(base: RunRecord) -> list[RunRecord]:

@@ -160,10 +160,14 @@ def digits_table(entries: Sequence[Entry]) -> list[Row]:
             doubts = entry.doubts(split) if name is not CONSTANT else {}
             ks = entry.images(split, "pareto_k") if name is not CONSTANT else {}
             for digit in sorted({int(label) for label in labels.values()}):
-                mean, error = mean_se(group := [value for index, value in values.items() if labels[index] == digit])
+                group = [value for index, value in values.items() if labels[index] == digit]
+                mean, error = mean_se(group)
                 if name is not CONSTANT:
                     key = m.LOG_PX_DIGIT.at(split, D=digit)
                     mean, error = entry.run.metrics.get(key, nan), entry.run.metrics.get(f"{key}_se", error)
+                elif len(whole := entry.constants(split, digit)):
+                    # Of all images of a class it has no error.
+                    mean, error = whole.mean(), nan
                 row = _row(entry, name, split=split, digit=digit, images=len(group)) | {MEAN: mean, ERROR: error}
                 own = [{i: v for i, v in of.items() if labels[i] == digit}.values() for of in (doubts, ks)]
                 rows.append(row | _trust(*own))

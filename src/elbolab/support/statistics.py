@@ -60,6 +60,14 @@ def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
     return mean, float(stdtrit(len(values) - 1, 0.975)) * error
 
 
+def wilson(count: int, images: int) -> tuple[float, float]:
+    """The 95% score interval of a share, ``count`` of so many images (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(count, images).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def bootstrap(values: np.ndarray) -> tuple[float, float]:
     """The 95% interval of the mean of ``values`` (n,): 2.5% to 97.5% of the means of 10,000 resamples; of one, itself.
 

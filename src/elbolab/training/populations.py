@@ -30,7 +30,7 @@ STEPS_AT_A_TURN = 50
 
 # Fields of a config that no step's forward pass reads.
 BESIDE_THE_FORWARD = {"seed", "start", "epochs", "lr", "adam_eps", "beta", "beta_warmup"}
-BESIDE_THE_FORWARD |= {"schedule", "patience", "min_improvement", "clip"}
+BESIDE_THE_FORWARD |= {"schedule", "patience", "patience_steps", "min_improvement", "clip"}
 
 
 class _Turns(CompiledSteps):

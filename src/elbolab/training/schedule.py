@@ -17,19 +17,26 @@ class Schedule:
     with which the training ends. Where it does not stop, rates fall 2 patience epochs before the most epochs, or in the
     middle of less than 4 patience.
 
+    ``steps`` are those of an epoch, 0 where they are not known: patience is at least ``patience_steps`` of them.
     ``scores`` has one for each epoch; nothing else is to be kept to resume a training. Scores of epochs in which
     ``kl_weight`` changed are not judged: they are those of other losses. A closed form, which has no rates, is
     converged.
     """
 
     def __init__(
-        self, config: Config, kl_weight: Callable[[float], float], is_closed: bool = False, scores: Iterable[float] = ()
+        self,
+        config: Config,
+        kl_weight: Callable[[float], float],
+        is_closed: bool = False,
+        scores: Iterable[float] = (),
+        steps: int = 0,
     ) -> None:
         self._config = config
         self._kl_weight = kl_weight
         self._is_closed = is_closed
         self._first_judged = 0
-        self._falls_after = max(config.epochs - 2 * config.patience, math.ceil(config.epochs / 2))
+        self._patience = max(config.patience, math.ceil(config.patience_steps / steps) if steps else 0)
+        self._falls_after = max(config.epochs - 2 * self._patience, math.ceil(config.epochs / 2))
         self._plateaus = 0
         self.last = config.epochs
         """The last epoch; while that is not known the most."""
@@ -46,7 +53,7 @@ class Schedule:
         if config.schedule != "plateau":
             return
         judged = self.scores[self._first_judged :]
-        if has_stopped_improving(judged, config.patience, config.min_improvement):
+        if has_stopped_improving(judged, self._patience, config.min_improvement):
             self._plateaus += 1
             if epoch <= self._falls_after:
                 self._falls_after = epoch
@@ -79,7 +86,7 @@ class Schedule:
         rates = [rate_factor(config, epoch + 0.5) for epoch in range(config.epochs)]
         least = sum(rates) / len(rates) / 2
         judged = [score for score, rate in zip(self.scores, rates, strict=True) if rate >= least]
-        return has_stopped_improving(judged[self._first_judged :], config.patience, config.min_improvement)
+        return has_stopped_improving(judged[self._first_judged :], self._patience, config.min_improvement)
 
 
 def has_stopped_improving(scores: Sequence[float], patience: int, least: float) -> bool:

@@ -75,10 +75,10 @@ def train(
         at = states.restore()
         if len(at.order):
             shuffle.set_state(at.order)
-        schedule = Schedule(config, model.kl_weight, not optimizers, at.scores)
-        at.scores = schedule.scores
         visits = math.ceil(len(data.train) / config.batch_size)
         steps_an_epoch = visits * model.steps_per_visit if optimizers else 0
+        schedule = Schedule(config, model.kl_weight, not optimizers, at.scores, steps_an_epoch)
+        at.scores = schedule.scores
         first, started = at.epoch, time.perf_counter()
 
         while (epoch := at.epoch) <= schedule.last:

@@ -26,12 +26,12 @@ def representation_blocks(comparison: Comparison) -> list[Table]:
         rows.append([*start(entry), str(row["latent_dim"] or DASH), *numbers, most])
     heads = ["Model", "Run", "D", *map(head, REPRESENTATION), "Mutual information"]
     caption = (
-        "(a) Test images under inferred posteriors, nats. D: latent dimensions. Active: the posterior mean's variance "
-        "over images is above 0.01 (Burda et al. 2016). Rate: mean KL of q(z|x) to the prior ± standard error, in "
-        "closed form or, where there is none, over ten samples an image; with the distortion it sums to the negative "
-        "ELBO (Alemi et al. 2018). Aggregate KL: how far the average of all q(z|x) is from the prior, where "
-        "samples are drawn; the rest of the rate is mutual information of image and z, beside the most that so many "
-        "images allow (Hoffman & Johnson 2016)."
+        "(a) The evaluated test images under inferred posteriors, nats. D: latent dimensions. Active: the posterior "
+        "mean's variance over images is above 0.01 (Burda et al. 2016). Rate: mean KL of q(z|x) to the prior ± "
+        "standard error, in closed form or, where there is none, over ten samples an image; with the distortion it "
+        "sums to the negative ELBO of these images, not quite that of the split (Alemi et al. 2018). Aggregate KL: "
+        "how far the average of all q(z|x) is from the prior, where samples are drawn; the rest of the rate is mutual "
+        "information of image and z, beside the most that so many images allow (Hoffman & Johnson 2016)."
     )
     return [Table("representation", caption, heads, rows)] if rows else []
 
@@ -51,8 +51,9 @@ def fidelity_blocks(comparison: Comparison) -> list[Table]:
                 "(b) Expected images at draws from the prior against as many test images, on the penultimate "
                 f"activations of cnn {cnn}. Fréchet distance and KID ± standard error are lower, the others higher, "
                 "the more alike the two sets are. The last row has training images in the samples' place: what real "
-                "images reach in each column, so that no model is expected to do better. These numbers compare only "
-                "within one cnn and one number of images, and are no FID or KID on the Inception network."
+                "images reach in each column. Precision and density can be above it where samples keep to the "
+                "commonest images. These numbers compare only within one cnn and one number of images, and are no FID "
+                "or KID on the Inception network."
             )
             blocks.append(Table(f"fidelity {cnn}", caption, ["Model", "Run", *map(head, FIDELITY)], rows))
             rows = []

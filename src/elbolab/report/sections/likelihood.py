@@ -28,7 +28,7 @@ def likelihood_blocks(comparison: Comparison) -> list[Block]:
     heads = ["Model", "Run", "Split", *map(b.head, (CLASS_PRESERVATION, ACCURACY_ORIGINAL, ACCURACY_RECONSTRUCTION))]
     caption = (
         "What the classifier makes of the reconstructions: the share that keeps the class it gives the original, with "
-        "its 95% bootstrap interval over images, and its accuracy on originals and on reconstructions."
+        "its 95% interval over images, and its accuracy on originals and on reconstructions."
     )
     confusion = "The classifier's class of each original against that of its reconstruction."
     return [
@@ -84,7 +84,10 @@ def digit_blocks(comparison: Comparison) -> list[Block]:
         assert one.slot is not None
         series.append(Series(one.text, one.slot, x, y, error))
     body = [[str(digit), *(b.shown(LOG_PX, rows.get((one.text, digit), {})) for one in names)] for digit in digits]
-    caption = f"(b) The same numbers: mean {LOG_PX.label} of the test images of each class ± standard error, nats."
+    caption = (
+        f"(b) The same numbers: mean {LOG_PX.label} of all test images of each class ± standard error, nats. Errors "
+        "are those of one regression over all classes, and so about equal."
+    )
     svg = plots.by_class(f"digits-{entries[0].run.id[:8]}", "(b) Mean test log p(x) of each class (nats)", series)
     return [
         b.Figures("Bars: one standard error over images.", names, [svg], wide=True),

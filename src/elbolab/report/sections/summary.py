@@ -45,14 +45,14 @@ def summary_blocks(comparison: Comparison) -> list[Block]:
     heads = [b.head(LOG_PX, TEST), b.head(LOG_PX, TRAIN), b.head(POSTERIOR_ELBO, TEST)]
     heads += map(b.head, (BIAS, CLASS_PRESERVATION))
     caption = (
-        "Log-densities: nats an image, mean over the split ± standard error, and at most how much too low. Class kept: "
-        "how many test reconstructions the classifier gives the class of the original, with the 95% bootstrap interval "
-        "over images. Converged: whether the validation score had stopped improving when the training ended."
+        "Log-densities: nats an image, mean over the split ± standard error. Bias at most: by how much the estimates "
+        "may be too low. Class kept: how many test reconstructions the classifier gives the class of the original, "
+        "with its 95% interval over images. Converged: whether the validation score had stopped improving at the end."
     )
     if any(map(partial(fitted_row, comparison), comparison.latents)):
         caption += (
-            " Fitted posteriors: the decoder of a model with an encoder, a posterior fitted to each image as a model "
-            "without one does it; log p(x) is that of the model all the same."
+            " Fitted posteriors: the decoder of a model with an encoder, with a posterior that gradient steps fit to "
+            "each image in place of the encoder's; log p(x) is the same."
         )
     return [
         *conclusion_blocks(comparison),
@@ -106,17 +106,19 @@ def fitted_notes(entries: Sequence[Entry]) -> list[b.Notes]:
 
 
 def unconverged(entries: Sequence[Entry]) -> list[Missing]:
-    """Return a notice for each entry that has not converged or is not known to have, with the command that goes on."""
+    """Return a notice for each entry that has not converged or may not have, with the command that trains it so."""
     notices = []
     for entry in [entry for entry in entries if not entry.converged]:
         # Of several seeds the first that is to go on.
         run = next(run for run in entry.runs if run.tags.get(CONVERGED) != "true")
         epochs = run.tags.get(LAST_EPOCH, run.params.get("epochs", ""))
-        text = f"{entry.label} has not converged: its validation score was still improving after {epochs} epochs."
+        text = f"{entry.label} ended after {epochs} epochs, before its validation score had stopped improving."
         if entry.converged is None:
             text = f"The run of {entry.label}, by an earlier version, does not say whether {epochs} epochs were enough."
-        command = f"elbolab {entry.model} --resume {run.id} --new-run --schedule plateau --epochs 300"
-        notices.append(Missing(f"{text} Nothing here ranks it.", command, "Not converged"))
+        most = max(300, 2 * int(epochs or 0))
+        command = f"elbolab {entry.model} --resume {run.id} --new-run --schedule plateau --epochs {most}"
+        remedy = "Nothing here ranks it. A training from the beginning that ends when the score stops improving:"
+        notices.append(Missing(f"{text} {remedy}", command, "Not converged"))
     return notices
 
 
@@ -207,9 +209,9 @@ def pair_blocks(comparison: Comparison) -> list[Block]:
     averaged = f" Log p(x) of an image is first averaged over seeds: {', '.join(several)}." if several else ""
     caption = (
         "Image by image: log p(x) under the first model less that under the second, nats: the mean over the split by "
-        "regression from the images that both were evaluated on, with its 95% interval; and the share of these images "
-        "that each explains better. The interval is over images, for these trainings as they are, or where seeds are "
-        "counted over images and at least so many trainings of each model that is trained by steps."
+        "regression from the images that both were evaluated on, with its 95% interval, which need not be the "
+        "difference of the two models' means; and the share of these images that each explains better. The interval is "
+        "over images, for these trainings as they are. Where Seeds has a number, it covers that many trainings too."
         f"{averaged}"
     )
     heads = ["Model", "Run", "Minus", "Run", "Split", "Images", "Seeds", "Difference", "95% interval", "First better"]

@@ -66,9 +66,9 @@ def bound_blocks(comparison: Comparison) -> list[Figures]:
     title = "(b) Mean bound on test log p(x) (nats)"
     svg = plots.by_samples(f"bounds-{entries[0].run.id[:8]}", title, series)
     caption = (
-        "The importance-weighted bound from the model's own posterior by its number of samples: at one the ELBO, with "
-        "more of them up towards log p(x). Where log p(x) is estimated otherwise, this shows what the posterior alone "
-        "would give. Bars: one standard error over images."
+        "The importance-weighted bound from the model's own posterior by its number of samples, for the evaluated "
+        "images: at one their ELBO, with more of them up towards log p(x). Where log p(x) is estimated otherwise, this "
+        "shows what the posterior alone would give. Bars: one standard error over images."
     )
     return [Figures(caption, [ref(entry) for entry in entries], [svg], wide=True)]
 

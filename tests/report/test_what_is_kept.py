@@ -80,7 +80,7 @@ def test_a_report_that_shows_all_of_the_one_before_takes_its_place(
     assert not list(out.glob("earlier-*"))
     said = capsys.readouterr().err
     assert f"vae {first[:8]}\n" in said
-    assert " and 1 more seeds, ppca" in said
+    assert " and 1 more seed, ppca" in said
 
 
 @pytest.mark.parametrize("spoilt", ["no list of runs", "another list"])

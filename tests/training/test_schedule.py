@@ -121,15 +121,17 @@ def test_scores_under_a_rising_weight_of_the_kl_are_not_judged():
 
 def test_of_short_epochs_more_are_waited_for():
     """Ten epochs of four steps are no evidence that a training has converged."""
-    flat = [0.0] * 200
-    ends = {}
-    for steps in (1000, 60, 4, 0):
-        schedule = Schedule(Config(schedule="plateau", epochs=200), no_warmup, scores=flat, steps=steps)
-        ends[steps] = (schedule.last, schedule.converged)
+
+    def ended(epochs: int, steps: int) -> tuple[int, bool]:
+        schedule = Schedule(Config(schedule="plateau", epochs=epochs), no_warmup, steps=steps)
+        while len(schedule.scores) < schedule.last:
+            schedule.add(0.0)
+        return schedule.last, schedule.converged
+
     # Two windows before the rates fall and two after.
-    assert ends == {1000: (20, True), 60: (20, True), 4: (200, False), 0: (20, True)}
-    schedule = Schedule(Config(schedule="plateau", epochs=400), no_warmup, scores=[0.0] * 400, steps=4)
-    assert (schedule.last, schedule.converged) == (300, True)
+    assert [ended(200, steps) for steps in (1000, 60, 0)] == [(20, True)] * 3
+    assert ended(400, 4) == (300, True)
+    assert ended(200, 4) == (200, False)
 
 
 def test_fixed_epochs_are_judged_by_scores_at_rates_that_still_move_the_weights():

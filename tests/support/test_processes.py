@@ -30,6 +30,12 @@ def alive(pid: int) -> bool:
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+def rest() -> None:
+    # A signal that comes just before a sleep is heeded after it.
+    for _ in range(10 * LONG):
+        time.sleep(0.1)
+
+
 def test_results_are_in_order_and_each_process_has_its_share_of_the_threads():
     threads = call_beside_each_other([torch.get_num_threads] * 3)
     assert threads == [1, 1, 1]
@@ -47,14 +53,14 @@ def test_a_failure_interrupts_the_others_and_begins_no_more(tmp_path: Path):
     began = time.monotonic()
     later = [partial(os.mkdir, tmp_path / str(number)) for number in range(4)]
     with pytest.raises(ValueError, match="invalid literal"):
-        call_beside_each_other([partial(time.sleep, LONG), partial(int, "no number"), *later])
+        call_beside_each_other([rest, partial(int, "no number"), *later])
     assert time.monotonic() - began < LONG / 2
     assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_process_is_the_users_mistake_in_one_line():
     with pytest.raises(UserError, match="a process was killed"):
-        call_beside_each_other([partial(time.sleep, LONG), partial(signal.raise_signal, signal.SIGKILL)])
+        call_beside_each_other([rest, partial(signal.raise_signal, signal.SIGKILL)])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

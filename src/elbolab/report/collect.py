@@ -148,8 +148,8 @@ class Entry:
         whole = pd.concat(self.populations, ignore_index=True) if self.populations else pd.DataFrame()
         if "log_px_constant" not in whole:
             return pd.Series(dtype=float)
-        own = whole.query("split == @split and label == @label")
-        return own.groupby("index")["log_px_constant"].first()
+        own = whole[(whole["split"] == split) & (whole["label"] == label)]
+        return pd.Series(own.groupby("index")["log_px_constant"].first())
 
     def noise(self, split: str) -> float:
         """The variance of an image's log p(x) about what it estimates, the mean over images, of the mean over seeds."""

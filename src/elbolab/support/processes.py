@@ -42,6 +42,8 @@ def call_beside_each_other(
         places.put(place)
     with ProcessPoolExecutor(at_once, context, _begin, (begin, threads // at_once, places)) as pool:
         futures = [pool.submit(_call, call) for call in calls]
+        # The pool's thread minds the processes that it knew when it last woke, which need not have been all.
+        pool.submit(int)
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             # The first that failed raises; the order of a set is not that of time.

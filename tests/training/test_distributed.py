@@ -128,7 +128,7 @@ def test_torchrun_leaves_one_complete_run(folder: Path, tmp_path: Path):
     run = only_run("whole")
     assert run.info.status == "FINISHED"
     assert output.split() == [run.info.run_id]
-    assert errors.count(": epoch ") == SHARED["epochs"]
+    assert errors.count(" s left\n") == SHARED["epochs"]
     assert run.data.tags["processes"] == "2"
     assert set(folder.glob("unfinished/*")) == left
     expected = fit("latent_opt", tmp_path)

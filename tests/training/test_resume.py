@@ -222,7 +222,7 @@ def test_an_interrupted_run_goes_on_with_its_own_parameters_or_not_at_all(comman
         resume(run_id, "vae", {"lr": 0.5})
     with pytest.raises(UserError, match="model=cnn was vae"):
         resume(run_id, "cnn")
-    with pytest.raises(UserError, match="run 'nothing' has nothing to resume"):
+    with pytest.raises(UserError, match="run 'nothing' is not on"):
         resume("nothing")
     # While one process is at it no other may be.
     folder = find_unfinished(run_id)

@@ -59,7 +59,8 @@ def test_runs_are_listed_by_names_that_differ(served: tuple[str, dict[str, str]]
     assert first.startswith("vae latent_dim=4 ")
     assert second == f"{first} seed=1"
     for name in names.values():
-        page.get_by_role("link", name=name, exact=True).wait_for()
+        # The run's, and then that of its model, which has its name.
+        page.get_by_role("link", name=name, exact=True).first.wait_for()
 
 
 def test_a_comparison_draws_the_curves_of_both_runs(served: tuple[str, dict[str, str]], page: Any):

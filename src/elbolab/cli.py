@@ -175,22 +175,12 @@ def _prune(config: "schema.PruneConfig") -> None:
 
 def _evaluate(config: "schema.EvaluateConfig", run: str) -> None:
     """Evaluate the trained run RUN: log p(x) by importance sampling, and class preservation."""
-    from elbolab.experiment.evaluate import evaluate_run
+    from elbolab.experiment.evaluate import evaluate_run, in_a_sentence
 
     found = evaluate_run(run, config)
     for key, value in found.items():
         click.echo(f"{key} {value:.4f}")
-    click.echo(f"elbolab: {_summary(found)}", err=True)
-
-
-def _summary(found: dict[str, float]) -> str:
-    """What an evaluation found, in a sentence."""
-    if (log_px := found.get("test/log_px")) is None:
-        return f"test accuracy {found['test/accuracy']:.3f}"
-    error, bias = found.get("test/log_px_se", 0.0), found.get("simulated/bias")
-    sure = f" ± {error:.2f}" if error else ""
-    low = f", too low by at most about {max(bias, 0):.2f}" if bias is not None else ""
-    return f"test log p(x) {log_px:.2f}{sure} nats{low}; a constant image has {found['test/log_px_constant']:.2f}"
+    click.echo(f"elbolab: {in_a_sentence(found)}", err=True)
 
 
 def _compare(config: "schema.CompareConfig") -> None:

@@ -222,7 +222,11 @@ def test_the_command_lists_the_trainings(store: Path, command_here: Command, mon
     *_, outcome, advice = done.stderr.splitlines()
     assert outcome.endswith("; converged")
     assert f"`elbolab evaluate {run[:8]}`" in advice
-    evaluate_run(run, EvaluateConfig(samples=2, images=4, simulated=0))
+    done = command_here("evaluate", run[:8], "--images", "4")
+    found = get_run(run).metrics
+    exact, constant = found["test/log_px"], found["test/log_px_constant"]
+    sentence = f"elbolab: test log p(x) {exact:.2f} nats; a constant image has {constant:.2f}"
+    assert done.stderr.splitlines()[-1] == sentence
     fails(monkeypatch, "vae", epochs=1, lr=0.002)
     header, vae, ppca = command_here("runs").stdout.splitlines()
     assert header.split()[:4] == ["run", "model", "data", "state"]

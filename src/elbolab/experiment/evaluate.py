@@ -3,12 +3,13 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import or_
 
 from elbolab.config.schema import EvaluateConfig
 from elbolab.evaluation import EVALUATORS, Evaluation, Results
+from elbolab.evaluation.metrics import ACCURACY, BIAS, LOG_PX, LOG_PX_CONSTANT, SIMULATED
 from elbolab.experiment.loading import choose_device, load_classifier, load_run
 from elbolab.registry.packaging import log_model
 from elbolab.support.counters import computing_for
@@ -61,3 +62,16 @@ def evaluate_run(
         # Last, since these tags say that an evaluation is there.
         track.set_tags(settings | found.tags, last=True)
     return metrics
+
+
+def in_a_sentence(metrics: Mapping[str, float]) -> str:
+    """What an evaluation found on test images."""
+    if (accuracy := metrics.get(ACCURACY.at("test"))) is not None:
+        return f"test accuracy {accuracy:.3f}"
+    if (log_px := metrics.get(LOG_PX.at("test"))) is None:
+        return "test log p(x) is not finite"
+    error, bias = metrics.get(f"{LOG_PX.at('test')}_se", 0.0), metrics.get(BIAS.at(SIMULATED))
+    sure = f" ± {error:.2f}" if error else ""
+    low = "" if bias is None else f", too low by at most about {max(bias, 0):.2f}"
+    constant = metrics[LOG_PX_CONSTANT.at("test")]
+    return f"test log p(x) {log_px:.2f}{sure} nats{low}; a constant image has {constant:.2f}"

@@ -16,13 +16,12 @@ from elbolab.models import MODELS
 from elbolab.models.base import Model
 from elbolab.registry.packaging import load_model, log_model
 from elbolab.support.errors import UserError
-from elbolab.support.paths import public
 from elbolab.support.random_streams import own_stream
 from elbolab.support.torch_settings import default_settings
 from elbolab.tracking import run as tracking
 from elbolab.tracking.journal import read_state
 from elbolab.tracking.keys import CONVERGED, SOURCES
-from elbolab.tracking.meant_runs import ID, LATEST
+from elbolab.tracking.meant_runs import LATEST, brief
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
 from elbolab.tracking.run_names import find_id, find_training
 from elbolab.training import distributed
@@ -179,8 +178,9 @@ def _run_name(name: str, config: Config) -> str:
     """The model with its fields that are not as by default, its own ones first: by it runs are told apart."""
     own = [key for key in type(config).model_fields if key not in Config.model_fields]
     shared = [key for key in Config.model_fields if key not in (*PLACES, "seed")]
-    changes = {key: ID.sub(lambda run: run[0][:8], public(value)) for key, value in config.changes().items()}
-    return " ".join([name, *(f"{key}={changes[key]}" for key in (*own, *shared, "seed") if key in changes)])[:LONGEST]
+    changes = config.changes()
+    named = [f"{key}={brief(changes[key])}" for key in (*own, *shared, "seed") if key in changes]
+    return " ".join([name, *named])[:LONGEST]
 
 
 def _description(name: str, config: Config) -> str:

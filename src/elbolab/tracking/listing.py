@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from elbolab.evaluation.metrics import ACCURACY, ELBO, LOG_PX
 from elbolab.support.paths import public
 from elbolab.tracking.keys import BEST_EPOCH, CONVERGED, FINISHED
-from elbolab.tracking.meant_runs import ID
+from elbolab.tracking.meant_runs import brief
 from elbolab.tracking.mlflow_reader import RunRecord, find_runs, is_latent, values_of
 
 UNITS = (("d", 86_400), ("h", 3600), ("min", 60))
@@ -51,17 +51,13 @@ def _best(runs: Sequence[RunRecord]) -> dict[str, float]:
 def _row(run: RunRecord, validation: float | None, defaults: Mapping[str, str]) -> tuple[str, ...]:
     model = run.params.get("model", "unknown")
     params = {key: value for key, value in run.params.items() if key not in LEFT_OUT}
-    changes = [f"{key}={_short(value)}" for key, value in params.items() if value != defaults.get(key)]
+    changes = [f"{key}={brief(value)}" for key, value in params.items() if value != defaults.get(key)]
     named = [] if run.name.split(" ")[0] == model else [f"({run.name})"]
     data = public(run.tags.get("data.name", "unknown"))
     data = data if len(data) <= LONGEST else f"{data[: LONGEST - 1]}…"
     test = _test(run)
     score = "" if validation is None else f"ELBO {validation:.2f}" if is_latent(run) else f"accuracy {validation:.3f}"
     return run.id[:8], model, data, _state(run), score, test, age(run.start), " ".join([*named, *changes])
-
-
-def _short(value: str) -> str:
-    return ID.sub(lambda found: found[0][:8], public(value))
 
 
 def _state(run: RunRecord) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from elbolab.support.errors import UserError
+from elbolab.support.paths import public
 
 ID = re.compile(r"[0-9a-f]{32}")
 # Of fewer letters many a run's id begins.
@@ -21,6 +22,11 @@ class Named:
     id: str
     name: str
     model: str | None
+
+
+def brief(value: str) -> str:
+    """A parameter's value as a name has it: ids by their beginning, of an absolute path its last part."""
+    return ID.sub(lambda run: run[0][:8], public(value))
 
 
 def meant(asked: str, runs: Iterable[Named]) -> list[Named]:

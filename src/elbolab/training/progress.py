@@ -18,7 +18,6 @@ class Progress:
         terminal = sys.stderr.isatty()
         self.bar = tqdm(total=epochs, desc=name, unit="epoch", disable=not terminal, position=counters.place)
         self.plain = not terminal
-
         self.best: tuple[int, str] | None = None
         self.converged: bool | None = None
 

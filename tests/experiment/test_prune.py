@@ -154,6 +154,11 @@ def test_checkpoints_and_pictures_are_deleted_alone(store: Path, command_here: C
     assert command_here("prune", "--model", "vae", "--what", "models", "--yes").returncode == 0
     with pytest.raises(UserError, match=r"has no trained model on .*: it logged none, or that was deleted"):
         load_model(run)
+    evaluate_run(other, EvaluateConfig(samples=2, images=4))
+    assert command_here("prune", "--model", "ppca", "--what", "models", "--yes").returncode == 0
+    with pytest.raises(UserError, match="has no trained model on"):
+        promote(other, PromoteConfig(name="digits"))
+    assert not mlflow.search_registered_models()
     wrong = command_here("prune", "--model", "vea")
     assert wrong.returncode == 2
     assert "model='vea' does not exist; there are: cnn, " in wrong.stderr

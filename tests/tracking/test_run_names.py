@@ -207,7 +207,7 @@ def test_names_tell_runs_apart_and_models_have_them(store: Path):
     first, second = "vae net=mlp hidden=4 latent_dim=2", "dataset=npz:own.npz val_size=10 test_size=10"
     assert sorted(run.name.split()) == sorted(f"{first} {second} epochs=1 batch_size=16 lr=0.002 seed=3".split())
     assert run.name.index("hidden=4") < run.name.index("dataset=") < run.name.index("seed=3")
-    model = mlflow.MlflowClient().get_logged_model(artifacts.model_of(run.id) or "")
+    model = mlflow.MlflowClient().get_logged_model(artifacts.model_of(run.id))
     assert model.name == run.name.replace("npz:own.npz", "npz-own,npz").replace("0.002", "0,002")
     assert load_model(run.id).config.lr == 0.002
 

@@ -20,7 +20,7 @@ from elbolab.models.base import Model
 from elbolab.registry import pyfunc
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.artifacts import model_of
-from elbolab.tracking.mlflow_reader import RunRecord, address, prepare_store
+from elbolab.tracking.mlflow_reader import address, prepare_store
 from elbolab.tracking.moved_folders import refuse_moved
 from elbolab.tracking.run_names import find_run
 from elbolab.training.checkpoint import load_checkpoint
@@ -87,12 +87,6 @@ def _name_of(run: Run) -> str:
     return (run.info.run_name or "model").translate(FORBIDDEN)
 
 
-def _model_of(run: RunRecord) -> str:
-    if (model := model_of(run.id)) is None:
-        raise UserError(f"run {run.id} has no trained model on {address()}: it logged none, or that was deleted")
-    return model
-
-
 def load_model(source: str, device: str = "cpu") -> Model:
     """The trained module of a run that ``find_run`` finds, or of a model URI (models:/name@alias), in evaluation mode.
 
@@ -103,7 +97,7 @@ def load_model(source: str, device: str = "cpu") -> Model:
     # MLflow never removes the folder that it downloads into by itself.
     with TemporaryDirectory(prefix="elbolab-") as copy:
         try:
-            model = source if ":/" in source else f"models:/{_model_of(find_run(source))}"
+            model = source if ":/" in source else f"models:/{model_of(find_run(source).id)}"
             own = str(ModelsArtifactRepository.get_underlying_uri(model))
             refuse_moved(own)
             where = f"{own}/artifacts"

@@ -24,11 +24,13 @@ class LostError(UserError):
     """A file that a run had is not there any more, or cannot be read."""
 
 
-def model_of(run_id: str) -> str | None:
-    """Id of the model that a run has logged; None where it has none that is whole."""
+def model_of(run_id: str) -> str:
+    """Id of the model that a run has logged; raises UserError where it has none that is whole."""
     # As `runs:/ID/model` it would be looked for among the run's own artifacts first, which a server of MLflow 3.1
     # answers with an error that is tried again for four minutes.
-    return next(iter(models_of(run_id)), None)
+    for model in models_of(run_id):
+        return model
+    raise UserError(f"run {run_id} has no trained model on {address()}: it logged none, or that was deleted")
 
 
 def models_of(run_id: str) -> list[str]:

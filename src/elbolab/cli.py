@@ -44,7 +44,8 @@ class Command(click.Command):
         act: Callable[..., None],
         *arguments: click.Argument,
     ) -> None:
-        super().__init__(name, callback=self._call, params=[*arguments], help=act.__doc__)
+        what = act.__doc__ or ""
+        super().__init__(name, callback=self._call, params=[*arguments], help=what, short_help=what.splitlines()[0])
         self._kinds = kinds
         self._act = act
         self._has_options = False
@@ -109,7 +110,8 @@ def _training(name: str) -> Command:
         elif run_id := train_model(name, config):
             _say_trained(run_id)
 
-    act.__doc__ = f"Train a model: {name}."
+    summary = MODELS.summary(name)
+    act.__doc__ = f"Train {summary[:1].lower()}{summary[1:]}"
     return Command(name, kinds, act)
 
 
@@ -174,7 +176,7 @@ def _prune(config: "schema.PruneConfig") -> None:
 
 
 def _evaluate(config: "schema.EvaluateConfig", run: str) -> None:
-    """Evaluate the trained run RUN: log p(x) by importance sampling, and class preservation."""
+    """Evaluate the trained run RUN: log p(x), class preservation, latent space and samples."""
     from elbolab.experiment.evaluate import evaluate_run, in_a_sentence
 
     found = evaluate_run(run, config)

@@ -176,7 +176,10 @@ def test_an_evaluation_without_a_classifier_is_told(report: tuple[Path, dict[str
     vae = mlflow_reader.get_run(ids["vae"])
     kept = {key: value for key, value in vae.metrics.items() if "class_preservation" not in key}
     page = render(build([[(replace(vae, metrics=kept),)]], more_seeds=False))["index.html"]
-    assert "vae was evaluated without a classifier." in page
+    assert (
+        "vae was evaluated without a classifier, so that class preservation is not available. Where there is no cnn of "
+        "these data, train one by elbolab cnn --dataset toy, and evaluate again."
+    ) in page
     assert "No finished" not in page
 
 

@@ -54,6 +54,8 @@ def evaluate_run(
         f"evaluation.{key}": str(getattr(config, key)) for key in ("method", "tolerance", "samples", "images", "seed")
     }
     settings[EVALUATION_PROTOCOL] = protocol(config, more)
+    code = {"git.commit": "", "git.dirty": ""} | tracking.code_tags()
+    settings |= {f"evaluation.{name}": value for name, value in code.items()}
     settings["evaluation.seconds"] = f"{time.perf_counter() - started:.1f}"
     with tracking.reopen_run(run_id) as track:
         for name, value in found.files.items():

@@ -1,4 +1,4 @@
-"""A LeNet-size classifier: the judge of class preservation."""
+"""A classifier of the size of LeNet: the judge of class preservation."""
 
 from typing import Annotated, Any
 

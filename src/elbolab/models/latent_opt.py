@@ -1,4 +1,4 @@
-"""Latent optimisation: no encoder, every training image owns the parameters of its posterior."""
+"""A VAE by latent optimisation: without an encoder, every training image owns the parameters of its posterior."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Semi-amortized inference: an encoder proposes each image's posterior, and gradient steps on its ELBO refine it."""
+"""A semi-amortized VAE: an encoder proposes each image's posterior, and gradient steps on its ELBO refine it."""
 
 from typing import Annotated
 

@@ -8,6 +8,7 @@ from math import nan
 from elbolab.evaluation.metrics import CLASS_PRESERVATION, TEST, TRAIN, VAL, Metric
 from elbolab.report import plots
 from elbolab.report.collect import SPLITS, Comparison, Entry, Row
+from elbolab.report.commands import evaluate_again, train_classifier
 from elbolab.report.plots import Series
 from elbolab.report.sentences import Sentence
 from elbolab.support.number_formats import DAGGER, DASH, MINUS, between, dagger, measured, number, rate_between
@@ -230,14 +231,16 @@ def lost(models: Mapping[str, str]) -> list[Missing]:
 
 def unevaluated(entries: Sequence[Entry]) -> list[Missing]:
     """Return a notice for each of the entries that lacks an evaluation, or one by a classifier."""
-    return [
-        Missing(
-            f"{entry.label} {'was evaluated without a classifier' if entry.evaluated else 'has not been evaluated'}.",
-            f"elbolab evaluate {entry.run.id}{' --classifier RUN_OF_A_CNN' if entry.evaluated else ''}",
-        )
-        for entry in entries
-        if not entry.classes
-    ]
+    notices = []
+    for entry in [entry for entry in entries if not entry.classes]:
+        text = f"{entry.label} has not been evaluated."
+        if entry.evaluated:
+            text = (
+                f"{entry.label} was evaluated without a classifier, so that class preservation is not available. Where "
+                f"there is no cnn of these data, train one by {train_classifier(entry.run)}, and evaluate again."
+            )
+        notices.append(Missing(text, evaluate_again(entry.run)))
+    return notices
 
 
 def heat(entries: Sequence[Entry], caption: str, down: str, across: str) -> list[Heat]:

@@ -1,25 +1,22 @@
 """Lay comparisons out as one page and render it as HTML, Markdown and LaTeX: overview, datasets, list of runs."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from elbolab.config.schema import EvaluateConfig
 from elbolab.evaluation.metrics import LOG_PX, TEST
 from elbolab.evaluation.metrics import UNRELIABLE as UNRELIABLE_SHARE
 from elbolab.report import latex
 from elbolab.report.blocks import Block, Cell, Ref, Section, Table, marked, shown
 from elbolab.report.collect import SPLITS, Comparison
+from elbolab.report.commands import evaluate_surer
 from elbolab.report.plots import FLOOR_SLOT
 from elbolab.report.sections import SECTIONS
 from elbolab.report.sections.reproductions import Reproduced, reproduction_blocks
-from elbolab.report.sections.summary import summary_blocks
+from elbolab.report.sections.summary import method, summary_blocks
 from elbolab.report.tables import CONSTANT
 from elbolab.support.number_formats import DASH, UNRELIABLE, percent
-from elbolab.tracking.keys import EVALUATION_PROTOCOL
-from elbolab.tracking.mlflow_reader import RunRecord
 
 PAGES = ("index.html", "report.md", "tables.tex")
 
@@ -71,17 +68,7 @@ def footnote(comparisons: Sequence[Comparison], blocks: Sequence[Block]) -> list
         return []
     runs = [run for comparison in comparisons for run, entry in comparison.runs.values() if entry.latent]
     doubtful = [run for run in runs if any(run.metrics.get(UNRELIABLE_SHARE.at(split), 0) > 0 for split in SPLITS)]
-    return [UNRELIABLE, *map(evaluate_again, doubtful)]
-
-
-def evaluate_again(run: RunRecord) -> str:
-    """Return the command that makes a run's estimates surer: as it was evaluated, with twice the budget."""
-    given = json.loads(run.tags.get(EVALUATION_PROTOCOL, "[{}]"))[0]
-    if given.get("method") != "auto":
-        return f"elbolab evaluate {run.id} --method auto"
-    given |= {"budget": 2 * int(given.get("budget", EvaluateConfig().budget))}
-    flags = (f"--{name.replace('_', '-')} {value}" for name, value in given.items() if name != "method")
-    return f"elbolab evaluate {run.id} {' '.join(flags)}"
+    return [UNRELIABLE, *map(evaluate_surer, doubtful)]
 
 
 def dataset(comparison: Comparison, prefix: str = "") -> dict[str, Any]:
@@ -128,5 +115,5 @@ def run_cards(comparison: Comparison) -> list[dict[str, Any]]:
         run, entry = comparison.runs[row["run"]]
         accuracy = row["evaluation.cnn_test_accuracy"]
         judge = f", test accuracy {percent(float(accuracy))}" if accuracy else ""
-        cards.append(row | {"url": run.url, "slot": entry.slot, "judge": judge})
+        cards.append(row | {"url": run.url, "slot": entry.slot, "judge": judge, "estimate": method(entry)})
     return cards

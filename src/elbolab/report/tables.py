@@ -29,8 +29,9 @@ TAGS = (
     *("data.name", "data.digest", "observation_model", "git.commit", "git.dirty", "device", "precision"),
     *(
         f"evaluation.{name}"
-        for name in ("method", "tolerance", "samples", "images", "seed", "posterior", "cnn_run", "cnn_test_accuracy")
+        for name in ("method", "tolerance", "samples", "images", "seed", "posterior", "git.commit", "git.dirty")
     ),
+    *(f"evaluation.{name}" for name in ("cnn_run", "cnn_test_accuracy")),
 )
 
 MEAN, ERROR = m.LOG_PX.names

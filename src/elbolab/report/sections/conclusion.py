@@ -61,13 +61,16 @@ def better(comparison: Comparison, entries: Sequence[Entry]) -> Sentence | None:
     interval = f"95% interval {between(row['low'], row['high'])}, over {row['images']} images{seeds}"
     doubtful = one.unreliable(TEST) or other.unreliable(TEST)
     nats = dagger(number(row["mean"], error=(row["high"] - row["low"]) / 2), doubtful)
-    of = f"Of the {len(ranked)} models that have converged, " if len(ranked) > 2 else ""
     if row["low"] > 0:
+        of = f"Of the {len(ranked)} models that have converged, " if len(ranked) > 2 else ""
         text = f"{of}{one.label} explains test images best, {nats} nats of log p(x) above {other.label} ({interval})"
         text += "; " + _verdict(row["low"], other, doubtful)
     else:
-        none = f"{of}{'none' if of else 'None'} is surely best"
-        text = f"{none}: {one.label} is {nats} nats of test log p(x) above {other.label} ({interval})"
+        text = f"Test log p(x) does not tell {one.label} and {other.label} apart: "
+        text += f"{one.label} is {nats} nats above {other.label} ({interval})"
+        rest = [entry for entry in ranked if entry not in (one, other)]
+        behind = [entry.label for entry in rest if all(_surely_above(comparison, top, entry) for top in (one, other))]
+        text += f". Both are above {' and '.join(behind)}" if behind else ""
     return Sentence(f"{text}.", (one.run.id, other.run.id))
 
 
@@ -79,6 +82,13 @@ def _lead(comparison: Comparison, one: Entry, other: Entry) -> Row | None:
         if (row["other"], row["model"]) == (one.label, other.label):
             return _turned(row)
     return None
+
+
+def _surely_above(comparison: Comparison, one: Entry, other: Entry) -> bool:
+    """Whether a model's lead is larger than its interval, and than the other may be estimated too low."""
+    lead = _lead(comparison, one, other)
+    doubtful = one.unreliable(TEST) or other.unreliable(TEST)
+    return lead is not None and not doubtful and lead["low"] > (0 if other.inference == EXACT else other.most_bias)
 
 
 def _turned(row: Row) -> Row:

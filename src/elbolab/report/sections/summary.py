@@ -18,7 +18,7 @@ from elbolab.evaluation.metrics import (
 from elbolab.report import blocks as b
 from elbolab.report import plots, sentences
 from elbolab.report.blocks import Block, Card, Cards, Cell, Missing, Ref, Table
-from elbolab.report.collect import SPLITS, Comparison, Entry, Row
+from elbolab.report.collect import SPLITS, Comparison, Entry
 from elbolab.report.differences import fitted_apart
 from elbolab.report.plots import FLOOR_SLOT, Series
 from elbolab.report.sections.conclusion import conclusion_blocks
@@ -63,7 +63,7 @@ def summary_blocks(comparison: Comparison) -> list[Block]:
         *([Table("summary", caption, ["Model", "Run", *heads, "Converged"], rows)] if rows else []),
         *fitted_notes(comparison.latents),
         *seed_blocks(comparison),
-        *ranking(comparison, floor),
+        *ranking(comparison),
         *pair_blocks(comparison),
         *b.notes(sentences.protocol([entry for entry in comparison.latents if entry.evaluated])),
         *protocol(comparison),
@@ -85,8 +85,8 @@ def card(comparison: Comparison, entry: Entry) -> Card:
 
 
 def convergence(entry: Entry) -> str:
-    """Write whether an entry's trainings have converged; a closed form has none."""
-    return DASH if entry.closed_form else {True: "yes", False: "no", None: "not known"}[entry.converged]
+    """Write whether an entry's trainings have converged."""
+    return "closed form" if entry.closed_form else {True: "yes", False: "no", None: "not known"}[entry.converged]
 
 
 def fitted_row(comparison: Comparison, entry: Entry) -> list[list[Cell]]:
@@ -127,18 +127,14 @@ def bias(entry: Entry) -> str:
     return "exact" if entry.inference == "exact" else b.shown(BIAS, entry.measures(BIAS, SIMULATED))
 
 
-def ranking(comparison: Comparison, floor: dict[str, Row]) -> list[b.Figures]:
-    """Return the figure of all mean log p(x), test beside training."""
+def ranking(comparison: Comparison) -> list[b.Figures]:
+    """Return the figure of the models' mean log p(x), test beside training; the constant image is far below most."""
     entries = [entry for entry in comparison.latents if entry.evaluated]
-    lines = [
-        (b.marked(entry.label, entry), entry.slot, {s: comparison.summary(entry, s) for s in (TEST, TRAIN)})
-        for entry in entries
-    ]
-    lines += [(CONSTANT, FLOOR_SLOT, floor)] if floor else []
     series = []
-    for name, slot, by in lines:
-        mean, error = ([by[split][key] for split in (TEST, TRAIN) if by[split]] for key in LOG_PX.names)
-        series.append(Series(name, slot, [], mean, error))
+    for entry in entries:
+        by = [row for split in (TEST, TRAIN) if (row := comparison.summary(entry, split))]
+        mean, error = ([row[key] for row in by] for key in LOG_PX.names)
+        series.append(Series(b.marked(entry.label, entry), entry.slot, [], mean, error))
     if not series:
         return []
     title = f"Mean {LOG_PX.label} of an image ({LOG_PX.unit})"

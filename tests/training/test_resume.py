@@ -397,3 +397,18 @@ def test_a_second_signal_does_not_wait():
             signal_twice()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_while_an_object_is_freed_is_not_lost():
+    class Freed:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with postponed() as interruption, pytest.raises(KeyboardInterrupt), interruption.at_once():
+            # Python writes that it ignores what is raised here, and goes on.
+            Freed()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -235,6 +235,22 @@ def test_an_interruption_changes_no_later_trial(store: Path, interrupt: Callable
     ]
 
 
+def test_the_evaluation_of_a_trial_is_interrupted_at_once(store: Path, monkeypatch: pytest.MonkeyPatch):
+    def evaluated(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the signal waited for the evaluation")
+
+    define(store, "judged", SEARCH.replace('"val/elbo"', '"val/log_px"'))
+    monkeypatch.setattr("elbolab.tuning.trial.mean_log_px", evaluated)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            carry_out("judged", trials=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [trial.state for trial in trials_of("judged")] == [TrialState.FAIL, TrialState.WAITING]
+
+
 def test_a_list_that_is_interrupted_has_each_point_once(store: Path, interrupt: Callable[[int], None]):
     text = f"""
 from elbolab import Study

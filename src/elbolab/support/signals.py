@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -22,8 +23,9 @@ class Interruption:
 
     def heed(self) -> None:
         """Do now what the signal would have done, if one came."""
-        if self._waiting is not None:
-            self._waiting()
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -34,14 +36,17 @@ class Interruption:
             yield
         finally:
             self._is_at_once = False
+        # Python drops what is raised while it frees an object.
+        self.heed()
 
     def _behind(self, usual: Handler) -> Handler:
         def handle(number: int, frame: FrameType | None) -> None:
             # Who signals twice does not want to wait.
-            if self._waiting is not None or self._is_at_once:
+            is_now = self._waiting is not None or self._is_at_once
+            self._waiting = partial(usual, number, frame)
+            if is_now:
                 usual(number, frame)
-            if not self._is_at_once:
-                self._waiting = lambda: usual(number, frame)
+                self._waiting = None
 
         return handle
 

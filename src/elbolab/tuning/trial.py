@@ -28,6 +28,7 @@ from elbolab.experiment.train import prepare
 from elbolab.support.errors import UserError, redacted
 from elbolab.support.number_formats import dagger
 from elbolab.support.random_streams import own_stream
+from elbolab.support.signals import postponed
 from elbolab.tracking.keys import CONVERGED, FAILURE, LAST_EPOCH
 from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import load_checkpoint
@@ -97,7 +98,8 @@ def _train_and_judge(job: Job, mirror: Mirror, trial: optuna.Trial, backend: Bac
                     data,
                     EvaluateConfig(method=method_of(trial.study), samples=study.samples, images=study.images),
                 )
-                judged |= (found := mean_log_px(evaluation, "val"))
+                with postponed() as interruption, interruption.at_once():
+                    judged |= (found := mean_log_px(evaluation, "val"))
                 # A tracking server keeps no figure that is not finite, such as the k of too few samples.
                 trust = {key: found[key] for key in TRUST if math.isfinite(found.get(key, math.nan))}
                 mirror.report(trial.number, trust, last)

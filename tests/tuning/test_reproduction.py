@@ -14,6 +14,7 @@ from elbolab import Reproduction, Training
 from elbolab.config.schema import CompareConfig, EvaluateConfig, StudyConfig
 from elbolab.experiment.evaluate import evaluate_run
 from elbolab.report.compare import compare
+from elbolab.report.sections.reproductions import cell
 from elbolab.support.errors import UserError
 from elbolab.support.number_formats import DAGGER, MINUS, UNRELIABLE
 from elbolab.support.statistics import mean_and_half_width
@@ -276,3 +277,9 @@ def test_the_command_prints_the_run(study: str, command_here: Command):
     assert done.returncode == 0, done.stderr
     assert mlflow_reader.get_run(done.stdout.strip()).status == "FINISHED"
     assert command_here("study", study, "--trials", "2").returncode == 2
+
+
+@pytest.mark.parametrize("error", [None, float("nan")])
+def test_a_mean_without_an_error_has_the_decimals_of_a_density(error: float | None):
+    row = {"figures": {"test/posterior_elbo": {"mean": -93.76149, "error": error}}}
+    assert cell(row, "test/posterior_elbo", "measured") == "-93.76"

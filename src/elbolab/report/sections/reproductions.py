@@ -116,10 +116,10 @@ def cell(row: dict[str, Any], metric: str, kind: str) -> str:
         return DASH if figure.get("reference") is None else f"{figure['reference']:g}"
     if figure.get("mean") is None:
         return DASH
-    error = figure["error"]
     # An error that was not estimated is NaN, or null once it has been JSON.
+    error = None if figure["error"] != figure["error"] else figure["error"]
     places = decimals(error, MOST_DECIMALS if error else 2)
-    spread = "" if error is None or error != error else f" ± {error:.{places}f}" if error else " ± 0"
+    spread = "" if error is None else f" ± {error:.{places}f}" if error else " ± 0"
     # A count is written as one.
     mean = f"{figure['mean']:.{0 if not spread and figure['mean'].is_integer() else places}f}"
     return dagger(f"{mean}{spread}", figure.get("unreliable"))

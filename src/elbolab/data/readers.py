@@ -58,9 +58,10 @@ def read(dataset: str, data_dir: Path) -> Arrays:
         if brightest > white:
             raise UserError(f"{dataset} has white={white}, but a pixel of {brightest}; white must be at least that")
         if stored.white is None and brightest < HALF:
+            said = f"white={brightest}, or white=255 where they are so dark" if brightest else "white=255"
             raise UserError(
-                f"{dataset} has no pixel above {brightest}, but 255 is white; scale them to 0 to 255, or say what is "
-                f"white beside images and labels, as white={brightest or 255}, or white=255 where they are so dark"
+                f"{dataset} has no pixel above {brightest}, but 255 is white; scale the images to 0 to 255, or save what "
+                f"is white beside images and labels, as {said}"
             )
         return images if white == 255 else np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)[images]
 

@@ -151,7 +151,7 @@ def test_pixels_of_another_unit_are_refused_until_it_is_said(white: int, tmp_pat
     rng = np.random.default_rng(0)
     images = rng.integers(0, white + 1, (40, 8, 8), np.uint8)
     images[0, 0, 0] = white
-    with pytest.raises(UserError, match=rf"no pixel above {white}, but 255 is white; scale them .* white=255 where"):
+    with pytest.raises(UserError, match=rf"no pixel above {white}, but 255 is white; scale the images .* white=255 where"):
         load_data(save(tmp_path / "own.npz", images), Path())
     if white:
         said = load_data(save(tmp_path / "own.npz", images, white=white), Path())
@@ -191,6 +191,12 @@ def test_what_is_no_npz_file_is_named_with_what_it_is(tmp_path: Path, monkeypatc
         load_data("npz:own.npy", Path())
     with pytest.raises(UserError, match=r"cannot be read as an npz file of plain arrays: .*Is a directory"):
         load_data(f"npz:{tmp_path}", Path())
+
+
+def test_a_text_is_no_npz_file(tmp_path: Path):
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(UserError, match=r"it is no npz file; save it with numpy\.savez"):
+        load_data(f"npz:{tmp_path / 'text.npz'}", Path())
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

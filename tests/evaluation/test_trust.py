@@ -39,9 +39,9 @@ class Report(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
+def report(tmp_path_factory: pytest.TempPathFactory, tables: Path) -> Iterator[Report]:
     folder = tmp_path_factory.mktemp("trust")
-    with served(folder) as patch:
+    with served(folder, tables) as patch:
         patch.setenv("MLFLOW_EXPERIMENT_NAME", "trust")
         store = Store(folder, "trust")
         ids = fill(store)

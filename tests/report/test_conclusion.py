@@ -29,10 +29,10 @@ SURE = {"test/unreliable": 0.0, "train/unreliable": 0.0}
 
 
 @pytest.fixture(scope="module")
-def ids(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def ids(tmp_path_factory: pytest.TempPathFactory, tables: Path) -> Iterator[dict[str, str]]:
     """The runs of a complete set by model, on a store of this module's own."""
     folder = tmp_path_factory.mktemp("conclusion")
-    with served(folder) as patch:
+    with served(folder, tables) as patch:
         patch.setenv("MLFLOW_EXPERIMENT_NAME", "conclusion")
         yield fill(Store(folder, "conclusion"))
 

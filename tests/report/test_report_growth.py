@@ -38,9 +38,9 @@ class Wide(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wide]:
+def wide(tmp_path_factory: pytest.TempPathFactory, tables: Path) -> Iterator[Wide]:
     folder = tmp_path_factory.mktemp("wide")
-    with served(folder) as patch:
+    with served(folder, tables) as patch:
         patch.setenv("MLFLOW_EXPERIMENT_NAME", "wide")
         store = Store(folder, "wide")
         # Else alike, but evaluated otherwise; and two ablations of the vae, one with two seeds.

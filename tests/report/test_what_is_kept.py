@@ -17,9 +17,9 @@ from elbolab.tracking.mlflow_reader import get_run
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
+def server(tmp_path_factory: pytest.TempPathFactory, tables: Path) -> Iterator[pytest.MonkeyPatch]:
     """A fresh store that this module's runs are logged to."""
-    with served(tmp_path_factory.mktemp("server")) as patch:
+    with served(tmp_path_factory.mktemp("server"), tables) as patch:
         yield patch
 
 

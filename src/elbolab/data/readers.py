@@ -186,7 +186,7 @@ def _npz(path: Path) -> Arrays:
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     """``images``, ``labels`` and, where it is there, ``white`` of an npz file; nothing in the file is executed."""
     found: dict[str, np.ndarray] = {}
-    name = "it"
+    name = ""
     try:
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, NpzFile):
@@ -205,7 +205,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         why = str(error).partition("\n")[0]
         if "allow_pickle" in why:
             # To allow it, as numpy proposes, would execute what the file says.
-            why = f"{name} has dtype object, and these are numbers only, as from labels.astype(int)"
+            numbers = "has dtype object, and these are numbers only, as from labels.astype(int)"
+            why = f"{name} {numbers}" if name else "it is no npz file"
         raise UserError(
             f"npz:{path} cannot be read as an npz file of plain arrays: {why}; save it with "
             "numpy.savez(file, images=..., labels=...)"

@@ -151,7 +151,7 @@ def test_pixels_of_another_unit_are_refused_until_it_is_said(white: int, tmp_pat
     rng = np.random.default_rng(0)
     images = rng.integers(0, white + 1, (40, 8, 8), np.uint8)
     images[0, 0, 0] = white
-    with pytest.raises(UserError, match=rf"no pixel above {white}, but 255 is white; scale the images .* white=255 where"):
+    with pytest.raises(UserError, match=rf"no pixel above {white}, but 255 is white; scale the images .* white=255"):
         load_data(save(tmp_path / "own.npz", images), Path())
     if white:
         said = load_data(save(tmp_path / "own.npz", images, white=white), Path())

@@ -201,3 +201,10 @@ def test_the_largest_seeds_train(store: Path):
     )
     SeededSampler(LARGEST_INT, optuna.create_study())
     torch.manual_seed(LARGEST_INT + 1)
+
+
+@pytest.mark.parametrize("arguments", [["compare", "--out", ""], ["vae", "--data-dir", ""], ["explore", "x", "--out="]])
+def test_an_empty_path_as_an_unset_variable_gives_is_not_the_working_folder(arguments: list[str], store: Path):
+    with pytest.raises(UserError, match=r"^(out|data_dir)='': should not be empty"):
+        cli(arguments, standalone_mode=False)
+    assert {path.name for path in store.iterdir()} == {"mlflow.db"}

@@ -1,7 +1,6 @@
 """From config fields to the command line: a flag for each field, and the command that a person types."""
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 import click
@@ -55,5 +54,6 @@ def _click_type(schema: dict[str, Any]) -> click.ParamType:
     if choices := schema.get("enum", [schema["const"]] if "const" in schema else []):
         return click.Choice(choices)
     if schema.get("format") == "path":
-        return click.Path(path_type=Path)
+        # As text: an empty one is refused, and would be the working folder as a path.
+        return click.Path()
     return TYPES.get(schema["type"], click.STRING)

@@ -60,8 +60,8 @@ def read(dataset: str, data_dir: Path) -> Arrays:
         if stored.white is None and brightest < HALF:
             said = f"white={brightest}, or white=255 where they are so dark" if brightest else "white=255"
             raise UserError(
-                f"{dataset} has no pixel above {brightest}, but 255 is white; scale the images to 0 to 255, or save what "
-                f"is white beside images and labels, as {said}"
+                f"{dataset} has no pixel above {brightest}, but 255 is white; scale the images to 0 to 255, or save "
+                f"what is white beside images and labels, as {said}"
             )
         return images if white == 255 else np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)[images]
 

@@ -1,9 +1,9 @@
 """The commands that a report's notices name."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
+from elbolab.config.click_options import command_line
 from elbolab.config.schema import Config, EvaluateConfig
 from elbolab.tracking.keys import EVALUATION_PROTOCOL
 from elbolab.tracking.mlflow_reader import RunRecord
@@ -13,28 +13,23 @@ DATA = ("dataset", "train_size", "val_size", "test_size", "split_seed", "binaris
 
 def evaluate_again(run: RunRecord) -> str:
     """Return the command that evaluates a run as it was evaluated."""
-    return _command("evaluate", run.id, _given(run))
+    return command_line("evaluate", run.id, **_given(run))
 
 
 def evaluate_surer(run: RunRecord) -> str:
     """Return the command that makes a run's estimates surer: as it was evaluated, with twice the budget."""
     given = _given(run)
     if given.get("method") != "auto":
-        return f"elbolab evaluate {run.id} --method auto"
-    return _command("evaluate", run.id, given | {"budget": 2 * int(given.get("budget", EvaluateConfig().budget))})
+        return command_line("evaluate", run.id, method="auto")
+    return command_line("evaluate", run.id, **given | {"budget": 2 * int(given.get("budget", EvaluateConfig().budget))})
 
 
 def train_classifier(run: RunRecord) -> str:
     """Return the command that trains a cnn on the data of a run."""
     usual = Config().params()
-    data = {name: run.params.get(name) for name in DATA}
-    return _command("cnn", "", {name: value for name, value in data.items() if value not in (None, usual.get(name))})
+    data = {name: run.params.get(name, usual.get(name)) for name in DATA}
+    return command_line("cnn", **{name: value for name, value in data.items() if value != usual.get(name)})
 
 
 def _given(run: RunRecord) -> dict[str, Any]:
     return json.loads(run.tags.get(EVALUATION_PROTOCOL, "[{}]"))[0]
-
-
-def _command(name: str, run: str, fields: Mapping[str, Any]) -> str:
-    flags = [f"--{field.replace('_', '-')} {value}" for field, value in fields.items()]
-    return " ".join(["elbolab", name, *([run] if run else []), *(flag for flag in flags if flag != "--method auto")])

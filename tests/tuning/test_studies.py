@@ -78,6 +78,21 @@ def test_a_study_without_meaning_is_refused_when_it_is_made(values: dict[str, An
         Study(**{**sound, **values})
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = (", r"bad\.py cannot be read: SyntaxError: "),
+        ("raise SystemExit(3)", r"bad\.py cannot be read: SystemExit: 3$"),
+        ("import nosuch", r"bad\.py cannot be read: ModuleNotFoundError: "),
+        ("STUDY = 1", r"bad\.py has no STUDY = "),
+    ],
+)
+def test_a_file_that_is_no_study_is_named(tmp_path: Path, text: str, message: str):
+    (tmp_path / "bad.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_study(str(tmp_path / "bad.py"))
+
+
 TUNED = ("vae", "latent_opt")
 
 

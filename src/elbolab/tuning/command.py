@@ -51,7 +51,8 @@ def load_study(name: str) -> tuple[str, Study | Reproduction]:
         raise UserError(f"{path}: {'; '.join(map(explain, error.errors()))}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:
+    # A script ends by SystemExit.
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study | Reproduction):

@@ -44,8 +44,9 @@ class Command(click.Command):
         act: Callable[..., None],
         *arguments: click.Argument,
     ) -> None:
+        # `python -OO` takes docstrings away.
         what = act.__doc__ or ""
-        super().__init__(name, callback=self._call, params=[*arguments], help=what, short_help=what.splitlines()[0])
+        super().__init__(name, callback=self._call, params=[*arguments], help=what, short_help=what.partition("\n")[0])
         self._kinds = kinds
         self._act = act
         self._has_options = False

@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -169,6 +171,16 @@ def test_help_shows_defaults_and_bounds(name: str):
     if name in MODELS:
         assert "--batch-size, --batch_size" in result.output
         assert "[> 0; default: 64]" in " ".join(result.output.split())
+
+
+def test_help_says_what_each_model_is_and_works_without_docstrings():
+    told = subprocess.run(
+        [sys.executable, "-m", "elbolab", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "..." not in told
+    for name in MODELS:
+        assert re.search(rf"^  {name} +Train (a|the|probabilistic) ", told, re.MULTILINE)
+    subprocess.run([sys.executable, "-OO", "-m", "elbolab", "--help"], capture_output=True, check=True)
 
 
 def test_a_config_of_an_earlier_version_without_clipping_is_one_now():

@@ -185,5 +185,5 @@ def _run_name(name: str, config: Config) -> str:
 
 def _description(name: str, config: Config) -> str:
     """What the model is, and the command that trains it so again, as Markdown."""
-    summary = (MODELS[name].__doc__ or "").strip().splitlines()[0]
+    summary = MODELS.summary(name)
     return f"{summary}\n\n    {command_line(name, **config.changes())}"

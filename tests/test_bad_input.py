@@ -208,3 +208,13 @@ def test_an_empty_path_as_an_unset_variable_gives_is_not_the_working_folder(argu
     with pytest.raises(UserError, match=r"^(out|data_dir)='': should not be empty"):
         cli(arguments, standalone_mode=False)
     assert {path.name for path in store.iterdir()} == {"mlflow.db"}
+
+
+@pytest.mark.parametrize(
+    ("command", "said"), [("runs", "no training yet"), ("models", "no registered model yet"), ("sync", "has been sent")]
+)
+def test_a_list_of_nothing_says_so(command: str, said: str, store: Path, capsys: pytest.CaptureFixture[str]):
+    cli([command], standalone_mode=False)
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert said in found.err

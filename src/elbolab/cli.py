@@ -134,8 +134,11 @@ def _sync(_: "Settings") -> None:
     from elbolab.registry.packaging import log_model
     from elbolab.tracking.offline import send_unfinished
 
-    for line in send_unfinished(log_model):
+    lines = send_unfinished(log_model)
+    for line in lines:
         click.echo(line)
+    if not lines:
+        click.echo("elbolab: every record here has been sent", err=True)
 
 
 def _runs(config: "schema.RunsConfig") -> None:
@@ -204,9 +207,12 @@ def _models(_: "Settings") -> None:
     """List the versions of the registered models, with what they are and how good."""
     from elbolab.registry.versions import list_versions
 
-    for version in list_versions():
+    versions = list_versions()
+    for version in versions:
         aliases = "".join(f" @{alias}" for alias in version.aliases)
         click.echo(f"models:/{version.name}/{version.version}{aliases}: {version.description or 'no description'}")
+    if not versions:
+        click.echo("elbolab: no registered model yet; `elbolab promote RUN --name NAME` makes one", err=True)
 
 
 def _explore(config: "schema.ExploreConfig", run: tuple[str, ...]) -> None:

@@ -218,3 +218,13 @@ def test_a_list_of_nothing_says_so(command: str, said: str, store: Path, capsys:
     found = capsys.readouterr()
     assert found.out == ""
     assert said in found.err
+
+
+@pytest.mark.parametrize("given", ["999", "abc"])
+@pytest.mark.parametrize("arguments", [["runs"], ["compare"], ["evaluate", "latest"]])
+def test_an_experiment_that_does_not_exist_is_named(
+    given: str, arguments: list[str], store: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", given)
+    with pytest.raises(UserError, match=rf"^MLFLOW_EXPERIMENT_ID='{given}' is no experiment on sqlite:.*; unset it"):
+        cli(arguments, standalone_mode=False)

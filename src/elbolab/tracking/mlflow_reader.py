@@ -12,7 +12,12 @@ import mlflow
 import pandas as pd
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_DOES_NOT_EXIST,
+    TEMPORARILY_UNAVAILABLE,
+    ErrorCode,
+)
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.entities import PagedList
 from mlflow.utils.rest_utils import http_request_safe
@@ -133,7 +138,14 @@ def current_experiment() -> str:
     """Id of the experiment that new runs go to; raises UserError where it does not exist yet."""
     prepare_store()
     if (experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID")) is not None:
-        return experiment_id
+        try:
+            return mlflow.get_experiment(experiment_id).experiment_id
+        except MlflowException as error:
+            if error.error_code not in map(ErrorCode.Name, (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)):
+                raise
+            raise UserError(
+                f"MLFLOW_EXPERIMENT_ID={experiment_id!r} is no experiment on {address()}; unset it, or name another"
+            ) from None
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
     experiment = mlflow.get_experiment_by_name(name)
     if experiment is None:

@@ -20,7 +20,7 @@ test-scale: .venv/tested
 test-install: .venv/tested
 	$(BIN)/pytest -m install
 
-# The property tests of `make test` with ten thousand random cases each instead of five hundred fixed ones.
+# The property tests of `make test` with ten thousand random cases each instead of three hundred fixed ones.
 fuzz: .venv/tested
 	$(BIN)/pytest --hypothesis-profile fuzz tests/config/test_fuzz_config.py tests/registry/test_fuzz_pyfunc.py
 

@@ -40,7 +40,7 @@ os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 # The same cases at every `make test`, others and more of them at every `make fuzz`.
 # On a busy machine anything may be slow.
 ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("test", max_examples=500, derandomize=True, database=None, **ANY_SPEED)
+settings.register_profile("test", max_examples=300, derandomize=True, database=None, **ANY_SPEED)
 settings.register_profile("fuzz", max_examples=10_000, database=None, print_blob=True, **ANY_SPEED)
 settings.load_profile("test")
 

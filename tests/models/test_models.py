@@ -87,7 +87,7 @@ def test_the_number_of_threads_changes_nothing_between_equal_seeds(digits: Data,
     torch.set_num_threads(2)
     try:
         for _ in range(2):
-            model = make("vae", digits, epochs=2)
+            model = make("vae", digits, epochs=1)
             run(model, digits, tmp_path)
             states.append(model.state_dict())
     finally:

@@ -101,3 +101,12 @@ def test_from_mean_is_undone_by_mean():
     mean = torch.rand(2, 1, 3, 3) * 0.9 + 0.05
     for likelihood in (Gaussian(0.4), Bernoulli(), ContinuousBernoulli()):
         torch.testing.assert_close(likelihood.mean(likelihood.from_mean(mean)), mean)
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(0.4), Bernoulli(), ContinuousBernoulli()])
+def test_the_parameters_of_a_mean_have_it_and_are_finite_for_black_and_white(likelihood: Likelihood):
+    mean = torch.linspace(0.05, 0.95, 19)
+    torch.testing.assert_close(likelihood.mean(likelihood.from_mean(mean)), mean, atol=1e-3, rtol=0)
+    ends = torch.tensor([0.0, 1.0])
+    assert likelihood.from_mean(ends).isfinite().all()
+    torch.testing.assert_close(likelihood.mean(likelihood.from_mean(ends)), ends, atol=0.02, rtol=0)

@@ -535,13 +535,6 @@ def test_a_storage_out_of_reach_is_one_line(search: str, values: dict[str, Any],
         carry_out(search, **values)
 
 
-def test_the_interval_is_students():
-    # n = 2: t = 12.706 and the standard error is half the distance.
-    mean, half = mean_and_half_width([1.0, 3.0])
-    assert mean == 2
-    assert half == pytest.approx(12.7062, rel=1e-4)
-
-
 @pytest.mark.scale
 def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trials(store: Path):
     slow = SEARCH.replace('"epochs": 2', '"epochs": 40').replace('"train_size": 40', '"train_size": 400')

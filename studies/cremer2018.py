@@ -63,6 +63,7 @@ STUDY = Reproduction(
         "train/amortization_gap",
         "train/inference_gap",
         "test/inference_gap",
+        "simulated/bias",
         "train/ais_acceptance",
         "simulated/bdmc_gap",
     ),

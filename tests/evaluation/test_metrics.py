@@ -104,7 +104,6 @@ def test_what_is_asked_for_is_declared(trained: dict[str, str]):
         ("test/log_px", "test/unreliable"),
         ("train/log_px_table", "train/unreliable_table"),
         (NLL_5000.at("test"), "test/nll_5000_unreliable"),
-        ("test/log_px_fit_30", "test/log_px_fit_30_unreliable"),
         ("test/somebody", "test/somebody_unreliable"),
     ],
 )

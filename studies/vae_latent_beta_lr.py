@@ -8,6 +8,6 @@ STUDY = Study(
     search=["latent_dim", "beta", "lr"],
     narrow={"latent_dim": (8, 256), "beta": (0.25, 4.0), "lr": (2e-4, 5e-3)},
     metrics=["val/log_px"],
-    images=100,
+    images=50,
     trials=30,
 )

@@ -256,7 +256,7 @@ def test_the_whole_experiment_by_mlflow_run(store: Path):
         "test_size=10",
         "epochs=1",
         "samples=10",
-        "images=10",
+        "images=22",
         "seed=1",
         "simulated=2",
         "budget=1",
@@ -271,6 +271,8 @@ def test_the_whole_experiment_by_mlflow_run(store: Path):
     assert sorted(kinds) == ["compare", "main", *["train"] * 6]
     starts = [run.params["latent_init"] for run in mlflow_reader.find_runs() if run.params["model"] == "latent_opt"]
     assert sorted(starts) == ["normal", "pca", "zeros"]
+    images = [run.tags["evaluation.images"] for run in mlflow_reader.find_runs()]
+    assert sorted(images) == ["20", "20", *["22"] * 4]
     for name in ("index.html", "report.md"):
         assert (store / "report" / name).stat().st_size > 1000
 

@@ -274,8 +274,8 @@ JVI_1_OF = replace(
 JVI_2_OF = replace(JVI_1_OF, name="jvi_2_{D}", label="JVI-2", meaning="and by the jackknife of second order")
 ELBO_FIT = Metric(
     "elbo_fit_{N}", "ELBO", "nats", "maximize",
-    "study `amortized_vs_latent`: the ELBO of 200 test images under the model's own q (`own`), and under posteriors fitted "
-    "to its decoder in N steps", "", (TEST,), SE,
+    "study `amortized_vs_latent`: the ELBO of 200 test images under the model's own q (`own`), and under posteriors "
+    "fitted to its decoder in N steps", "", (TEST,), SE,
 )  # fmt: skip
 
 REPRESENTATION = (ACTIVE_UNITS, RATE, DISTORTION, AGGREGATE_KL)

@@ -15,8 +15,8 @@ from elbolab.tracking.run import nest_new_runs, start_run
 
 SUITE = ("latent_opt", "vae", "cnn", "ppca")
 """The models that it trains, those that take long first."""
-STARTS, STARTS_EPOCHS = ("zeros", "normal"), 20
-"""The starts of latent_opt beside its default, and the epochs after which it is plain how they do."""
+STARTS, STARTS_EPOCHS, STARTS_IMAGES = ("zeros", "normal"), 20, 20
+"""The starts of latent_opt beside its default, and the epochs and images after which it is plain how they do."""
 
 
 @own_stream()
@@ -34,6 +34,9 @@ def run_all(given: SuiteConfig) -> Path:
         _, data, _ = prepare(name, config)
         if evaluation.classifier is not None:
             load_classifier(evaluation.classifier, data, "cpu")
+    # Estimates for models that are far from converged take most gradients.
+    images = STARTS_IMAGES if evaluation.images == "all" else min(evaluation.images, STARTS_IMAGES)
+    fewer = evaluation.model_copy(update={"images": images, "gap_images": min(evaluation.gap_images, images)})
     base = configs["latent_opt"]
     epochs = base.epochs if given.model_dump().get("epochs") else min(base.epochs, STARTS_EPOCHS)
     others = [base.model_copy(update={"latent_init": start, "epochs": epochs}) for start in STARTS]
@@ -41,5 +44,6 @@ def run_all(given: SuiteConfig) -> Path:
     with start_run("main", "main", given.params(), {}) as track:
         nest = partial(nest_new_runs, track.id)
         runs = call_beside_each_other([partial(train_model, *training) for training in trainings], nest)
-        call_beside_each_other([partial(evaluate_run, run_id, evaluation) for run_id in runs], nest)
+        evaluations = [evaluation] * len(SUITE) + [fewer] * len(STARTS)
+        call_beside_each_other([partial(evaluate_run, *one) for one in zip(runs, evaluations, strict=True)], nest)
         return compare(CompareConfig(run=tuple(runs[: len(SUITE)]), out=given.out))

@@ -21,6 +21,7 @@ from elbolab.report.compare import CompareConfig, build, compare
 from elbolab.report.differences import apart
 from elbolab.report.page import render
 from elbolab.report.sections.conclusion import conclusion_blocks
+from elbolab.report.select import with_seeds
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking.keys import EVALUATION_PROTOCOL
 from elbolab.tracking.mlflow_reader import RunRecord
@@ -283,6 +284,15 @@ def test_one_footnote_explains_all_daggers_with_what_is_to_be_done(ids: dict[str
     assert '<a href="#unreliable">' in pages["index.html"]
     sure = render([compared(changed(ids["ppca"]))])
     assert not [name for name, page in sure.items() if "\u2020" in page or "#unreliable" in page]
+
+
+@pytest.mark.parametrize("name", ["method", "tolerance", "samples", "images", "seed"])
+def test_seeds_that_were_not_evaluated_alike_are_not_averaged(ids: dict[str, str], name: str) -> None:
+    one = changed(ids["vae"])
+    other = replace(one, id="0" * 32, params=one.params | {"seed": "1"})
+    assert with_seeds(one, [one, other]) == (one, other)
+    unlike = replace(other, tags=other.tags | {f"evaluation.{name}": "7"})
+    assert with_seeds(one, [one, unlike]) == (one,)
 
 
 def test_what_is_evaluated_again_is_evaluated_alike_with_twice_the_budget(ids: dict[str, str]) -> None:

@@ -178,6 +178,7 @@ def _same_model(run: RunRecord, base: RunRecord) -> bool:
 
 
 def _evaluated_alike(run: RunRecord, base: RunRecord) -> bool:
-    """Whether a run's figures come from the same images and samples; a classifier reads every image."""
-    keys = [f"evaluation.{name}" for name in ("samples", "images", "seed")] if is_latent(base) else []
+    """Whether a run's figures come from the same images by the same estimator; a classifier reads every image."""
+    names = ("method", "tolerance", "samples", "images", "seed") if is_latent(base) else ()
+    keys = [f"evaluation.{name}" for name in names]
     return is_evaluated(run) == is_evaluated(base) and all(run.tags.get(key) == base.tags.get(key) for key in keys)

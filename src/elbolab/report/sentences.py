@@ -38,7 +38,7 @@ def fitted(encoder: Entry, other: Entry, gap: Paired | None) -> Sentence | None:
 
 def protocol(entries: Sequence[Entry]) -> Sentence | None:
     """Warn when runs were not evaluated alike."""
-    names = ("method", "samples", "images", "seed", "cnn_run")
+    names = ("method", "tolerance", "samples", "images", "seed", "cnn_run")
     runs = [run for entry in entries for run in entry.runs]
     kept = {name: {run.tags.get(f"evaluation.{name}", "none")[:8] for run in runs} for name in names}
     unlike = [f"{name} {' and '.join(sorted(values))}" for name, values in kept.items() if len(values) > 1]

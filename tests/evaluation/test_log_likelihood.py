@@ -273,3 +273,17 @@ def test_of_a_closed_form_all_images_count(digits: Data):
     assert found["test/log_px"] == pytest.approx(model.exact_log_px(x).double().mean().item(), abs=1e-3)
     assert found["test/log_px_se"] == pytest.approx(0, abs=1e-3)
     assert "simulated/bias" not in found
+
+
+def test_two_images_have_no_slope_and_an_error():
+    everyone = pd.DataFrame({"elbo": [0.0, 1.0, 5.0, 9.0]})
+    mean, error = split_mean(pd.Series([1.0, 3.0]), everyone)
+    assert mean == 2
+    # The error of a mean of two of four: half of what is left of the variance.
+    assert error == pytest.approx(math.sqrt(2.0 * (1 - 2 / 4) / 2))
+
+
+def test_classes_whose_images_are_all_known_alike_have_their_plain_means():
+    values, labels = pd.Series([1.0, 3.0, 5.0, 7.0]), pd.Series([0, 0, 1, 1])
+    found = class_means(values, pd.Series([2.0, 2.0, 4.0, 4.0]), labels)
+    assert {label: mean for label, (mean, _) in found.items()} == {0: 2.0, 1: 6.0}

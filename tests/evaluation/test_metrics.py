@@ -1,8 +1,10 @@
 """Every metric is declared once: what is logged, asked for, shown and documented is what the declaration says."""
 
+import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import pytest
 from conftest import REPOSITORY
 
 from elbolab import Reproduction
-from elbolab.config.schema import CompareConfig, EvaluateConfig
+from elbolab.config.schema import CompareConfig, EvaluateConfig, PromoteConfig
 from elbolab.evaluation.metrics import (
     CLASS_PRESERVATION,
     LOG_PX,
@@ -27,9 +29,14 @@ from elbolab.evaluation.metrics import (
 from elbolab.experiment.evaluate import evaluate_run
 from elbolab.experiment.train import train_model
 from elbolab.models import MODELS
+from elbolab.registry.packaging import log_model
+from elbolab.registry.versions import promote
 from elbolab.report.collect import Entry
 from elbolab.report.compare import compare
+from elbolab.support.errors import UserError
 from elbolab.tracking import artifacts, mlflow_reader
+from elbolab.tracking.mlflow_reader import is_evaluated
+from elbolab.tracking.offline import send_unfinished
 from elbolab.tuning.command import load_study
 
 TINY: dict[str, Any] = {"train_size": 40, "val_size": 20, "test_size": 20, "epochs": 1}
@@ -167,6 +174,42 @@ def test_an_evaluation_takes_the_place_of_the_one_before_it(trained: dict[str, s
     assert not re.search(r">\s*(nan|None|± nan)", re.sub(r'"data:[^"]*"', "", page))
     evaluate_run(run, GAPS)
     assert "Inference gap" in compare(CompareConfig(run=(run,))).read_text()
+
+
+KILLED = """
+import os, signal, sys
+from mlflow import MlflowClient
+from elbolab.cli import main
+
+sent = MlflowClient.log_artifact
+
+def killed(*arguments, **keywords):
+    sent(*arguments, **keywords)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+MlflowClient.log_artifact = killed
+main()
+"""
+
+
+def test_an_evaluation_that_is_killed_while_its_files_are_sent_leaves_no_mixture(trained: dict[str, str]):
+    run = trained["iwae"]
+    arguments = ["evaluate", run, "--images", "3", "--seed", "9", "--budget", "1", "--simulated", "0"]
+    there = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    command = [sys.executable, "-c", KILLED, *arguments]
+    done = subprocess.run(command, env=there, capture_output=True, text=True, timeout=240)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not is_evaluated(mlflow_reader.get_run(run))
+    page = compare(CompareConfig(run=(run,))).read_text()
+    assert f"iwae has not been evaluated. Run <code>elbolab evaluate {run}</code>" in page
+    assert "Fréchet" not in page
+    with pytest.raises(UserError, match="has not been evaluated"):
+        promote(run, PromoteConfig(name="digits"))
+    (line,) = send_unfinished(log_model, run)
+    assert run in line
+    assert mlflow_reader.get_run(run).tags["evaluation.seed"] == "9"
+    assert is_evaluated(mlflow_reader.get_run(run))
+    evaluate_run(run, GAPS)
 
 
 def _steps(run: str) -> dict[str, int]:

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -343,3 +344,7 @@ def test_what_has_not_converged_is_named_with_the_command_that_trains_longer():
     assert notice.title == "Not converged"
     assert notice.text.startswith("short ended after 30 epochs, before its validation score had stopped improving.")
     assert notice.command == "elbolab vae --resume short123 --new-run --schedule plateau --epochs 300"
+    # Of 4 steps an epoch 300 are 75 epochs, and a training judges several times as many.
+    few = replace(entries[0].run, metrics={"train/steps": 120.0}, tags=entries[0].run.tags | {"last_epoch": "30"})
+    (notice,) = unconverged([replace(entries[0], runs=(few,))])
+    assert notice.command.endswith("--epochs 600")

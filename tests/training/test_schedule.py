@@ -271,7 +271,7 @@ def test_progress_ends_with_what_was_reached(capsys: pytest.CaptureFixture[str])
         progress(Event(2, 2, False, False, False, metrics, {}, 0.0))
     capsys.readouterr()
     progress.say_outcome(best=1, last=2)
-    reached = "vae: epoch 1 of 2 (loss 2, validation 1.5) is the model; it ended before it converged\n"
+    reached = "vae: epoch 1 of 2 (loss 2, validation 1.5) is the model; its score may improve further\n"
     assert capsys.readouterr().err == reached
     # The best epoch was in another process, before the training was resumed.
     with Progress("vae", 2) as progress:

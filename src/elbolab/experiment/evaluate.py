@@ -16,7 +16,7 @@ from elbolab.support.counters import computing_for
 from elbolab.support.torch_settings import default_settings
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
-from elbolab.tracking.keys import EVALUATION_PROTOCOL
+from elbolab.tracking.keys import EVALUATION_PROTOCOL, HALF_SENT
 from elbolab.tracking.offline import send_unfinished
 from elbolab.tracking.run_names import find_id, find_training
 
@@ -58,6 +58,7 @@ def evaluate_run(
     settings |= {f"evaluation.{name}": value for name, value in code.items()}
     settings["evaluation.seconds"] = f"{time.perf_counter() - started:.1f}"
     with tracking.reopen_run(run_id) as track:
+        track.set_tags({EVALUATION_PROTOCOL: HALF_SENT})
         for name, value in found.files.items():
             track.log_value(value, f"evaluation/{name}")
         track.log_metrics(metrics | dict.fromkeys(outdated, math.nan))

@@ -12,7 +12,7 @@ from elbolab.experiment.loading import choose_device, load_run
 from elbolab.explorer.views import view
 from elbolab.models.latent import LatentModel
 from elbolab.report.page import environment
-from elbolab.report.plots import colours
+from elbolab.report.plots import CHART_SLOTS
 from elbolab.report.select import labels_of, once_each, refuse_mixed
 from elbolab.report.tables import runs_table
 from elbolab.support.errors import UserError
@@ -48,7 +48,7 @@ def render(runs: Sequence[RunRecord], images: int) -> str:
     """Return the page: the same test images under each run, with the evaluators' choice and inference."""
     device = choose_device("auto")
     labels = labels_of(runs)
-    slots = colours(labels)
+    slots = dict(zip(labels, CHART_SLOTS, strict=False))
     subjects, views, cards = [], [], []
     for run, row, label in zip(runs, runs_table(runs), labels, strict=True):
         model, data = load_run(run.id, device)

@@ -16,6 +16,7 @@ from elbolab.support.number_formats import BRIEFLY, DAGGER, dagger
 from elbolab.support.statistics import accuracy
 from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking.artifacts import model_of
+from elbolab.tracking.keys import EVALUATION_PROTOCOL, HALF_SENT
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
 from elbolab.tracking.run_names import find_training
 
@@ -116,7 +117,7 @@ def list_versions() -> list[ModelVersion]:
 
 
 def _card(run: RunRecord) -> Card:
-    if "evaluation.samples" not in run.tags:
+    if "evaluation.samples" not in run.tags or run.tags.get(EVALUATION_PROTOCOL) == HALF_SENT:
         raise UserError(f"run {run.id!r} has not been evaluated; `elbolab evaluate {run.id}` does it")
     metric = LOG_PX if is_latent(run) else ACCURACY
     # An accuracy's error is that of a rate, and is not logged.

@@ -232,7 +232,7 @@ def lost(models: Mapping[str, str]) -> list[Missing]:
 def unevaluated(entries: Sequence[Entry]) -> list[Missing]:
     """Return a notice for each of the entries that lacks an evaluation, or one by a classifier."""
     notices = []
-    for entry in [entry for entry in entries if not entry.classes]:
+    for entry in [entry for entry in entries if not (entry.evaluated and entry.classes)]:
         text = f"{entry.label} has not been evaluated."
         if entry.evaluated:
             text = (

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from elbolab.evaluation.metrics import ACCURACY, CLASS_PRESERVATION, INFERENCE_G
 from elbolab.report.collect import Curves, Entry
 from elbolab.report.select import Group
 from elbolab.tracking import artifacts, mlflow_reader
+from elbolab.tracking.keys import EVALUATION_PROTOCOL, HALF_SENT
 from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
 
 LIKELIHOOD, POPULATION, CLASSES, GAP = "likelihood.parquet", "population.parquet", "classes.json", "gap.parquet"
@@ -34,7 +36,9 @@ def load(runs: Group, label: str, slot: int, lost: Lost | None = None, variant: 
     shown: dict[str, Any] = {}
     for run in runs:
         try:
-            have = {Path(path).name for path in artifacts.list_artifacts(run.id, "evaluation")}
+            run = _without_half_sent(run)
+            files = artifacts.list_artifacts(run.id, "evaluation") if is_evaluated(run) else ()
+            have = {Path(path).name for path in files}
             table, population = likelihood(run, have), _read(run, POPULATION, pd.read_parquet, have)
             if not kept:
                 shown = _shown_of_variant(run) if variant else _shown(run, have)
@@ -49,6 +53,14 @@ def load(runs: Group, label: str, slot: int, lost: Lost | None = None, variant: 
     those, tables, found = zip(*kept, strict=True)
     populations = tuple(one for one in found if one is not None)
     return Entry(label, slot, those, tables, populations if len(populations) == len(found) else (), **shown)
+
+
+def _without_half_sent(run: RunRecord) -> RunRecord:
+    """The run without the figures of an evaluation whose place another one has begun to take."""
+    if run.tags.get(EVALUATION_PROTOCOL) != HALF_SENT:
+        return run
+    stale = mlflow_reader.evaluated_metrics(run.id)
+    return replace(run, metrics={key: value for key, value in run.metrics.items() if key not in stale})
 
 
 def likelihood(run: RunRecord, have: set[str]) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from elbolab.report.sections.reproductions import Reproduced, reproduction_block
 from elbolab.report.sections.summary import method, summary_blocks
 from elbolab.report.tables import CONSTANT
 from elbolab.support.number_formats import DASH, UNRELIABLE, percent
+from elbolab.support.statistics import is_unreliable
 
 PAGES = ("index.html", "report.md", "tables.tex")
 
@@ -66,8 +67,14 @@ def footnote(comparisons: Sequence[Comparison], blocks: Sequence[Block]) -> list
     """Return what the dagger means, where the page has one, and a command for each run that it concerns."""
     if not any(block.doubtful for block in blocks):
         return []
-    runs = [run for comparison in comparisons for run, entry in comparison.runs.values() if entry.latent]
-    doubtful = [run for run in runs if any(run.metrics.get(UNRELIABLE_SHARE.at(split), 0) > 0 for split in SPLITS)]
+    doubtful = []
+    for comparison in comparisons:
+        shown = {run.id for entry in comparison.entries for run in entry.runs}
+        for run, entry in comparison.runs.values():
+            shares = [run.metrics.get(UNRELIABLE_SHARE.at(split), 0) for split in SPLITS]
+            # Of an ablation no single image is on the page.
+            if entry.latent and any(share > 0 if run.id in shown else is_unreliable(share) for share in shares):
+                doubtful.append(run)
     return [UNRELIABLE, *map(evaluate_surer, doubtful)]
 
 

@@ -8,7 +8,7 @@ DAGGER = "\u2020"
 UNRELIABLE = (
     f"{DAGGER} Unreliable: the error of the estimate (for one image its own, for a mean that of more than half of its "
     "images) misses the tolerance, or its weights have too large a variance for an error to mean something: it may be "
-    "much too low. A larger --budget of `elbolab evaluate` helps; an evaluation with --method importance, or of an "
+    "much too low. A larger --budget of elbolab evaluate helps; an evaluation with --method importance, or of an "
     "earlier version, is better done again with --method auto."
 )
 

@@ -26,6 +26,8 @@ SOURCES = "elbolab.sources"
 """Parameters that name runs, by their ids, as JSON: `mlflow run` logs them as they were typed, such as `latest`."""
 EVALUATION_PROTOCOL = "evaluation.protocol"
 """What tells an evaluation from others, as JSON."""
+HALF_SENT = "[{}]"
+"""Its value while the files and figures of another evaluation take the place of those that were there."""
 
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """The statuses of a run, as MLflow names them."""

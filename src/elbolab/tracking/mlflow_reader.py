@@ -29,7 +29,7 @@ from elbolab.evaluation.metrics import ACCURACY, LOG_PX
 from elbolab.support.databases import refuse_foreign
 from elbolab.support.errors import UserError, reason, redacted
 from elbolab.support.sqlite import first_use
-from elbolab.tracking.keys import FINISHED, KIND, SOURCES
+from elbolab.tracking.keys import EVALUATION_PROTOCOL, FINISHED, HALF_SENT, KIND, SOURCES
 
 T = TypeVar("T")
 NOTHING: Mapping[str, str] = {}
@@ -65,7 +65,9 @@ def is_latent(run: RunRecord) -> bool:
 
 
 def is_evaluated(run: RunRecord) -> bool:
-    """Whether an evaluation has left its figures on a run."""
+    """Whether an evaluation has left its figures on a run, all of them."""
+    if run.tags.get(EVALUATION_PROTOCOL) == HALF_SENT:
+        return False
     return (LOG_PX if is_latent(run) else ACCURACY).at("test") in run.metrics
 
 

@@ -49,7 +49,7 @@ class Progress:
         # A resumed training may have had it before.
         loss = f" ({self.best[1]})" if self.best and self.best[0] == best else ""
         epochs = f"epoch {best} of {last}{loss} is the model" if last > 1 else f"done{loss}"
-        state = {True: "; converged", False: "; it ended before it converged", None: ""}
+        state = {True: "; converged", False: "; its score may improve further", None: ""}
         print(f"{self.name}: {epochs}{state[self.converged]}", file=sys.stderr, flush=True)
 
 

@@ -22,6 +22,7 @@ from elbolab.report.blocks import (
 from elbolab.report.collect import Comparison, Entry, Row, Variant, value_of
 from elbolab.report.plots import Series
 from elbolab.report.sections.conclusion import worse_than_constant
+from elbolab.report.select import FITTED
 from elbolab.report.sentences import Sentence
 from elbolab.support.number_formats import DASH, dagger, measured, number
 
@@ -105,8 +106,14 @@ def table(base: Entry, mine: list[Variant], found: Sequence[Row]) -> Table:
     head = ["Parameter", "Value", "Compared", "Runs", "Seeds", "Best ELBO", "Last ELBO"]
     head += ["Test log p(x)", "Difference", "95% interval"]
     caption = (
-        f"{base.label}: runs that differ from the compared one in one parameter; nats, means over seeds. ELBO on "
-        "validation images, the best at the epoch of each seed; test log p(x) ± standard error; difference to the "
-        "compared one on the same images, with its 95% interval, where both have converged."
+        f"{base.label}: runs that differ from the compared one in one parameter, or in that and in the epochs that "
+        "they were given; nats, means over seeds. ELBO on validation images, the best at the epoch of each seed; test "
+        "log p(x) ± standard error; difference to the compared one on the same images, with its 95% interval, where "
+        "both have converged."
     )
+    if base.inference == FITTED:
+        caption += (
+            " The ELBO is that of the rows of the training, which lag behind where it has not converged: far below "
+            "log p(x), which fits the posteriors of test images anew."
+        )
     return Table(f"ablations {base.label}", caption, head, rows, left=4)

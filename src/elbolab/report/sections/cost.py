@@ -38,7 +38,7 @@ def cost_blocks(comparison: Comparison) -> list[Figures]:
     caption = (
         "The validation score against what it cost, on a logarithmic axis: minus the ELBO at beta = 1, or minus its "
         f"own bound for a model that is judged by one.{plots.cut_note(figures)} Seconds compare on one "
-        "device alone, and only of trainings that had as much of it: those of `main` run beside each other."
+        "device alone, and only of trainings that had as much of it: those of main run beside each other."
     )
     closed = " Dotted: a closed form." if any(line.level is not None for line in drawn.values()) else ""
     return [Figures(caption + closed, [ref(entry) for entry in comparison.latents if entry.label in drawn], svgs)]

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
-from math import isnan, nan
+from math import ceil, isnan, nan
 
+from elbolab.config.schema import Config
 from elbolab.evaluation.metrics import (
     ACCURACY,
     BIAS,
@@ -12,6 +13,7 @@ from elbolab.evaluation.metrics import (
     LOG_PX,
     POSTERIOR_ELBO,
     SIMULATED,
+    STEPS,
     TEST,
     TRAIN,
 )
@@ -26,6 +28,7 @@ from elbolab.report.select import FITTED
 from elbolab.report.tables import ACCURACY_SE, CONSTANT, OVER_SEEDS
 from elbolab.support.number_formats import DAGGER, DASH, dagger, measured, number, percent
 from elbolab.tracking.keys import CONVERGED, LAST_EPOCH
+from elbolab.tracking.mlflow_reader import RunRecord
 
 SHOWN = sorted(OVER_SEEDS, key=lambda one: (one[0] is not LOG_PX, -list(SPLITS).index(one[1])))
 
@@ -45,9 +48,10 @@ def summary_blocks(comparison: Comparison) -> list[Block]:
     heads = [b.head(LOG_PX, TEST), b.head(LOG_PX, TRAIN), b.head(POSTERIOR_ELBO, TEST)]
     heads += map(b.head, (BIAS, CLASS_PRESERVATION))
     caption = (
-        "Log-densities: nats an image, mean over the split ± standard error. Bias at most: by how much the estimates "
-        "may be too low. Class kept: how many test reconstructions the classifier gives the class of the original, "
-        "with its 95% interval over images. Converged: whether the validation score had stopped improving at the end."
+        "Log-densities: nats an image, mean over all images of the split ± its standard error, of these images and not "
+        "of others like them. Bias at most: by how much the estimates may be too low. Class kept: how many test "
+        "reconstructions the classifier gives the class of the original, with its 95% interval over images. Converged: "
+        "whether the validation score had stopped improving at the end."
     )
     if any(map(partial(fitted_row, comparison), comparison.latents)):
         caption += (
@@ -115,11 +119,17 @@ def unconverged(entries: Sequence[Entry]) -> list[Missing]:
         text = f"{entry.label} ended after {epochs} epochs, before its validation score had stopped improving."
         if entry.converged is None:
             text = f"The run of {entry.label}, by an earlier version, does not say whether {epochs} epochs were enough."
-        most = max(300, 2 * int(epochs or 0))
+        most = max(300, 2 * int(epochs or 0), 8 * patience(run))
         command = f"elbolab {entry.model} --resume {run.id} --new-run --schedule plateau --epochs {most}"
         remedy = "Nothing here ranks it. A training from the beginning that ends when the score stops improving:"
         notices.append(Missing(f"{text} {remedy}", command, "Not converged"))
     return notices
+
+
+def patience(run: RunRecord) -> int:
+    """Over how many epochs a training like a run's judges its score: more than a few where these have few steps."""
+    usual, steps = Config(), run.metrics.get(STEPS.at(TRAIN), 0.0)
+    return max(usual.patience, ceil(usual.patience_steps * int(run.tags.get(LAST_EPOCH, 0)) / steps) if steps else 0)
 
 
 def bias(entry: Entry) -> str:

@@ -21,9 +21,9 @@ from elbolab.evaluation.class_preservation import classes
 from elbolab.evaluation.importance_sampling import importance_estimate
 from elbolab.evaluation.likelihood import likelihood
 from elbolab.evaluation.log_likelihood import LogLikelihood, estimate_log_px
-from elbolab.evaluation.weights import bound, pareto_k
+from elbolab.evaluation.weights import bound, heavy_tailed, pareto_k, summarise
 from elbolab.models.cnn import CNN
-from elbolab.models.objectives import Terms, elbo, iw_bound
+from elbolab.models.objectives import Terms, beta_loss, elbo, iw_bound
 from elbolab.models.posteriors import DiagonalGaussian
 from elbolab.models.ppca import PPCA, PPCAConfig, fit_ppca
 from elbolab.models.priors.normal import StandardNormal
@@ -446,3 +446,19 @@ def test_a_classifier_is_counted_on_every_image(digits: Data):
     confusion = np.array(found.files["classes.json"]["splits"]["test"]["confusion"])
     assert confusion.sum(1).tolist() == torch.bincount(digits.test.labels, minlength=10).tolist()
     assert found.metrics["test/accuracy"] == pytest.approx(np.trace(confusion) / 20)
+
+
+def test_the_loss_of_several_samples_is_that_of_their_mean():
+    generator = torch.Generator().manual_seed(0)
+    log_px_z, log_pz, log_qz = (torch.randn(3, 5, generator=generator) for _ in range(3))
+    terms = Terms(log_px_z, log_pz, log_qz, torch.rand(5, generator=generator))
+    torch.testing.assert_close(beta_loss(terms), -elbo(terms).mean())
+    torch.testing.assert_close(beta_loss(terms, 3.0) - beta_loss(terms, 1.0), 2 * terms.kl.mean())
+
+
+def test_an_image_of_few_large_weights_is_heavy_tailed():
+    generator = torch.Generator().manual_seed(0)
+    # Weights u^-1 have a tail of k = 1, those of small variance none.
+    heavy = -torch.rand(1000, generator=generator, dtype=torch.float64).log()
+    light = 0.1 * torch.randn(1000, generator=generator, dtype=torch.float64)
+    assert heavy_tailed(summarise(torch.stack([heavy, light], 1))).tolist() == [True, False]

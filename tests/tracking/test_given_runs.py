@@ -135,6 +135,7 @@ def test_a_name_that_somebody_gave_stays(store: Path):
     assert (mlflow_reader.get_run(run).name, mlflow_reader.get_run(run).status) == ("the good one", "FINISHED")
 
 
+@pytest.mark.scale
 def test_two_trainings_of_one_mlflow_run_from_another_folder(store: Path):
     """A relative address of the store, a name, and an entry point of two commands."""
     project = store / "a project"

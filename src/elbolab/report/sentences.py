@@ -96,7 +96,8 @@ def confusion(entry: Entry) -> Sentence | None:
     counts = np.array(found["confusion"])
     np.fill_diagonal(counts, 0)
     row, column = np.unravel_index(int(counts.argmax()), counts.shape)
-    is_one = int((counts == counts.max()).sum()) == 1
+    # Of mistakes that are equally frequent none is the most frequent.
+    is_one = counts.any() and int((counts == counts.max()).sum()) == 1
     often = f", most often {row} as {column} ({counts.max()} of them)" if is_one else ""
     return Sentence(f"{entry.label} misreads {counts.sum()} of {found['n']} test images{often}.", (entry.run.id,))
 

@@ -20,6 +20,7 @@ from elbolab.report.compare import CompareConfig, compare
 from elbolab.report.plots import FLOOR_SLOT, SLOTS, colours
 from elbolab.report.sections.summary import unconverged
 from elbolab.report.select import by_dataset
+from elbolab.report.sentences import confusion
 from elbolab.support.errors import UserError
 from elbolab.support.statistics import bootstrap, paired
 from elbolab.tracking.mlflow_reader import RunRecord
@@ -348,3 +349,19 @@ def test_what_has_not_converged_is_named_with_the_command_that_trains_longer():
     few = replace(entries[0].run, metrics={"train/steps": 120.0}, tags=entries[0].run.tags | {"last_epoch": "30"})
     (notice,) = unconverged([replace(entries[0], runs=(few,))])
     assert notice.command.endswith("--epochs 600")
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ([[5, 2, 0], [1, 4, 0], [0, 0, 3]], "cnn misreads 3 of 15 test images, most often 0 as 1 (2 of them)."),
+        ([[5, 2, 0], [2, 4, 0], [0, 0, 3]], "cnn misreads 4 of 15 test images."),
+        ([[8]], "cnn misreads 0 of 15 test images."),
+    ],
+)
+def test_of_equally_frequent_mistakes_none_is_named(counts: list[list[int]], said: str):
+    run = RunRecord("cnn123", "cnn", "0", "FINISHED", 0, 1.0, {"model": "cnn"}, {}, {}, "", None)
+    classes = {"splits": {"test": {"n": 15, "confusion": counts}}}
+    found = confusion(Entry("cnn", 0, (run,), (pd.DataFrame(),), classes=classes))
+    assert found is not None
+    assert found.text == said

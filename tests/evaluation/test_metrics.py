@@ -1,5 +1,6 @@
 """Every metric is declared once: what is logged, asked for, shown and documented is what the declaration says."""
 
+import contextlib
 import os
 import re
 import runpy
@@ -35,8 +36,10 @@ from elbolab.report.collect import Entry
 from elbolab.report.compare import compare
 from elbolab.support.errors import UserError
 from elbolab.tracking import artifacts, mlflow_reader
+from elbolab.tracking import run as tracking
+from elbolab.tracking.keys import HALF_SENT
 from elbolab.tracking.mlflow_reader import is_evaluated
-from elbolab.tracking.offline import send_unfinished
+from elbolab.tracking.offline import UNFINISHED, send_unfinished
 from elbolab.tuning.command import load_study
 
 TINY: dict[str, Any] = {"train_size": 40, "val_size": 20, "test_size": 20, "epochs": 1}
@@ -210,6 +213,41 @@ def test_an_evaluation_that_is_killed_while_its_files_are_sent_leaves_no_mixture
     assert mlflow_reader.get_run(run).tags["evaluation.seed"] == "9"
     assert is_evaluated(mlflow_reader.get_run(run))
     evaluate_run(run, GAPS)
+
+
+def test_an_evaluation_that_was_killed_is_not_sent_over_a_newer_one_of_another_folder(
+    trained: dict[str, str], tmp_path: Path
+):
+    run = trained["iwae"]
+    there = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    command = [sys.executable, "-c", KILLED, "evaluate", run, "--images", "3", "--seed", "9", "--budget", "1"]
+    command += ["--simulated", "0"]
+    done = subprocess.run(command, env=there, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    evaluate_run(run, GAPS)
+    with contextlib.chdir(tmp_path):
+        (line,) = send_unfinished(log_model)
+        assert f"run {run} has a newer evaluation" in line
+        assert send_unfinished(log_model) == []
+    found = mlflow_reader.get_run(run)
+    assert is_evaluated(found)
+    assert (found.tags["evaluation.seed"], found.tags["evaluation.images"]) == ("0", str(GAPS.images))
+
+
+def test_an_evaluation_that_is_stopped_while_it_is_written_changes_nothing(trained: dict[str, str]):
+    run = trained["iwae"]
+    before = mlflow_reader.get_run(run)
+
+    def stopped() -> None:
+        with tracking.reopen_run(run) as track:
+            track.set_tags({"evaluation.protocol": HALF_SENT})
+            track.log_value({}, "evaluation/classes.json")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert not UNFINISHED.exists()
+    assert mlflow_reader.get_run(run) == before
 
 
 def _steps(run: str) -> dict[str, int]:

@@ -79,6 +79,30 @@ def test_a_line_that_a_crash_cut_short_makes_way_for_the_next(tmp_path: Path):
     assert [type(record) for record in read_journal(tmp_path / "run")] == [Begin, Tags]
 
 
+def test_records_that_belong_together_are_there_together_or_not_at_all(tmp_path: Path):
+    journal = Journal(tmp_path / "run")
+    with journal.together():
+        for record in (Attach(run={"id": "a", "attached": True}), Tags(tags={"a": "b"})):
+            journal.append(record)
+            assert read_journal(tmp_path / "run") == journal.records == []
+    assert read_journal(tmp_path / "run") == journal.records
+    assert [type(record) for record in journal.records] == [Attach, Tags]
+
+    def stopped() -> None:
+        with journal.together():
+            journal.append(Tags(tags={"c": "d"}))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    journal.append(Tags(tags={"e": "f"}))
+    assert [record.tags for record in read_journal(tmp_path / "run") if isinstance(record, Tags)] == [
+        {"a": "b"},
+        {"e": "f"},
+    ]
+    journal.close(remove=True)
+
+
 SAID: dict[str, list[Record]] = {
     NEW: [],
     ATTACHED: [Attach(run={"id": "a", "attached": True})],

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import reduce
 from operator import or_
 
@@ -16,7 +17,7 @@ from elbolab.support.counters import computing_for
 from elbolab.support.torch_settings import default_settings
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
-from elbolab.tracking.keys import EVALUATION_PROTOCOL, HALF_SENT
+from elbolab.tracking.keys import EVALUATION_PROTOCOL, EVALUATION_TIME, HALF_SENT
 from elbolab.tracking.offline import send_unfinished
 from elbolab.tracking.run_names import find_id, find_training
 
@@ -57,8 +58,9 @@ def evaluate_run(
     code = {"git.commit": "", "git.dirty": ""} | tracking.code_tags()
     settings |= {f"evaluation.{name}": value for name, value in code.items()}
     settings["evaluation.seconds"] = f"{time.perf_counter() - started:.1f}"
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     with tracking.reopen_run(run_id) as track:
-        track.set_tags({EVALUATION_PROTOCOL: HALF_SENT})
+        track.set_tags({EVALUATION_PROTOCOL: HALF_SENT, EVALUATION_TIME: now})
         for name, value in found.files.items():
             track.log_value(value, f"evaluation/{name}")
         track.log_metrics(metrics | dict.fromkeys(outdated, math.nan))

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.changed = threading.Condition()
+        self._held: list[Record] | None = None
         self._lock = FileLock(folder / "lock", thread_local=False)
         try:
             self._take()
@@ -65,11 +66,30 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Write a record to the disk; raises UserError where the disk takes no more."""
-        before, after = stage_of(self.records), stage_of([record])
-        assert after == NEW or after in LIFE[before], f"{after} cannot follow {before}"
-        line, size = encode(record), os.fstat(self._file.fileno()).st_size
+        if self._held is not None:
+            self._held.append(record)
+        else:
+            self._write([record])
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Write the records of the body at its end, all in one write; where it raises, none.
+
+        Raises UserError where the disk takes no more.
+        """
+        self._held = held = []
         try:
-            if self._file.write(line) < len(line):
+            yield
+        finally:
+            self._held = None
+        self._write(held)
+
+    def _write(self, records: Sequence[Record]) -> None:
+        before, after = stage_of(self.records), stage_of(records)
+        assert after == NEW or after in LIFE[before], f"{after} cannot follow {before}"
+        lines, size = b"".join(map(encode, records)), os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(lines) < len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -77,7 +97,7 @@ class Journal:
             self._file.truncate(size)
             raise self._full(error) from error
         with self.changed:
-            self.records.append(record)
+            self.records.extend(records)
             self.changed.notify_all()
 
     @contextmanager

@@ -184,11 +184,21 @@ def start_run(
 
 @contextmanager
 def reopen_run(run_id: str) -> Iterator[RunWriter]:
-    """The writer of a run that is not under way; its status stays. Raises UserError where the server refuses it."""
+    """The writer of a run that is not under way; its status stays.
+
+    What the body logs is sent after it, all or, where it raises or its process is killed, nothing. Raises UserError
+    where the server refuses it.
+    """
     journal = Journal(UNFINISHED.absolute() / uuid4().hex)
-    journal.append(records.Attach(run={"id": run_id, "attached": True}))
-    with _sending(journal) as run:
-        yield run
+    try:
+        with journal.together():
+            journal.append(records.Attach(run={"id": run_id, "attached": True}))
+            yield RunWriter(journal)
+    except BaseException:
+        journal.close(remove=True)
+        raise
+    with _sending(journal):
+        pass
 
 
 def nest_project_run(run_id: str, kind: str) -> None:

@@ -277,12 +277,17 @@ def main() -> None:
     # All of torchrun's processes make the same mistake; one of them says so.
     speaks = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="elbolab", standalone_mode=False)
     except click.exceptions.Abort:
+        click.echo("elbolab: interrupted", err=True)
         sys.exit(130)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
         if speaks:
-            error.show()
+            path = error.ctx.command_path if error.ctx else "elbolab"
+            click.echo(f"elbolab: {error.format_message().removesuffix('.')}; see `{path} --help`", err=True)
         sys.exit(error.exit_code)
     except UserError as error:
         if speaks:

@@ -142,9 +142,16 @@ def test_what_a_study_asks_of_a_gpu_alone_is_part_of_its_protocol(monkeypatch: p
     assert len(protocols) == 4
 
 
-def test_a_study_has_as_many_trials_as_asked_for_in_all_and_mlflow_says_so(search: str):
+def test_a_study_has_as_many_trials_as_asked_for_in_all_and_mlflow_says_so(
+    search: str, capsys: pytest.CaptureFixture[str]
+):
     parent = carry_out(search, trials=3)
     assert carry_out(search, trials=7) == parent
+    done = [trial for trial in trials_of(search) if trial.state == TrialState.COMPLETE]
+    best = max(done, key=lambda trial: trial.value or 0)
+    end = capsys.readouterr().err
+    assert re.search(rf"the best config is that of trial {best.number} \(.*beta={best.params['beta']:.4g}", end)
+    assert f"`elbolab study {search} --finalise 3`" in end
     assert carry_out(search, trials=7) == parent
     trials = trials_of(search)
     assert [trial.number for trial in trials] == list(range(7))

@@ -56,10 +56,22 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise UserError("; ".join(cls._explain(problem) for problem in error.errors())) from None
+            raise UserError(cls.explain(error)) from None
 
     @classmethod
-    def _explain(cls, problem: Any) -> str:
+    def explain(cls, error: ValidationError) -> str:
+        """What is wrong with each field of values that are no settings of this class."""
+        alike: dict[tuple[Any, ...], list[Any]] = {}
+        problems = error.errors()
+        for problem in problems:
+            # Every type of a field that may have several has its own problem with one value.
+            known = problem["loc"][:1] if problem["type"] not in ("extra_forbidden", "missing") else problem["loc"]
+            alike.setdefault((known, id(problem["input"])), []).append(problem)
+        return "; ".join(map(cls._explain, alike.values()))
+
+    @classmethod
+    def _explain(cls, alike: list[Any]) -> str:
+        problem = alike[0]
         name = str(problem["loc"][0]) if problem["loc"] else ""
         within = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
@@ -67,7 +79,9 @@ class Settings(BaseModel):
             return f"{within} is not a parameter{known}"
         if problem["type"] == "missing":
             return f"{within} must be given" + (f": {cls.model_fields[name].description}" if within == name else "")
-        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        messages = [one["msg"].removeprefix("Value error, ").removeprefix("Input ") for one in alike]
+        messages = [message.partition(", unable to parse")[0] for message in messages]
+        message = ", or ".join(dict.fromkeys(messages))
         if not name:
             return message
         field = cls.model_fields.get(name)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -42,6 +43,7 @@ def evaluate_run(
     send_unfinished(log_model, run_id)
     name = find_training(run_id).name
     tracking.nest_project_run(run_id, "evaluate call")
+    print(f"elbolab: evaluating {name}", file=sys.stderr, flush=True)
     started = time.perf_counter()
     device = choose_device("auto")
     model, data = load_run(run_id, device)

@@ -33,7 +33,10 @@ def find_run(asked: str) -> RunRecord:
         model = latest[1]
         found = find_runs(params={"model": model} if model else {}, limit=1)
         if not found:
-            raise UserError(f"there is no finished training{f' of {model}' if model else ''} on {address()}; train one")
+            of = f" of {model}" if model else ""
+            others = ", ".join(sorted({run.params["model"] for run in find_runs()})) if model else ""
+            there = f"; there are of: {others}" if others else "; train one"
+            raise UserError(f"there is no finished training{of} on {address()}{there}")
         return found[0]
     runs = {run.info.run_id: run for run in [*_by_beginning(asked), *_by_name(asked)]}
     for run in () if runs else _by_beginning(asked, ViewType.DELETED_ONLY):

@@ -10,6 +10,7 @@ from optuna.exceptions import OptunaError
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
+from elbolab.config.click_options import command_line
 from elbolab.config.limits import expanded
 from elbolab.config.schema import EvaluateConfig, StudyConfig
 from elbolab.experiment.loading import choose_device, load_for
@@ -27,6 +28,7 @@ from elbolab.tuning.mlflow_mirror import Mirror, parent_of, set_parent
 from elbolab.tuning.optuna_storage import Job, open_study
 from elbolab.tuning.reproduction import Reproduction, Training, reproduce
 from elbolab.tuning.study import Study
+from elbolab.tuning.trial import brief_params
 from elbolab.tuning.workers import work_locally, work_on_ray
 
 
@@ -47,8 +49,7 @@ def load_study(name: str) -> tuple[str, Study | Reproduction]:
         spec.loader.exec_module(module)
     except ValidationError as error:
         kinds = {kind.__name__: kind for kind in (Reproduction, Training, EvaluateConfig)}
-        explain = kinds.get(error.title, Study)._explain
-        raise UserError(f"{path}: {'; '.join(map(explain, error.errors()))}") from None
+        raise UserError(f"{path}: {kinds.get(error.title, Study).explain(error)}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     # A script ends by SystemExit.
@@ -157,7 +158,20 @@ def _carry_out(job: Job, config: StudyConfig) -> str:
         finally:
             mirror.sync(study)
             mirror.draw(study)
+    if not finalists and not config.sync and len(job.study.metrics) == 1:
+        _say_best(job, study)
     return track.id
+
+
+def _say_best(job: Job, study: optuna.Study) -> None:
+    try:
+        (best,) = best_trials(job, study, 1)
+    except UserError:
+        # Every trial was pruned.
+        return
+    print(f"elbolab: the best config is that of trial {best.number} ({brief_params(best)})", file=sys.stderr)
+    again = command_line("study", job.name, finalise=3)
+    print(f"elbolab: `{again}` trains the best three on fresh seeds and tests the one that wins", file=sys.stderr)
 
 
 def _sync(job: Job, study: optuna.Study, parent: str) -> str:

@@ -283,7 +283,11 @@ def _line(study: optuna.Study, job: Job, trial: FrozenTrial) -> str:
         found = dagger(", ".join(f"{metric} {value:.4g}" for metric, value in values), UNRELIABLE in trial.user_attrs)
     else:
         found = trial.user_attrs.get(FAILURE, f"after epoch {trial.last_step}")
-    params = " ".join(
+    return f"trial {trial.number} {trial.state.name.lower()}, {found} ({brief_params(trial)}); {number} of {job.target}"
+
+
+def brief_params(trial: FrozenTrial) -> str:
+    """The parameters of a trial in a line."""
+    return " ".join(
         f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in trial.params.items()
     )
-    return f"trial {trial.number} {trial.state.name.lower()}, {found} ({params}); {number} of {job.target}"

@@ -128,7 +128,7 @@ def test_pictures_show_what_a_bernoulli_model_sees(digits: Data):
     assert isinstance(model, LatentModel)
     originals, reconstructions = take_pictures(model, digits, Backend())["reconstructions_val"]
     assert set(originals.unique().tolist()) == {0, 1}
-    q = model.posterior(digits.val.one_per_class().with_x(originals))
+    q = model.posterior(digits.val.examples().with_x(originals))
     torch.testing.assert_close(reconstructions, model.reconstruct(q))
 
 

@@ -330,7 +330,7 @@ def test_starts_have_their_log_px_and_pictures_and_no_rank_before_they_converge(
     said = re.search(r"best validation ELBO by latent_init: (.*?)\.<", section)
     assert re.search(r"nats with normal \(not converged\)", section), said
     assert not re.search(r"nats with (pca|zeros) \(not", section)
-    for key in ("ten originals above their reconstructions", "digits decoded from the prior"):
+    for key in ("originals above their reconstructions", "images decoded from the prior"):
         for start in starts:
             for epoch in ("1", "5, best and last"):
                 assert section.count(f'alt="latent_init {start}, epoch {epoch}: {key}"') == 1

@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ HALF = 128
 class Arrays:
     """A dataset as it is stored: images uint8 (N, C, H, W), labels (N,), and a test set of its own where it has one.
 
+    Images without labels are of one class, 0.
     ``white`` is the pixel that stands for 1 where that is said; otherwise it is 255. ``files`` are those that they were
     read from: while these are as they were, a process need not read them again; without any it always does.
     """
@@ -148,11 +150,12 @@ def _broken(file: Path, why: str) -> UserError:
 
 
 def _npz(path: Path) -> Arrays:
-    """A user's own arrays: ``images`` uint8 (N, H, W) or (N, H, W, C) with C = 1 or 3, ``labels`` integers (N,), and
-    maybe ``white``, the pixel that stands for 1.
+    """A user's own arrays: ``images`` uint8 (N, H, W) or (N, H, W, C) with C = 1 or 3, and maybe ``labels``, integers
+    (N,), and ``white``, the pixel that stands for 1.
     """
     arrays = _arrays(path)
-    images, labels = arrays["images"], arrays["labels"]
+    images = arrays["images"]
+    labels = arrays.get("labels", np.zeros(images.shape[:1], np.int64))
     if images.dtype != np.uint8:
         raise UserError(f"npz:{path} images have dtype {images.dtype}; they must be uint8, 0 to 255")
     shape = images.shape
@@ -184,7 +187,7 @@ def _npz(path: Path) -> Arrays:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """``images``, ``labels`` and, where it is there, ``white`` of an npz file; nothing in the file is executed."""
+    """``images`` and, where they are there, ``labels`` and ``white`` of an npz file; nothing in it is executed."""
     found: dict[str, np.ndarray] = {}
     name = ""
     try:
@@ -211,9 +214,11 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             f"npz:{path} cannot be read as an npz file of plain arrays: {why}; save it with "
             "numpy.savez(file, images=..., labels=...)"
         ) from error
-    for name in ("images", "labels"):
-        if name not in found:
-            raise UserError(f"npz:{path} has no array {name!r}; it has: {', '.join(names) or 'none'}")
+    if "images" not in found:
+        raise UserError(f"npz:{path} has no array 'images'; it has: {', '.join(names) or 'none'}")
+    if "labels" not in found and (others := [name for name in names if name not in found]):
+        # They may be labels by another name.
+        print(f"elbolab: npz:{path} has no labels; ignored: {', '.join(others)}", file=sys.stderr, flush=True)
     return found
 
 

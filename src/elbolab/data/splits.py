@@ -12,6 +12,9 @@ from torch import Tensor
 from elbolab.data.readers import Arrays, read
 from elbolab.support.errors import UserError
 
+# Of data without classes.
+EXAMPLES = 10
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -68,15 +71,18 @@ class Split:
         """Rows of ``size`` images (all, where the split has fewer), each class in its proportion; (min(size, N),)."""
         return torch.from_numpy(stratified_order(self.labels.cpu().numpy(), seed)[:size])
 
-    def one_per_class(self) -> Batch:
-        """The first image of each class, in the order of the classes."""
-        labels = self.labels.cpu().numpy()
-        return self.batch(torch.from_numpy(np.unique(labels, return_index=True)[1]))
+    def examples(self) -> Batch:
+        """The first image of each class, in the order of the classes; of one class the first ``EXAMPLES`` images."""
+        _, first = np.unique(self.labels.cpu().numpy(), return_index=True)
+        return self.batch(torch.from_numpy(first) if len(first) > 1 else torch.arange(len(self))[:EXAMPLES])
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a model needs to know of its data: image shape, classes, size of the splits, and the digest of it all."""
+    """What a model needs to know of its data: image shape, classes, size of the splits, and the digest of it all.
+
+    Images without labels are of one class.
+    """
 
     shape: tuple[int, int, int]
     classes: int

@@ -68,15 +68,15 @@ def _preservation(model: LatentModel, evaluation: Evaluation, run: str, cnn: CNN
     test = evaluation.data.test
     correct = sum((_predict(cnn, batch.x) == batch.y).sum().item() for batch in test.batches(500))
     judge = {"cnn_run": run, "cnn_test_accuracy": correct / len(test)}
-    ten = {split: _fixed_digits(model, evaluation, cnn, split) for split in ("train", "val")}
+    ten = {split: _examples(model, evaluation, cnn, split) for split in ("train", "val")}
     tags = {f"evaluation.{key}": str(value) for key, value in judge.items()}
     return Results(metrics, tags, {"classes.json": {**judge, "splits": splits, "ten": ten}})
 
 
-def _fixed_digits(model: LatentModel, evaluation: Evaluation, cnn: CNN, split: str) -> list[dict[str, int]]:
-    """The fixed digits that training shows, one a class, with the posteriors that training has for them."""
+def _examples(model: LatentModel, evaluation: Evaluation, cnn: CNN, split: str) -> list[dict[str, int]]:
+    """The images that training shows, one a class, with the posteriors that training has for them."""
     generator = evaluation.generator("fixed digits")
-    batch = model.observe(evaluation.data.splits[split].one_per_class(), generator)
+    batch = model.observe(evaluation.data.splits[split].examples(), generator)
     with torch.no_grad():
         reconstruction = _predict(cnn, model.reconstruct(model.posterior(batch, generator)))
     columns = (batch.index, batch.y, _predict(cnn, batch.x), reconstruction)

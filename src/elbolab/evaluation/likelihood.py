@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elbolab.data.splits import Batch
+from elbolab.data.splits import EXAMPLES, Batch
 from elbolab.evaluation import metrics as m
 from elbolab.evaluation.base import Evaluation, Results, image_rows, mean_metrics, with_error
 from elbolab.evaluation.importance_sampling import log_weights
@@ -69,7 +69,9 @@ def _split_metrics(evaluation: Evaluation, split: str, rows: pd.DataFrame) -> di
     for jackknifed in [one for one in (m.JVI_1, m.JVI_2) if one.name in rows]:
         metrics |= with_error(jackknifed.at(split), *split_mean(pd.Series(rows[jackknifed.name]), known.to_frame()))
     metrics |= {m.LOG_PX_CONSTANT.at(split): everyone.log_px_constant.mean()}
-    for label, (mean, error) in class_means(rows.log_px, known, everyone.label, noise).items():
+    means = class_means(rows.log_px, known, everyone.label, noise)
+    # Images without labels are of one class.
+    for label, (mean, error) in means.items() if everyone.label.nunique() > 1 else ():
         metrics |= with_error(m.LOG_PX_DIGIT.at(split, D=label), mean, 0.0 if exact else error)
     if not exact:
         metrics |= {m.UNRELIABLE.at(split): rows.unreliable.mean(), m.STD_ERR.at(split): rows.std_err.median()}
@@ -165,16 +167,18 @@ def _curve(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _examples(model: LatentModel, evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """The first evaluated test image of each class and its reconstruction, as uint8 (classes, H, W, C)."""
-    found: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
-    for batch, q in evaluation.with_inferred("test"):
-        for image, label, index, reconstruction in zip(
-            _pixels(batch.x), batch.y.tolist(), batch.index.tolist(), _pixels(model.reconstruct(q)), strict=True
-        ):
-            found.setdefault(label, (index, image, reconstruction))
-    labels = sorted(found)
-    columns = [np.array(labels), *map(np.stack, zip(*(found[label] for label in labels), strict=True))]
-    return dict(zip(("label", "index", "originals", "reconstructions"), columns, strict=True))
+    """The first evaluated test image of each class and its reconstruction, as uint8 (classes, H, W, C).
+
+    Of one class those of the first ``EXAMPLES`` images.
+    """
+    parts = [
+        (batch.y.cpu().numpy(), batch.index.cpu().numpy(), _pixels(batch.x), _pixels(model.reconstruct(q)))
+        for batch, q in evaluation.with_inferred("test")
+    ]
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    first = np.unique(columns[0], return_index=True)[1]
+    chosen = first if len(first) > 1 else np.arange(min(EXAMPLES, len(columns[0])))
+    return dict(zip(("label", "index", "originals", "reconstructions"), (one[chosen] for one in columns), strict=True))
 
 
 def _pixels(x: Tensor) -> np.ndarray:

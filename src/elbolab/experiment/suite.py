@@ -5,7 +5,7 @@ from pathlib import Path
 
 from elbolab.config.schema import CompareConfig, EvaluateConfig, SuiteConfig
 from elbolab.experiment.evaluate import evaluate_run
-from elbolab.experiment.loading import load_classifier
+from elbolab.experiment.loading import load_classifier, load_for
 from elbolab.experiment.train import prepare, train_model
 from elbolab.models import MODELS
 from elbolab.report.compare import compare
@@ -23,10 +23,12 @@ STARTS, STARTS_EPOCHS, STARTS_IMAGES = ("zeros", "normal"), 20, 20
 def run_all(given: SuiteConfig) -> Path:
     """Train each model of ``SUITE``, evaluate every run, compare them; returns the report.
 
-    Trainings run beside each other, and then evaluations.
+    Images without labels need no classifier. Trainings run beside each other, and then evaluations.
     """
     kinds = {name: MODELS[name].Config for name in SUITE}
     configs = {name: kind.parse(given.shared_with(kind)) for name, kind in kinds.items()}
+    if load_for(configs["cnn"], "cpu").spec.classes < 2:
+        del configs["cnn"]
     # Under every seed of the trainings the same evaluation, else they could not be averaged.
     evaluation = EvaluateConfig.parse({**given.shared_with(EvaluateConfig), "seed": EvaluateConfig().seed})
     for name, config in configs.items():
@@ -44,6 +46,6 @@ def run_all(given: SuiteConfig) -> Path:
     with start_run("main", "main", given.params(), {}) as track:
         nest = partial(nest_new_runs, track.id)
         runs = call_beside_each_other([partial(train_model, *training) for training in trainings], nest)
-        evaluations = [evaluation] * len(SUITE) + [fewer] * len(STARTS)
+        evaluations = [evaluation] * len(configs) + [fewer] * len(STARTS)
         call_beside_each_other([partial(evaluate_run, *one) for one in zip(runs, evaluations, strict=True)], nest)
-        return compare(CompareConfig(run=tuple(runs[: len(SUITE)]), out=given.out))
+        return compare(CompareConfig(run=tuple(runs[: len(configs)]), out=given.out))

@@ -51,6 +51,7 @@ def prepare(name: str, config: Config, backend: Backend | None = None) -> tuple[
     tags = {
         "data.name": data.name,
         "data.digest": data.spec.digest,
+        "data.classes": str(data.spec.classes),
         "observation_model": model.observation_model,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "precision": str(model.precision).removeprefix("torch."),

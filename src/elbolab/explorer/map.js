@@ -1,4 +1,4 @@
-// The map of the test set's posterior means: a mark an image, written as its class, and the marks that move.
+// The map of the test set's posterior means: a mark an image, written as its class where there are several, and the marks that move.
 "use strict";
 
 const SIDE = 400;
@@ -18,8 +18,9 @@ class LatentMap {
     const [left, top] = this.place([0, 0]);
     this.add("path", { class: "axes", d: `M0 ${top}H${SIDE}M${left} 0V${SIDE}` });
     this.places = points.map(this.place);
+    const hasClasses = new Set(labels).size > 1;
     this.places.forEach(([x, y], i) => {
-      this.add("text", { x, y, class: `mark c${labels[i] % 10}` }).textContent = labels[i];
+      this.add("text", { x, y, class: `mark c${labels[i] % 10}` }).textContent = hasClasses ? labels[i] : "•";
     });
     this.here = this.add("path", { class: "here", d: "M-9 0H-3M3 0H9M0 -9V-3M0 3V9" });
     this.ends = ["A", "B"].map((name) => {

@@ -12,6 +12,7 @@ from elbolab.data.splits import Batch, DataSpec
 from elbolab.models.base import Model
 from elbolab.models.networks import lenet
 from elbolab.models.objectives import Terms
+from elbolab.support.errors import UserError
 
 
 class CNNConfig(Config):
@@ -32,6 +33,8 @@ class CNN(Model):
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
+        if spec.classes < 2:
+            raise UserError("model=cnn needs images of two classes at least, which labels tell apart; add labels")
         self.net = lenet(spec.shape, spec.classes)
 
     @property

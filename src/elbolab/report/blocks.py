@@ -109,7 +109,7 @@ class Gallery(Block):
 
     caption: str
     head: Sequence[Ref]
-    rows: Sequence[tuple[int, int, Picture, list[tuple[Picture | None, str]]]]
+    rows: Sequence[tuple[str, int, Picture, list[tuple[Picture | None, str]]]]
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,10 @@ def lost(models: Mapping[str, str]) -> list[Missing]:
 def unevaluated(entries: Sequence[Entry]) -> list[Missing]:
     """Return a notice for each of the entries that lacks an evaluation, or one by a classifier."""
     notices = []
-    for entry in [entry for entry in entries if not (entry.evaluated and entry.classes)]:
+    for entry in entries:
+        # Images without labels are judged by no classifier.
+        if entry.evaluated and (entry.classes or entry.run.tags.get("data.classes") == "1"):
+            continue
         text = f"{entry.label} has not been evaluated."
         if entry.evaluated:
             text = (
@@ -313,7 +316,7 @@ def picture_rows(comparison: Comparison, entries: Sequence[Entry], key: str, cap
 
 def picture(comparison: Comparison, entry: Entry, key: str, epoch: int) -> Picture:
     """Return a logged grid of digits, marked as of the best or last epoch; raises UserError where it is no PNG."""
-    what = "digits decoded from the prior" if key == "samples" else "ten originals above their reconstructions"
+    what = "images decoded from the prior" if key == "samples" else "originals above their reconstructions"
     src, width, height = plots.picture(entry.pictures[key][epoch], f"{key} of run {entry.run.id} at epoch {epoch}")
     if entry.closed_form:
         return Picture(src, f"{entry.label}: {what}", width, height, entry.label, entry.run.id)

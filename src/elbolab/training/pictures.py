@@ -1,4 +1,4 @@
-"""Pictures of a latent-variable model: what it makes of some digits, and samples; they draw no number of a training."""
+"""Pictures of a latent-variable model: what it makes of some images, and samples; they draw no number of a training."""
 
 import math
 
@@ -24,10 +24,10 @@ def take_pictures(model: Model, data: Data, backend: Backend) -> dict[str, Tenso
     if not isinstance(model, LatentModel):
         return {}
     images = {}
-    # The same binarised digits at each epoch, and the same draws of a refinement.
+    # The same binarised images at each epoch, and the same draws of a refinement.
     generator = torch.Generator(model.device).manual_seed(SEED)
     for split in (data.train, data.val):
-        batch = model.observe(split.one_per_class(), generator)
+        batch = model.observe(split.examples(), generator)
         with backend.share(model, batch) as own, torch.no_grad():
             reconstructions = model.reconstruct(model.posterior(own, generator))
         reconstructions = backend.gather(reconstructions, model, batch).to(batch.x)

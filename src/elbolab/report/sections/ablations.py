@@ -84,7 +84,7 @@ def pictures(comparison: Comparison, base: Entry, field: str, mine: list[Variant
     others = [variant.entry for variant in mine if variant.field == field and any(variant.entry.pictures.values())]
     entries = [replace(entry, label=f"{field} {value_of(entry, field)}") for entry in (base, *others)] if others else []
     what = {
-        "reconstructions_val": "the same ten validation digits at each epoch, originals above, reconstructions below",
+        "reconstructions_val": "the same validation images at each epoch, originals above, reconstructions below",
         "samples": "samples decoded from the prior",
     }
     rows = (picture_rows(comparison, entries, key, f"{base.label} by {field}: {text}.") for key, text in what.items())

@@ -19,15 +19,15 @@ def latent_blocks(comparison: Comparison) -> list[Block]:
     best = [sentences.best(comparison, entry) for entry in entries]
     alike = len(entries) > 1 and len({entry.run.params.get("latent_dim") for entry in entries}) == 1
     noise = ": the same noise at each epoch" + (" and for every run" if alike else "")
-    digits = "digits at each epoch, originals above, reconstructions below"
+    shown = "images at each epoch, originals above, reconstructions below"
     end = f"; {ENDS}" if any(not entry.closed_form for entry in entries) else "."
     return [
         *axes_table(entries),
         *curve_blocks(comparison, entries, (ELBO, MSE, KL), negative=ELBO),
         *notes(*best),
         *cost_blocks(comparison),
-        *picture_rows(comparison, entries, "reconstructions_val", f"The same ten validation {digits}{end}"),
-        *picture_rows(comparison, entries, "reconstructions_train", f"The same ten training {digits}{end}"),
+        *picture_rows(comparison, entries, "reconstructions_val", f"The same validation {shown}{end}"),
+        *picture_rows(comparison, entries, "reconstructions_train", f"The same training {shown}{end}"),
         *ten_table(entries),
         *notes(*map(sentences.class_kept, entries)),
         *picture_rows(comparison, entries, "samples", f"Samples decoded from the prior{noise}{end}"),
@@ -52,7 +52,7 @@ def axes_table(entries: Sequence[Entry]) -> list[Table]:
 
 
 def ten_table(entries: Sequence[Entry]) -> list[Table]:
-    """Return the true classes of the fixed digits, and those that the classifier gives them and reconstructions."""
+    """Return the true classes of the fixed images, and those that the classifier gives them and reconstructions."""
     tens = [(entry, split, ten) for entry in entries for split, ten in entry.classes.get("ten", {}).items()]
     labels = sorted({one["label"] for _, _, ten in tens for one in ten})
     rows: list[list[Cell]] = []
@@ -63,12 +63,12 @@ def ten_table(entries: Sequence[Entry]) -> list[Table]:
         counts = [sum(one["original"] != one[other] for one in ten) for other in ("reconstruction", "label")]
         rows.append([*start(entry), SPLITS[split], *cells, *map(str, counts)])
     caption = (
-        "The fixed digits above, each in the column of its true class: the class that the classifier gives the "
+        "The fixed images above, each in the column of its true class: the class that the classifier gives the "
         "original → the class that it gives the reconstruction. Bold: the two differ, counted as changed. "
         f"{MISREAD}: it misreads the original."
     )
     heads = ["Model", "Run", "Split", *map(str, labels), "Changed", "Misread"]
-    return [Table("fixed digits", caption, heads, rows, left=3)] if rows else []
+    return [Table("fixed images", caption, heads, rows, left=3)] if rows else []
 
 
 def _classes(label: int, original: int, reconstruction: int, **_: int) -> Cell:

@@ -30,11 +30,12 @@ def likelihood_blocks(comparison: Comparison) -> list[Block]:
         "What the classifier makes of the reconstructions: the share that keeps the class it gives the original, with "
         "its 95% interval over images, and its accuracy on originals and on reconstructions."
     )
+    by_class = digit_blocks(comparison)
     confusion = "The classifier's class of each original against that of its reconstruction."
     return [
         *gallery(comparison),
-        *digit_blocks(comparison),
-        *mean_blocks(comparison),
+        *by_class,
+        *mean_blocks(comparison, "c" if by_class else "b"),
         *([Table("class preservation", caption, heads, rows, left=3)] if rows else []),
         *b.heat(entries, confusion, "original", "reconstruction"),
     ]
@@ -48,6 +49,7 @@ def gallery(comparison: Comparison) -> list[b.Gallery]:
     numbers = {(row["model"], row["index"]): row for row in comparison.tables["images"]}
     floor = _floor(comparison.tables["images"])
     first, rows = entries[0].examples, []
+    has_classes = len(set(first["label"].tolist())) > 1
     for place, (index, digit) in enumerate(zip(first["index"].tolist(), first["label"].tolist(), strict=True)):
         cells: list[tuple[Picture | None, str]] = []
         for entry in entries:
@@ -56,7 +58,8 @@ def gallery(comparison: Comparison) -> list[b.Gallery]:
             again = single(found[0], f"{digit} reconstructed by {entry.label}") if len(found) else None
             cells.append((again, dagger(measured(row.get("log_px"), row.get("std_err")), row.get("unreliable"))))
         cells += [(None, number(numbers.get((one.text, index), {}).get("log_px"))) for one in floor]
-        rows.append((digit, index, single(first["originals"][place], f"original {digit}"), cells))
+        shown = str(digit) if has_classes else DASH
+        rows.append((shown, index, single(first["originals"][place], f"original {digit}"), cells))
     caption = (
         "(a) Single test images: reconstruction and log p(x) in nats ± noise of the estimate; constant: log p(x) if "
         "every image is decoded to the mean training image."
@@ -74,7 +77,8 @@ def digit_blocks(comparison: Comparison) -> list[Block]:
     rows = {(row["model"], row["digit"]): row for row in comparison.tables["digits"] if row["split"] == TEST}
     digits = sorted({digit for _, digit in rows})
     entries = [entry for entry in comparison.entries if any(model == entry.label for model, _ in rows)]
-    if not entries:
+    # Images without labels are of one class.
+    if not entries or len(digits) < 2:
         return []
     names = [*map(b.ref, entries), *_floor(comparison.tables["digits"])]
     series = []
@@ -101,7 +105,7 @@ def _floor(rows: Sequence[Row]) -> list[Ref]:
     return [Ref(CONSTANT, row["run"], FLOOR_SLOT) for row in rows if row["model"] == CONSTANT][:1]
 
 
-def mean_blocks(comparison: Comparison) -> list[Block]:
+def mean_blocks(comparison: Comparison, letter: str) -> list[Block]:
     """Return means by split of every run and posterior, with the exact baseline and the constant image."""
     rows: list[list[Cell]] = []
     for (model, run, posterior), by in comparison.by_split(LOG_PX).items():
@@ -111,8 +115,8 @@ def mean_blocks(comparison: Comparison) -> list[Block]:
         rows.append([Ref(model, slot=slot), b.short(run), posterior, *means, counts])
     heads = ["Model", "Run", "Posterior", *(split.capitalize() for split in SPLITS.values()), "Images"]
     caption = (
-        "(c) Mean log p(x) of each split ± standard error, nats; exact where the posterior is. Constant image: every "
-        "image decoded to the mean training image. Images: so many of each split were evaluated."
+        f"({letter}) Mean log p(x) of each split ± standard error, nats; exact where the posterior is. Constant image: "
+        "every image decoded to the mean training image. Images: so many of each split were evaluated."
     )
     found = [one for entry in comparison.latents for one in (sentences.train_test(entry), sentences.table(entry))]
     return [Table("means", caption, heads, rows, left=3), *b.notes(*found)] if rows else []

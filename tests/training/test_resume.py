@@ -249,7 +249,12 @@ def test_a_run_whose_process_is_gone_is_closed_by_sync_and_goes_on_all_the_same(
     stopped(store, signal.SIGKILL)
     (run,) = mlflow.MlflowClient().search_runs(["0"])
     assert run.info.status == "RUNNING"
+    header, line, end = command("runs").stdout.splitlines()
+    assert header.split()[:4] == ["run", "model", "data", "state"]
+    assert line.split()[:4] == [run.info.run_id[:8], "vae", "mnist5k", "stopped"]
+    assert end == "stopped: no process trains it any more; `elbolab resume RUN` resumes it"
     assert command("sync").returncode == 0
+    assert command("runs").stdout.splitlines()[1].split()[3] == "KILLED"
     assert mlflow_reader.get_run(run.info.run_id).status == "KILLED"
     assert resume(run.info.run_id) == run.info.run_id
     assert mlflow_reader.get_run(run.info.run_id).status == "FINISHED"

@@ -5,28 +5,38 @@ from collections.abc import Mapping, Sequence
 
 from elbolab.evaluation.metrics import ACCURACY, ELBO, LOG_PX
 from elbolab.support.paths import public
-from elbolab.tracking.keys import BEST_EPOCH, CONVERGED, FINISHED
+from elbolab.tracking.keys import BEST_EPOCH, CONVERGED, FINISHED, RUNNING
 from elbolab.tracking.meant_runs import brief
 from elbolab.tracking.mlflow_reader import RunRecord, find_runs, is_latent, values_of
+from elbolab.tracking.offline import free_trainings
 
 UNITS = (("d", 86_400), ("h", 3600), ("min", 60))
 HEADER = ("run", "model", "data", "state", "validation", "test", "age", "not at its default")
 # What has a column of its own, or tells no run from another.
 LEFT_OUT = ("model", "dataset", "data_dir")
 LONGEST = 24
+# The server has it as RUNNING: a process that is killed cannot say so.
+STOPPED = "stopped"
 
 
 def list_trainings(defaults: Mapping[str, Mapping[str, str]], limit: int) -> list[str]:
     """A header and a line for each of the newest ``limit`` trainings, whatever their state; says where there are more.
+
+    Those that the working folder has unfinished, without a process, are said to be stopped.
 
     ``defaults`` are parameters by model: a line shows those that are others. On validation images it has the ELBO of
     the model, that is of the best epoch, on test images log p(x) with its standard error; of a classifier the accuracy.
     """
     runs = find_runs(limit=limit + 1, status=None)
     best = _best(runs[:limit])
-    rows = [_row(run, best.get(run.id), defaults.get(run.params.get("model", ""), {})) for run in runs[:limit]]
-    more = [f"older ones are not shown; `elbolab runs --limit {10 * limit}` shows more"] if len(runs) > limit else []
-    return [*_aligned([HEADER, *rows]), *more] if rows else []
+    stopped = {run_id for run_id, _ in free_trainings({})}.intersection(run.id for run in runs if run.status == RUNNING)
+    rows = [
+        _row(run, run.id in stopped, best.get(run.id), defaults.get(run.params.get("model", ""), {}))
+        for run in runs[:limit]
+    ]
+    end = [f"{STOPPED}: no process trains it any more; `elbolab resume RUN` resumes it"] if stopped else []
+    end += [f"older ones are not shown; `elbolab runs --limit {10 * limit}` shows more"] if len(runs) > limit else []
+    return [*_aligned([HEADER, *rows]), *end] if rows else []
 
 
 def age(start: int) -> str:
@@ -48,7 +58,7 @@ def _best(runs: Sequence[RunRecord]) -> dict[str, float]:
     return found
 
 
-def _row(run: RunRecord, validation: float | None, defaults: Mapping[str, str]) -> tuple[str, ...]:
+def _row(run: RunRecord, stopped: bool, validation: float | None, defaults: Mapping[str, str]) -> tuple[str, ...]:
     model = run.params.get("model", "unknown")
     params = {key: value for key, value in run.params.items() if key not in LEFT_OUT}
     changes = [f"{key}={brief(value)}" for key, value in params.items() if value != defaults.get(key)]
@@ -57,7 +67,16 @@ def _row(run: RunRecord, validation: float | None, defaults: Mapping[str, str]) 
     data = data if len(data) <= LONGEST else f"{data[: LONGEST - 1]}…"
     test = _test(run)
     score = "" if validation is None else f"ELBO {validation:.2f}" if is_latent(run) else f"accuracy {validation:.3f}"
-    return run.id[:8], model, data, _state(run), score, test, age(run.start), " ".join([*named, *changes])
+    return (
+        run.id[:8],
+        model,
+        data,
+        STOPPED if stopped else _state(run),
+        score,
+        test,
+        age(run.start),
+        " ".join([*named, *changes]),
+    )
 
 
 def _state(run: RunRecord) -> str:

@@ -39,7 +39,7 @@ def test_a_file_without_labels_is_split_at_random(store: Path):
 def test_labels_by_another_name_are_said_to_be_ignored(store: Path, capsys: pytest.CaptureFixture[str]):
     np.savez(store / "own.npz", images=np.full((30, 8, 8), 255, np.uint8), label=np.arange(30) % 3)
     assert load_data("npz:own.npz", Path()).spec.classes == 1
-    assert capsys.readouterr().err == "elbolab: npz:own.npz has no labels; ignored: label\n"
+    assert capsys.readouterr().err == "elbolab: npz:own.npz: ignored: label\n"
 
 
 def test_a_cnn_needs_classes(store: Path):

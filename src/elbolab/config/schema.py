@@ -22,11 +22,18 @@ def default_data_dir() -> Path:
 RateSchedule = Literal["cosine", "constant", "staged", "plateau"]
 
 
+DATA_FIELDS = ("dataset", "train_size", "val_size", "test_size", "split_seed", "binarise", "image_size")
+"""The fields that say which images a model is trained and judged on; beside them the folder that they lie in."""
+
+
 class Config(Settings):
     """What every training has in common: the data, the budget, the optimiser's rate, the seed and the device."""
 
     dataset: str = "mnist5k"
-    """Dataset: mnist5k (embedded), mnist, fashion_mnist, kmnist, or npz:PATH for your own arrays."""
+    """Dataset: mnist5k (embedded), mnist, fashion_mnist, kmnist, or your own images: npz:PATH, npy:PATH, folder:PATH or
+    parquet:PATH."""
+    image_size: Annotated[int, Field(gt=0)] | None = None
+    """Side to which the pictures of folder: and parquet: are cut and resized [default: as they are]."""
     data_dir: Path = Field(default_factory=default_data_dir)
     """Folder of the datasets that are downloaded [default: $ELBOLAB_DATA, else the user's cache folder]."""
     train_size: Annotated[int, Field(gt=0)] | None = None

@@ -3,10 +3,9 @@
 import gzip
 import os
 import re
-import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from http.client import HTTPException
@@ -14,10 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 
 from elbolab.config.limits import expanded
-from elbolab.support.errors import UserError, shown
+from elbolab.data.own_files import read_folder, read_npy, read_npz, read_parquet, refuse_size
+from elbolab.data.stored import Arrays
+from elbolab.support.errors import UserError
 
 IDX_IMAGES, IDX_LABELS = bytes((0, 0, 8, 3)), bytes((0, 0, 8, 1))
 IDX_CLASSES = 10
@@ -25,34 +25,20 @@ IDX_CLASSES = 10
 HALF = 128
 
 
-@dataclass(frozen=True)
-class Arrays:
-    """A dataset as it is stored: images uint8 (N, C, H, W), labels (N,), and a test set of its own where it has one.
-
-    Images without labels are of one class, 0.
-    ``white`` is the pixel that stands for 1 where that is said; otherwise it is 255. ``files`` are those that they were
-    read from: while these are as they were, a process need not read them again; without any it always does.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    test: tuple[np.ndarray, np.ndarray] | None
-    val_size: int
-    test_size: int
-    white: int | None = None
-    files: tuple[Path, ...] = ()
-
-
-def read(dataset: str, data_dir: Path) -> Arrays:
-    """The arrays of a dataset by its name, with 255 as white.
+def read(dataset: str, data_dir: Path, image_size: int | None = None) -> Arrays:
+    """The arrays of a dataset by its name, with 255 as white; ``image_size`` is the side of pictures read from files.
 
     Raises UserError for an unknown name, missing or broken files, and images that may have another white.
     """
     name, _, path = dataset.partition(":")
-    if name not in DATASETS or bool(path) != (name == "npz"):
-        known = f"there are: {', '.join(DATASETS)} (npz as npz:PATH)"
+    if (name not in OWN or not path) and dataset not in DATASETS:
+        known = f"there are: {', '.join(DATASETS)}, and {', '.join(f'{own}:PATH' for own in OWN)}"
         raise UserError(f"dataset={dataset!r} does not exist{_meant(dataset)}; {known}")
-    stored = DATASETS[name](expanded(Path(path)) if path else data_dir)
+    if dataset in DATASETS:
+        refuse_size(dataset, image_size)
+        stored = DATASETS[dataset](data_dir)
+    else:
+        stored = OWN[name](expanded(Path(path)), image_size)
     white = stored.white or 255
 
     def scaled(images: np.ndarray) -> np.ndarray:
@@ -67,13 +53,19 @@ def read(dataset: str, data_dir: Path) -> Arrays:
             )
         return images if white == 255 else np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)[images]
 
-    return replace(stored, images=scaled(stored.images), test=stored.test and (scaled(stored.test[0]), stored.test[1]))
+    own = {split: pair and (scaled(pair[0]), pair[1]) for split, pair in (("val", stored.val), ("test", stored.test))}
+    return replace(stored, images=scaled(stored.images), **own)
 
 
 def _meant(dataset: str) -> str:
     """What a name that does not exist may be meant for."""
-    if Path(dataset).suffix.lower() in (".npz", ".npy"):
-        return f"; did you mean npz:{re.sub(r'^npz[:=]', '', dataset, flags=re.IGNORECASE)}?"
+    kind, path = re.sub(r"[:=].*", "", dataset, flags=re.DOTALL).lower(), dataset
+    if kind in OWN:
+        path = dataset[len(kind) + 1 :]
+    else:
+        kind = "folder" if os.path.isdir(expanded(Path(path))) else Path(path).suffix.lower().removeprefix(".")
+    if kind in OWN and path:
+        return f"; did you mean {kind}:{path}?"
     close = get_close_matches(dataset.lower(), DATASETS, 1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -149,83 +141,16 @@ def _broken(file: Path, why: str) -> UserError:
     return UserError(f"{file} is broken: {why}; delete it to have it downloaded again, or put a whole one there")
 
 
-def _npz(path: Path) -> Arrays:
-    """A user's own arrays: ``images`` uint8 (N, H, W) or (N, H, W, C) with C = 1 or 3, and maybe ``labels``, integers
-    (N,), and ``white``, the pixel that stands for 1.
-    """
-    arrays = _arrays(path)
-    images = arrays["images"]
-    labels = arrays.get("labels", np.zeros(images.shape[:1], np.int64))
-    if images.dtype != np.uint8:
-        raise UserError(f"npz:{path} images have dtype {images.dtype}; they must be uint8, 0 to 255")
-    shape = images.shape
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:]:
-        raise UserError(f"npz:{path} images have shape {shape}; allowed: (N,H,W) and (N,H,W,1 or 3), H and W from 1")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != shape[:1]:
-        raise UserError(
-            f"npz:{path} labels have dtype {labels.dtype} and shape {labels.shape}; they must be integers of shape "
-            f"{shape[:1]}, one an image: numpy.unique(labels, return_inverse=True)[1] numbers classes of any kind"
-        )
-    count = len(labels)
-    if count < 3:
-        raise UserError(f"npz:{path} has {count} images; it must have at least 3, one for each split")
-    # The largest label says how many classes a classifier has.
-    if labels.min() < 0 or labels.max() >= count:
-        raise UserError(
-            f"npz:{path} labels are from {labels.min()} to {labels.max()}; they must be from 0 to less than {count}, "
-            "the number of images: count the classes from 0"
-        )
-    white = arrays.get("white")
-    if white is not None and (white.dtype.kind not in "iu" or white.shape != () or not 1 <= white <= 255):
-        raise UserError(f"npz:{path} has white={shown(white.tolist())}; it must be one integer from 1 to 255")
-    tenth = max(1, count // 10)
-    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    white = None if white is None else int(white)
-    return Arrays(images, labels.astype(np.int64), None, tenth, tenth, white, (path,))
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """``images`` and, where they are there, ``labels`` and ``white`` of an npz file; nothing in it is executed."""
-    found: dict[str, np.ndarray] = {}
-    name = ""
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, NpzFile):
-            raise ValueError("it is an npy file, which has one array")
-        with file:
-            names = file.files
-            for name in names:
-                if name in ("images", "labels", "white"):
-                    found[name] = file[name]
-    except FileNotFoundError:
-        there = ", ".join(f"npz:{one}" for one in sorted(path.parent.glob("*.npz"))[:5])
-        remedy = f"there are: {there}" if there else f"no npz file is in {path.parent.absolute()}"
-        raise UserError(f"npz:{path} cannot be read: there is no such file; {remedy}") from None
-    # A broken file has numpy, zipfile and zlib raise what they please, some of it no OSError and no ValueError.
-    except Exception as error:
-        why = str(error).partition("\n")[0]
-        if "allow_pickle" in why:
-            # To allow it, as numpy proposes, would execute what the file says.
-            numbers = "has dtype object, and these are numbers only, as from labels.astype(int)"
-            why = f"{name} {numbers}" if name else "it is no npz file"
-        raise UserError(
-            f"npz:{path} cannot be read as an npz file of plain arrays: {why}; save it with "
-            "numpy.savez(file, images=..., labels=...)"
-        ) from error
-    if "images" not in found:
-        raise UserError(f"npz:{path} has no array 'images'; it has: {', '.join(names) or 'none'}")
-    if "labels" not in found and (others := [name for name in names if name not in found]):
-        # They may be labels by another name.
-        print(f"elbolab: npz:{path} has no labels; ignored: {', '.join(others)}", file=sys.stderr, flush=True)
-    return found
-
-
+OWN: dict[str, Callable[[Path, int | None], Arrays]] = {
+    "npz": read_npz,
+    "npy": read_npy,
+    "folder": read_folder,
+    "parquet": read_parquet,
+}
+"""A user's own images, each named as NAME:PATH, by what reads a path, with the side of the images or None."""
 DATASETS: dict[str, Callable[[Path], Arrays]] = {
     "mnist5k": _mnist5k,
     "mnist": partial(_torchvision, "MNIST"),
     "fashion_mnist": partial(_torchvision, "FashionMNIST"),
     "kmnist": partial(_torchvision, "KMNIST"),
-    "npz": _npz,
 }

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbolab.data.readers import Arrays, read
+from elbolab.data.readers import read
+from elbolab.data.stored import Arrays, Pair
 from elbolab.support.errors import UserError
 
 # Of data without classes.
@@ -93,7 +94,7 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Data:
-    """The train, validation and test splits of one dataset, and the files that it was read from."""
+    """The train, validation and test splits of one dataset, the files that it was read from, its classes' names."""
 
     name: str
     train: Split
@@ -101,6 +102,7 @@ class Data:
     test: Split
     spec: DataSpec
     files: tuple[Path, ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -134,43 +136,41 @@ def load_data(
     test_size: int | None = None,
     split_seed: int = 0,
     binarise: str = "no",
+    image_size: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Data:
-    """Read a dataset, binarise it if so wanted ("once" or at a "half"), and cut it.
+    """Read a dataset, binarise it if so wanted ("once" or at a "half"), and cut it; splits of its own stay apart.
 
     Raises UserError for an unknown name, missing or broken files, and sizes that it cannot give.
     """
-    stored = _binarised(read(dataset, data_dir), binarise, split_seed)
-    val_size = val_size or stored.val_size
-    test_size = test_size or stored.test_size
-    order = stratified_order(stored.labels, split_seed)
-
+    stored = _binarised(read(dataset, data_dir, image_size), binarise, split_seed)
+    order, others = stratified_order(stored.labels, split_seed), len(stored.labels)
+    parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     # The test and validation images are taken first, so that another train_size leaves them as they are.
-    if stored.test is None:
-        test_images, test_labels, first = stored.images, stored.labels, 0
-        test_rows, order = order[:test_size], order[test_size:]
-    else:
-        (test_images, test_labels), first = stored.test, len(stored.labels)
-        test_rows = stratified_order(test_labels, split_seed)[:test_size]
-    if test_size > len(test_labels):
+    for split, own, size in (
+        ("test", stored.test, test_size or stored.test_size),
+        ("val", stored.val, val_size or stored.val_size),
+    ):
+        if own is None:
+            if size >= len(order):
+                raise UserError(
+                    f"{split}_size={size} must be less than {len(order)}, the images of {dataset} that no "
+                    "other split has"
+                )
+            parts[split], order = _of((stored.images, stored.labels), order[:size]), order[size:]
+        else:
+            if size > (most := len(own[1])):
+                raise UserError(f"{split}_size={size} must be at most {most}, the images that {dataset} has for it")
+            parts[split] = _of(own, stratified_order(own[1], split_seed)[:size], others)
+            others += most
+    if (train_size := train_size or len(order)) > len(order):
         raise UserError(
-            f"test_size={test_size} must be at most {len(test_labels)}, the images that {dataset} has for it"
+            f"train_size={train_size} must be at most {len(order)}, the images of {dataset} that no other split has"
         )
-    left = len(order) - val_size
-    if left < 1:
-        raise UserError(f"val_size={val_size} must be less than {len(order)}, the images of {dataset} not used to test")
-    train_size = train_size or left
-    if train_size > left:
-        raise UserError(
-            f"train_size={train_size} must be at most {left}: {dataset} has {left + val_size} images not used to test, "
-            f"of which val_size={val_size} are held out"
-        )
-
-    val_rows, train_rows = order[:val_size], order[val_size : val_size + train_size]
     parts = {
-        "train": (stored.images[train_rows], stored.labels[train_rows], train_rows),
-        "val": (stored.images[val_rows], stored.labels[val_rows], val_rows),
-        "test": (test_images[test_rows], test_labels[test_rows], test_rows + first),
+        "train": _of((stored.images, stored.labels), order[:train_size]),
+        "val": parts["val"],
+        "test": parts["test"],
     }
     content = _digest(parts)
     splits = {
@@ -181,8 +181,15 @@ def load_data(
         )
         for split, (images, labels, index) in parts.items()
     }
-    spec = DataSpec(stored.images.shape[1:], int(stored.labels.max()) + 1, train_size, val_size, content)
-    return Data(dataset, **splits, spec=spec, files=stored.files)
+    classes = max(int(pair[1].max()) for pair in ((stored.images, stored.labels), stored.val, stored.test) if pair) + 1
+    spec = DataSpec(stored.images.shape[1:], classes, train_size, len(splits["val"]), content)
+    return Data(dataset, **splits, spec=spec, files=stored.files, names=stored.names)
+
+
+def _of(pair: Pair, rows: np.ndarray, before: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images, labels and indices of these rows, ``before`` which the dataset has so many other images."""
+    images, labels = pair
+    return images[rows], labels[rows], rows + before
 
 
 def _binarised(stored: Arrays, how: str, seed: int) -> Arrays:
@@ -197,8 +204,13 @@ def _binarised(stored: Arrays, how: str, seed: int) -> Arrays:
         limit = rng.integers(0, 255, images.shape, np.uint8) if how == "once" else np.uint8(127)
         return np.where(images > limit, np.uint8(255), np.uint8(0))
 
-    test = stored.test and (black_and_white(stored.test[0]), stored.test[1])
-    return replace(stored, images=black_and_white(stored.images), test=test)
+    # Drawn in this order since before a dataset could have a validation split of its own.
+    test, images, val = (
+        pair and (black_and_white(pair[0]), pair[1])
+        for pair in (stored.test, (stored.images, stored.labels), stored.val)
+    )
+    assert images is not None
+    return replace(stored, images=images[0], test=test, val=val)
 
 
 def _digest(parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> str:

@@ -39,7 +39,7 @@ def load_for(config: Config, device: str = "cpu") -> Data:
     """
     global _last
     sizes = config.train_size, config.val_size, config.test_size
-    wanted = config.dataset, config.data_dir, *sizes, config.split_seed, config.binarise, device
+    wanted = config.dataset, config.data_dir, *sizes, config.split_seed, config.binarise, config.image_size, device
     # Which a notebook may define anew.
     reader = DATASETS.get(config.dataset.partition(":")[0])
     if _last is not None and _last[:2] == ((wanted, reader), _states(_last[2])):

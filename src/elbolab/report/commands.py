@@ -4,11 +4,9 @@ import json
 from typing import Any
 
 from elbolab.config.click_options import command_line
-from elbolab.config.schema import Config, EvaluateConfig
+from elbolab.config.schema import DATA_FIELDS, Config, EvaluateConfig
 from elbolab.tracking.keys import EVALUATION_PROTOCOL
 from elbolab.tracking.mlflow_reader import RunRecord
-
-DATA = ("dataset", "train_size", "val_size", "test_size", "split_seed", "binarise")
 
 
 def evaluate_again(run: RunRecord) -> str:
@@ -27,7 +25,7 @@ def evaluate_surer(run: RunRecord) -> str:
 def train_classifier(run: RunRecord) -> str:
     """Return the command that trains a cnn on the data of a run."""
     usual = Config().params()
-    data = {name: run.params.get(name, usual.get(name)) for name in DATA}
+    data = {name: run.params.get(name, usual.get(name)) for name in DATA_FIELDS}
     return command_line("cnn", **{name: value for name, value in data.items() if value != usual.get(name)})
 
 

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 
+from elbolab.config.schema import DATA_FIELDS
 from elbolab.evaluation.metrics import ACCURACY, ELBO
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
@@ -13,7 +14,6 @@ from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
 # A page for people has an end, and so has what is read for it: the newest runs of a model are looked through, and of
 # what is found so many seeds and ablations are kept.
 OTHERS, MOST_SEEDS, MOST_ABLATIONS = 50, 10, 20
-DATA_FIELDS = ("dataset", "train_size", "val_size", "test_size", "split_seed", "binarise")
 FITTED, EXACT = "fitted", "exact"
 INFERENCES = ("encoder", "refined", FITTED, EXACT)
 """Whence the posteriors of a latent-variable model come, in the order of the page."""

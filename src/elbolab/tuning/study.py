@@ -8,7 +8,7 @@ from optuna.trial import BaseTrial
 from pydantic import Field, model_validator
 
 from elbolab.config.base import Settings, Value, Values
-from elbolab.config.schema import Config
+from elbolab.config.schema import DATA_FIELDS, Config
 from elbolab.evaluation.metrics import ACCURACY, DISTORTION, ELBO, KL, LOG_PX, LOSS, MSE, Metric
 from elbolab.models import MODELS
 from elbolab.models.latent import LatentModel
@@ -24,7 +24,7 @@ LATENT_METRICS = _directions(LOG_PX, ELBO, DISTORTION, KL, MSE)
 ONE_SIDED = _directions(DISTORTION, KL, MSE)
 CLASSIFIER_METRICS = _directions(ACCURACY, LOSS)
 # Under other values of these the same number means something else.
-DATA_FIELDS = {"dataset", "data_dir", "train_size", "val_size", "test_size", "split_seed", "binarise"}
+OTHER_DATA = {"data_dir", *DATA_FIELDS}
 OBSERVATION_FIELDS = {"likelihood", "sigma", "free_sigma"}
 
 
@@ -95,7 +95,7 @@ class Study(Settings):
                 raise ValueError(f"metric {metric!r} does not compare trials{beta}; take one of {', '.join(allowed)}")
             if metric in ONE_SIDED and len(self.metrics) == 1:
                 raise ValueError(f"metric {metric!r} alone is one side of a trade; add another, or take val/elbo")
-            apart = changing & (DATA_FIELDS if allowed is CLASSIFIER_METRICS else DATA_FIELDS | OBSERVATION_FIELDS)
+            apart = changing & (OTHER_DATA if allowed is CLASSIFIER_METRICS else OTHER_DATA | OBSERVATION_FIELDS)
             if apart:
                 raise ValueError(
                     f"metric {metric!r} is not comparable across {', '.join(sorted(apart))}; fix it in base"

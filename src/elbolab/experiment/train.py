@@ -20,7 +20,7 @@ from elbolab.support.random_streams import own_stream
 from elbolab.support.torch_settings import default_settings
 from elbolab.tracking import run as tracking
 from elbolab.tracking.journal import read_state
-from elbolab.tracking.keys import CONVERGED, SOURCES
+from elbolab.tracking.keys import CLASS_NAMES, CLASSES, CONVERGED, SOURCES
 from elbolab.tracking.meant_runs import LATEST, brief
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
 from elbolab.tracking.run_names import find_id, find_training
@@ -31,6 +31,8 @@ from elbolab.training.compiled_steps import CompiledSteps
 from elbolab.training.pictures import take_pictures
 from elbolab.training.progress import Progress
 from elbolab.training.trainer import Event, train
+
+LONGEST_TAG = 8000
 
 
 def prepare(name: str, config: Config, backend: Backend | None = None) -> tuple[Model, Data, dict[str, str]]:
@@ -51,12 +53,15 @@ def prepare(name: str, config: Config, backend: Backend | None = None) -> tuple[
     tags = {
         "data.name": data.name,
         "data.digest": data.spec.digest,
-        "data.classes": str(data.spec.classes),
+        CLASSES: str(data.spec.classes),
         "observation_model": model.observation_model,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "precision": str(model.precision).removeprefix("torch."),
         "compiled": str(backend.compiles(model, data)).lower(),
     }
+    # A server keeps a tag of 8,000 letters at most.
+    if data.names and len(names := json.dumps(data.names)) <= LONGEST_TAG:
+        tags[CLASS_NAMES] = names
     if model.sources:
         fields = config.params()
         tags[SOURCES] = json.dumps({field: fields[field] for field in model.sources})

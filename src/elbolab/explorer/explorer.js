@@ -7,7 +7,7 @@ const size = data.shape.reduce((product, side) => product * side);
 const image = (i) => images.subarray(i * size, (i + 1) * size);
 // Images without labels are of one class.
 const hasClasses = new Set(data.labels).size > 1;
-const named = (i) => `test image ${data.index[i]}` + (hasClasses ? `, class ${data.labels[i]}` : "");
+const named = (i) => `test image ${data.index[i]}` + (hasClasses ? `, class ${data.names[data.labels[i]]}` : "");
 const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
 
 class Panel {

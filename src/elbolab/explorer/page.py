@@ -51,18 +51,19 @@ def render(runs: Sequence[RunRecord], images: int) -> str:
     slots = dict(zip(labels, CHART_SLOTS, strict=False))
     subjects, views, cards = [], [], []
     for run, row, label in zip(runs, runs_table(runs), labels, strict=True):
-        model, data = load_run(run.id, device)
+        model, own = load_run(run.id, device)
         assert isinstance(model, LatentModel)
-        subjects.append(Evaluation(model, data, EvaluateConfig(images=images)))
+        subjects.append(Evaluation(model, own, EvaluateConfig(images=images)))
         views.append(view(model, subjects[-1]))
         cards.append({**row, "label": label, "slot": slots[label], "url": run.url, "inference": model.inference})
-    batches = list(subjects[0].batches("test"))
+    data, batches = subjects[0].data, list(subjects[0].batches("test"))
     x = torch.cat([batch.x for batch in batches])
     payload = {
         "shape": x.shape[1:],
         "images": base64.b64encode((x * 255).round().byte().cpu().numpy().tobytes()).decode(),
         "labels": torch.cat([batch.y for batch in batches]).tolist(),
         "index": torch.cat([batch.index for batch in batches]).tolist(),
+        "names": data.names or [*map(str, range(data.spec.classes))],
         "runs": views,
     }
     context = {"data": public(runs[0].tags["data.name"]), "cards": cards, "payload": payload}

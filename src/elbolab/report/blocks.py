@@ -12,6 +12,7 @@ from elbolab.report.commands import evaluate_again, train_classifier
 from elbolab.report.plots import Series
 from elbolab.report.sentences import Sentence
 from elbolab.support.number_formats import DAGGER, DASH, MINUS, between, dagger, measured, number, rate_between
+from elbolab.tracking.keys import CLASSES
 
 MOST_COLUMNS = 5
 """In so many columns the digits of a grid can still be seen."""
@@ -67,6 +68,7 @@ class Heat(Block):
 
     caption: str
     tables: Sequence[tuple[Ref, str, list[list[tuple[int, float]]]]]
+    classes: Sequence[str]
     down: str
     across: str
 
@@ -234,7 +236,7 @@ def unevaluated(entries: Sequence[Entry]) -> list[Missing]:
     notices = []
     for entry in entries:
         # Images without labels are judged by no classifier.
-        if entry.evaluated and (entry.classes or entry.run.tags.get("data.classes") == "1"):
+        if entry.evaluated and (entry.classes or entry.run.tags.get(CLASSES) == "1"):
             continue
         text = f"{entry.label} has not been evaluated."
         if entry.evaluated:
@@ -246,14 +248,15 @@ def unevaluated(entries: Sequence[Entry]) -> list[Missing]:
     return notices
 
 
-def heat(entries: Sequence[Entry], caption: str, down: str, across: str) -> list[Heat]:
+def heat(comparison: Comparison, entries: Sequence[Entry], caption: str, down: str, across: str) -> list[Heat]:
     """Return the confusions of some runs on validation and test images, nothing where none was counted."""
     tables = []
     for entry, split in product(entries, (VAL, TEST)):
         if found := entry.classes.get("splits", {}).get(split):
             lines = [[(count, count / max(sum(line), 1)) for count in line] for line in found["confusion"]]
             tables.append((ref(entry), f"{found['n']} {SPLITS[split]} images", lines))
-    return [Heat(caption, tables, down, across)] if tables else []
+    classes = [comparison.class_name(label) for label in range(max((len(lines) for *_, lines in tables), default=0))]
+    return [Heat(caption, tables, classes, down, across)] if tables else []
 
 
 def curve_blocks(

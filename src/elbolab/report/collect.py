@@ -1,5 +1,6 @@
 """What a report is made from: the compared runs as entries, and what training and evaluation left of them."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isnan, nan
@@ -23,7 +24,7 @@ from elbolab.evaluation.split_means import noise_of
 from elbolab.report.select import EXACT, inference_of
 from elbolab.support.paths import public
 from elbolab.support.statistics import accuracy, is_heavy_tailed
-from elbolab.tracking.keys import CONVERGED
+from elbolab.tracking.keys import CLASS_NAMES, CONVERGED
 from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -203,6 +204,12 @@ class Comparison:
         """A tag that the runs share, that of a density where there is one."""
         first = (self.latents or self.entries)[0].run
         return public(first.tags.get(name, ""))
+
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number where it has none."""
+        found = (entry.run.tags[CLASS_NAMES] for entry in self.entries if CLASS_NAMES in entry.run.tags)
+        names = json.loads(next(found, "[]"))
+        return str(names[label]) if label < len(names) else str(label)
 
     @property
     def latents(self) -> list[Entry]:

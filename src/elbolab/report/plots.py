@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -182,7 +182,7 @@ def _logarithmic(axes: Axes, label: str, series: Sequence[Series], tint: Callabl
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def by_class(name: str, title: str, series: Sequence[Series]) -> str:
+def by_class(name: str, title: str, series: Sequence[Series], classes: Mapping[int, str]) -> str:
     """Draw one value a class and series as points with bars of one standard error."""
 
     def paint(axes: Axes) -> None:
@@ -190,14 +190,17 @@ def by_class(name: str, title: str, series: Sequence[Series]) -> str:
             shift = min(0.16, 0.8 / len(series)) * (number - (len(series) - 1) / 2)
             _points(axes, row, np.asarray(row.x) + shift, row.y, vertical=True)
         ticks = sorted({int(x) for row in series for x in row.x})
-        axes.set_xticks(ticks)
+        names = [classes[tick] for tick in ticks]
+        # A dollar in a name begins no formula.
+        axes.set_xticks(ticks, names, rotation=45 * any(len(name) > 3 for name in names), parse_math=False)
         axes.set_xlabel("class")
         axes.grid(axis="x", visible=False)
 
     spans = []
     for row in series:
         low, high = int(np.argmin(row.y)), int(np.argmax(row.y))
-        spans.append(f"{row.name} from {row.y[low]:.2f} (class {row.x[low]:g}) to {row.y[high]:.2f} ({row.x[high]:g})")
+        worst, best = (classes[int(row.x[at])] for at in (low, high))
+        spans.append(f"{row.name} from {row.y[low]:.2f} (class {worst}) to {row.y[high]:.2f} ({best})")
     return _svg(name, title, f"{title} a class: " + "; ".join(spans), WIDE, paint)
 
 

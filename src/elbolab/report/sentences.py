@@ -7,7 +7,7 @@ from math import hypot, isnan
 import numpy as np
 
 from elbolab.evaluation.metrics import CLASS_PRESERVATION, IW_BOUND, LOG_PX, TEST, TRAIN, VAL
-from elbolab.report.collect import TABLE, Comparison, Entry, Row
+from elbolab.report.collect import TABLE, Comparison, Entry
 from elbolab.support.number_formats import between, dagger, measured, number, rate_between
 from elbolab.support.statistics import Paired, paired
 
@@ -67,8 +67,9 @@ def table(entry: Entry) -> Sentence | None:
     return Sentence(f"{text}.", (entry.run.id,))
 
 
-def extremes(entry: Entry, digits: Sequence[Row]) -> Sentence | None:
+def extremes(comparison: Comparison, entry: Entry) -> Sentence | None:
     """Name the classes with the highest and the lowest mean log p(x) on test images."""
+    digits = comparison.tables["digits"]
     means = {row[LOG_PX.name]: row for row in digits if (row["model"], row["split"]) == (entry.label, TEST)}
     if len(means) < 2:
         return None
@@ -77,7 +78,8 @@ def extremes(entry: Entry, digits: Sequence[Row]) -> Sentence | None:
         dagger(number(mean, error=row[LOG_PX.error_names[0]]), row.get("unreliable"))
         for mean, row in ((max(means), high), (min(means), low))
     )
-    text = f"highest mean for class {high['digit']} ({highest} nats), lowest for class {low['digit']} ({lowest})"
+    best, worst = (comparison.class_name(row["digit"]) for row in (high, low))
+    text = f"highest mean for class {best} ({highest} nats), lowest for class {worst} ({lowest})"
     return Sentence(f"{entry.label}: {text}.", (entry.run.id,))
 
 

@@ -34,6 +34,6 @@ def classifier_blocks(comparison: Comparison) -> list[Block]:
             if rows
             else []
         ),
-        *heat(entries, "Confusion on validation and on test images.", "true", "predicted"),
+        *heat(comparison, entries, "Confusion on validation and on test images.", "true", "predicted"),
         *notes(*map(sentences.confusion, entries)),
     ]

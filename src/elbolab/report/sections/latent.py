@@ -28,7 +28,7 @@ def latent_blocks(comparison: Comparison) -> list[Block]:
         *cost_blocks(comparison),
         *picture_rows(comparison, entries, "reconstructions_val", f"The same validation {shown}{end}"),
         *picture_rows(comparison, entries, "reconstructions_train", f"The same training {shown}{end}"),
-        *ten_table(entries),
+        *ten_table(comparison),
         *notes(*map(sentences.class_kept, entries)),
         *picture_rows(comparison, entries, "samples", f"Samples decoded from the prior{noise}{end}"),
     ]
@@ -51,13 +51,13 @@ def axes_table(entries: Sequence[Entry]) -> list[Table]:
     return [Table("models", caption, heads, rows, left=2 + len(have))] if rows else []
 
 
-def ten_table(entries: Sequence[Entry]) -> list[Table]:
+def ten_table(comparison: Comparison) -> list[Table]:
     """Return the true classes of the fixed images, and those that the classifier gives them and reconstructions."""
-    tens = [(entry, split, ten) for entry in entries for split, ten in entry.classes.get("ten", {}).items()]
+    tens = [(entry, split, ten) for entry in comparison.latents for split, ten in entry.classes.get("ten", {}).items()]
     labels = sorted({one["label"] for _, _, ten in tens for one in ten})
     rows: list[list[Cell]] = []
     for entry, split, ten in tens:
-        digits = {one["label"]: _classes(**one) for one in ten}
+        digits = {one["label"]: _classes(comparison, **one) for one in ten}
         # A split may have no image of a class.
         cells = [digits.get(label, "") for label in labels]
         counts = [sum(one["original"] != one[other] for one in ten) for other in ("reconstruction", "label")]
@@ -67,10 +67,11 @@ def ten_table(entries: Sequence[Entry]) -> list[Table]:
         "original → the class that it gives the reconstruction. Bold: the two differ, counted as changed. "
         f"{MISREAD}: it misreads the original."
     )
-    heads = ["Model", "Run", "Split", *map(str, labels), "Changed", "Misread"]
+    heads = ["Model", "Run", "Split", *map(comparison.class_name, labels), "Changed", "Misread"]
     return [Table("fixed images", caption, heads, rows, left=3)] if rows else []
 
 
-def _classes(label: int, original: int, reconstruction: int, **_: int) -> Cell:
-    text = f"{original}{MISREAD * (original != label)} → {reconstruction}"
+def _classes(comparison: Comparison, label: int, original: int, reconstruction: int, **_: int) -> Cell:
+    before, after = comparison.class_name(original), comparison.class_name(reconstruction)
+    text = f"{before}{MISREAD * (original != label)} → {after}"
     return text if original == reconstruction else Ref(text, strong=True)

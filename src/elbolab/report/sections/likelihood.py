@@ -37,7 +37,7 @@ def likelihood_blocks(comparison: Comparison) -> list[Block]:
         *by_class,
         *mean_blocks(comparison, "c" if by_class else "b"),
         *([Table("class preservation", caption, heads, rows, left=3)] if rows else []),
-        *b.heat(entries, confusion, "original", "reconstruction"),
+        *b.heat(comparison, entries, confusion, "original", "reconstruction"),
     ]
 
 
@@ -55,11 +55,11 @@ def gallery(comparison: Comparison) -> list[b.Gallery]:
         for entry in entries:
             row = numbers.get((entry.label, index), {})
             found = entry.examples["reconstructions"][entry.examples["index"] == index]
-            again = single(found[0], f"{digit} reconstructed by {entry.label}") if len(found) else None
+            again = single(found[0], f"image {index} reconstructed by {entry.label}") if len(found) else None
             cells.append((again, dagger(measured(row.get("log_px"), row.get("std_err")), row.get("unreliable"))))
         cells += [(None, number(numbers.get((one.text, index), {}).get("log_px"))) for one in floor]
-        shown = str(digit) if has_classes else DASH
-        rows.append((shown, index, single(first["originals"][place], f"original {digit}"), cells))
+        shown = comparison.class_name(digit) if has_classes else DASH
+        rows.append((shown, index, single(first["originals"][place], f"original {shown}"), cells))
     caption = (
         "(a) Single test images: reconstruction and log p(x) in nats ± noise of the estimate; constant: log p(x) if "
         "every image is decoded to the mean training image."
@@ -87,16 +87,19 @@ def digit_blocks(comparison: Comparison) -> list[Block]:
         x, y, error = ([row[name] for row in have] for name in ("digit", *LOG_PX.names))
         assert one.slot is not None
         series.append(Series(one.text, one.slot, x, y, error))
-    body = [[str(digit), *(b.shown(LOG_PX, rows.get((one.text, digit), {})) for one in names)] for digit in digits]
+    classes = {digit: comparison.class_name(digit) for digit in digits}
+    body = [[classes[digit], *(b.shown(LOG_PX, rows.get((one.text, digit), {})) for one in names)] for digit in digits]
     caption = (
         f"(b) The same numbers: mean {LOG_PX.label} of all test images of each class ± standard error, nats. Errors "
         "are those of one regression over all classes, and so about equal."
     )
-    svg = plots.by_class(f"digits-{entries[0].run.id[:8]}", "(b) Mean test log p(x) of each class (nats)", series)
+    svg = plots.by_class(
+        f"digits-{entries[0].run.id[:8]}", "(b) Mean test log p(x) of each class (nats)", series, classes
+    )
     return [
         b.Figures("Bars: one standard error over images.", names, [svg], wide=True),
         Table("digits", caption, ["Class", *names], body, left=1),
-        *b.notes(*(sentences.extremes(entry, comparison.tables["digits"]) for entry in comparison.latents)),
+        *b.notes(*(sentences.extremes(comparison, entry) for entry in comparison.latents)),
     ]
 
 

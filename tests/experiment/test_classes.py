@@ -1,13 +1,15 @@
-"""Images without labels: everything but classifiers and what they say works, and nothing speaks of classes."""
+"""Images without labels, of which nothing speaks of classes, and classes with names, which every page shows."""
 
+import json
 import os
+import re
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 
-from elbolab.config.schema import EvaluateConfig, ExploreConfig, MainConfig
+from elbolab.config.schema import CompareConfig, EvaluateConfig, ExploreConfig, MainConfig
 from elbolab.data.splits import load_data
 from elbolab.experiment.evaluate import evaluate_run
 from elbolab.experiment.suite import run_all
@@ -15,6 +17,7 @@ from elbolab.experiment.train import train_model
 from elbolab.explorer.page import explore
 from elbolab.models import MODELS
 from elbolab.models.cnn import CNNConfig
+from elbolab.report.compare import compare
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 
@@ -61,6 +64,28 @@ def test_the_whole_experiment_without_labels(store: Path):
         assert word not in page, word
     shown = explore([run.id for run in runs if run.params["model"] == "vae"], ExploreConfig(out=store / "page.html"))
     assert '"legend"' not in shown.read_text()
+
+
+def test_classes_go_by_their_names(store: Path):
+    """Also names that a page or a figure could take for something else."""
+    names = np.array(["cat", "<b>dog</b>", "a $x$ eel"])
+    images = np.random.default_rng(0).integers(0, 256, (90, 8, 8), np.uint8)
+    np.savez(store / "own.npz", images=images, labels=names[np.arange(90) % 3])
+    fields = {"dataset": "npz:own.npz", "epochs": 1}
+    cnn = train_model("cnn", MODELS["cnn"].Config.parse(fields))
+    run = train_model("ppca", MODELS["ppca"].Config.parse({"dataset": "npz:own.npz", "latent_dim": 2}))
+    for one in (cnn, run):
+        evaluate_run(one, EvaluateConfig(images=9, simulated=0))
+    assert json.loads(mlflow.get_run(run).data.tags["data.class_names"]) == sorted(names)
+    index = compare(CompareConfig(run=(cnn, run)))
+    page, text = index.read_text(), index.with_name("report.md").read_text()
+    # Single images, means by class, confusions of the classifier, changes of class.
+    assert page.count('<th scope="row">cat</th>') >= 4
+    assert page.count('<th scope="row">&lt;b&gt;dog&lt;/b&gt;</th>') >= 4
+    assert "<b>dog" not in page
+    assert re.search(r"highest mean for class \D.* nats\), lowest for class \D", text)
+    shown = explore([run], ExploreConfig(out=store / "page.html")).read_text()
+    assert '<b class="c2">2</b> cat' in shown
 
 
 @pytest.mark.skipif(not FREY.is_file(), reason="no frey_faces.npz in ELBOLAB_DATA")

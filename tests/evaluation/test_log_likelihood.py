@@ -16,7 +16,14 @@ from elbolab.evaluation import Evaluation
 from elbolab.evaluation.gaussian_approximation import fit_gaussian, measure_curvature, standard_log_prob
 from elbolab.evaluation.importance_sampling import importance_estimate
 from elbolab.evaluation.likelihood import likelihood
-from elbolab.evaluation.log_likelihood import anneal_whitened, estimate_log_px
+from elbolab.evaluation.log_likelihood import (
+    CHAINS,
+    DISTRIBUTIONS,
+    LARGEST_K,
+    LEAPFROG,
+    anneal_whitened,
+    estimate_log_px,
+)
 from elbolab.evaluation.split_means import class_means, split_mean
 from elbolab.evaluation.weights import summarise
 from elbolab.models import MODELS
@@ -206,6 +213,31 @@ def test_a_smaller_tolerance_takes_more_and_a_small_budget_is_told():
     assert poor.log_px.isfinite().all()
     again = estimate_log_px(model, x, q, config, seeded())
     assert torch.equal(again.log_px, strict.log_px)
+
+
+def test_what_sampling_does_well_is_not_annealed():
+    model = small_vae(2)
+    z, x = images_of(model, 40)
+    found = estimate_log_px(model, x, DiagonalGaussian(z, torch.zeros_like(z)), LikelihoodConfig(), seeded())
+    sampled = found.rung == 1
+    assert sampled.any()
+    # Weights that differ are no reason, as long as the largest are not too heavy.
+    assert (found.std_err[sampled] > 0).all()
+    assert ((found.pareto_k[sampled] <= LARGEST_K) | (found.std_err[sampled] < 0.01)).all()
+    assert not found.unreliable[sampled].any()
+
+
+@pytest.mark.parametrize(
+    ("spare", "rung"), [(-1, 1), (0, 32), (64 * CHAINS * LEAPFROG - 1, 32), (64 * CHAINS * LEAPFROG, 64)]
+)
+def test_an_image_takes_no_more_gradients_than_its_budget(spare: int, rung: int):
+    """A rung of 32 distributions, and with the gradients for 64 more one of 64 after it."""
+    model = small_vae(20, sigma=0.1)
+    z, x = images_of(model, 4)
+    q = DiagonalGaussian(torch.zeros_like(z), torch.zeros_like(z))
+    budget = CHAINS * LEAPFROG * DISTRIBUTIONS[0] + spare
+    config = LikelihoodConfig(samples=50, tolerance=1e-6, budget=budget)
+    assert estimate_log_px(model, x, q, config, seeded()).rung.tolist() == [rung] * 4
 
 
 def test_the_mean_over_a_split_is_exact_where_all_is_known():

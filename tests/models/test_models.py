@@ -1,6 +1,7 @@
 """Conformance: what every model of MODELS must do. A new model joins by its line there."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -358,3 +359,16 @@ def test_the_last_layer_of_a_decoder_is_a_transposed_convolution(
         torch.autograd.grad((y * weights).sum(), [x, *net.parameters()]) for y, net in ((one, layer), (other, base))
     ]
     torch.testing.assert_close(*gradients)
+
+
+def test_rows_are_found_by_whole_numbers(digits: Data):
+    """A float would take one of the images beyond 16 million for its neighbour."""
+    model = MODELS["latent_opt"](MODELS["latent_opt"].Config.parse({"latent_dim": 2}), digits.spec)
+    for split in ("train", "val"):
+        many = replace(digits.splits[split], index=torch.arange(len(digits.splits[split])) + 2**24)
+        digits = replace(digits, **{split: many})
+    model.prepare(digits)
+    for split in (digits.train, digits.val):
+        rows, count = model.place(split.batch(torch.arange(len(split))))
+        assert count == len(split)
+        assert rows.sort().values.tolist() == list(range(count))

@@ -286,7 +286,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.UsageError as error:
         if speaks:
-            path = error.ctx.command_path if error.ctx else "elbolab"
+            # Click does not say where an option without its value was.
+            path = error.ctx.command_path if error.ctx else " ".join(["elbolab", *sys.argv[1:2]])
             click.echo(f"elbolab: {error.format_message().removesuffix('.')}; see `{path} --help`", err=True)
         sys.exit(error.exit_code)
     except UserError as error:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,52 @@ def test_a_folder_of_folders_is_a_class_a_folder(here: Path):
         load("folder:own")
 
 
+def test_folders_of_splits_are_splits_of_classes(here: Path):
+    cut = {"train": slice(0, 40), "val": slice(40, 50), "test": slice(50, 60)}
+    for split, rows in cut.items():
+        for row in range(60)[rows]:
+            folder = here / "own" / split / ("even", "odd")[row % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{row:02}.png").write_bytes(png(RGB[row]))
+    data = load("folder:own")
+    assert [len(split) for split in data.splits.values()] == [40, 10, 10]
+    assert data.names == ("even", "odd")
+    assert set(map(bytes, pixels(data)[50:])) == set(map(bytes, RGB[40:50]))
+
+
+def test_links_are_followed_once_and_hidden_files_left_out(here: Path):
+    for name in ("own/a", "elsewhere", "own/.ipynb_checkpoints"):
+        (here / name).mkdir(parents=True)
+        for row in range(5):
+            (here / name / f"{row}.png").write_bytes(png(RGB[row]))
+    (here / "own" / "a" / ".thumb.png").write_bytes(png(RGB[9]))
+    (here / "own" / "b").symlink_to(here / "elsewhere")
+    (here / "own" / "b" / "back").symlink_to(here / "own")
+    (here / "own" / "a" / "gone.png").symlink_to(here / "nothing.png")
+    stored = read("folder:own", Path())
+    assert stored.names == ("a", "b")
+    assert len(stored.images) == 10
+
+
+@pytest.mark.parametrize("kind", ["float", "int32"])
+def test_pixels_whose_white_nobody_says_are_refused(kind: str, here: Path):
+    (here / "own").mkdir()
+    for row in range(4):
+        Image.fromarray(GREY.astype(np.float32 if kind == "float" else np.int32)).save(here / "own" / f"{row}.tif")
+    with pytest.raises(UserError, match=r"4 of 4 pictures cannot be read: 0\.tif \(pixels of 32 bits, of which nobody"):
+        load("folder:own")
+
+
+def test_masks_of_zero_and_one_are_no_pictures(here: Path):
+    (here / "own").mkdir()
+    for row in range(4):
+        Image.fromarray((GREY > 127).astype(np.uint8)).save(here / "own" / f"{row}.png")
+    with pytest.raises(
+        UserError, match=r"folder:own has no pixel above 1, but 255 is white; scale the images to 0 to 255$"
+    ):
+        load("folder:own")
+
+
 def test_a_picture_that_is_added_is_seen(here: Path):
     """The files that are looked at to see whether anything has changed are the pictures and their folders."""
     (here / "own").mkdir()
@@ -141,7 +188,7 @@ def test_a_picture_that_is_added_is_seen(here: Path):
 
 
 GREY = RGB[0, ..., 0]
-KINDS = {
+KINDS: dict[str, tuple[Image.Image, np.ndarray | None]] = {
     "grey": (Image.fromarray(GREY), GREY),
     "sixteen bits": (Image.fromarray(GREY.astype(np.uint16) * 257), GREY),
     "black and white": (Image.fromarray(GREY > 127), np.where(GREY > 127, 255, 0)),
@@ -236,6 +283,80 @@ def test_a_hugging_face_set_keeps_splits_and_names_of_classes(here: Path):
     assert load("parquet:hf", image_size=8).spec.shape == (3, 8, 8)
 
 
+@pytest.mark.parametrize(
+    "layout", ["{}.parquet", "{}/0000.parquet", "default/{}/0000.parquet", "data/{}-00000.parquet"]
+)
+def test_files_and_folders_are_named_by_their_splits(layout: str, here: Path):
+    for name, rows in (("train", slice(0, 50)), ("test", slice(50, 60))):
+        file = here / "hf" / layout.format(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table(rows), file)
+    data = load("parquet:hf")
+    assert [len(split) for split in data.splits.values()] == [45, 5, 10]
+    assert set(map(bytes, pixels(data)[50:])) == set(map(bytes, RGB[50:]))
+
+
+def test_a_file_in_a_folder_that_is_called_like_one_is_read_once(here: Path):
+    (here / "own" / "train.parquet").mkdir(parents=True)
+    pq.write_table(table(slice(0, 60)), here / "own" / "train.parquet" / "part-0.parquet")
+    assert len(read("parquet:own", Path()).images) == 60
+
+
+def test_the_column_of_pictures_is_that_of_the_name(here: Path):
+    made = table(slice(0, 60))
+    pq.write_table(made.add_column(0, "hash", [[b"x"] * 60]), "own.parquet")
+    assert len(read("parquet:own.parquet", Path()).images) == 60
+
+
+def test_names_of_too_few_classes_are_left_out(here: Path, capsys: pytest.CaptureFixture[str]):
+    pq.write_table(table(slice(0, 60), ["x", "y"]), "own.parquet")
+    assert load("parquet:own.parquet").names == ()
+    assert "names 2 classes, but has a label 2; the names are left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[0], [1, 2], [0]], "has labels that are list; all must be whole numbers, or all texts"),
+        ([0, None, 1], "has labels that are NoneType, int; all must be"),
+        ([0.5, 1.5, 2.5], "has labels that are float; all must be"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels: list[Any], message: str, here: Path):
+    pictures = [{"bytes": png(image), "path": None} for image in RGB[:3]]
+    pq.write_table(pa.table({"image": pictures, "label": labels}), "own.parquet")
+    with pytest.raises(UserError, match=message):
+        load("parquet:own.parquet")
+
+
+def test_files_of_several_kinds_of_labels_are_refused(here: Path):
+    (here / "own").mkdir()
+    pq.write_table(table(slice(0, 30)), here / "own" / "train-0.parquet")
+    texts = pa.table({"image": table(slice(30, 60))["image"], "label": ["a"] * 30})
+    pq.write_table(texts, here / "own" / "train-1.parquet")
+    with pytest.raises(UserError, match="has labels that are int, str; all must be"):
+        load("parquet:own")
+
+
+def test_a_file_without_rows_is_refused(here: Path):
+    pq.write_table(table(slice(0, 60)).slice(0, 0), "own.parquet")
+    with pytest.raises(UserError, match=r"parquet:own\.parquet has no training images"):
+        load("parquet:own.parquet")
+
+
+def test_what_a_zip_has_beside_arrays_is_refused_by_its_name(here: Path):
+    np.savez("own.npz", images=RGB)
+    with zipfile.ZipFile("own.npz", "a") as archive:
+        archive.writestr("labels", b"hello")
+    with pytest.raises(UserError, match=r"labels is no array; save it with numpy.savez"):
+        load("npz:own.npz")
+
+
+def test_texts_of_bytes_are_read_as_utf_8():
+    np.savez("own.npz", images=RGB, labels=np.array(["é".encode(), b"b", b"c"])[THREE])
+    assert load("npz:own.npz").names == ("b", "c", "é")
+
+
 def test_one_parquet_file_is_split(here: Path):
     pq.write_table(table(slice(0, 60), label="labels"), "own.parquet")
     data = load("parquet:own.parquet")
@@ -254,5 +375,7 @@ def test_what_is_no_parquet_of_pictures_is_refused(here: Path):
     with pytest.raises(UserError, match="has no column of pictures as bytes; it has: words"):
         load("parquet:words.parquet")
     pq.write_table(pa.table({"image": [b"hello", None, png(RGB[0])]}), "broken.parquet")
-    with pytest.raises(UserError, match=r"2 of 3 pictures cannot be read: train row 0 \(no picture\), train row 1"):
+    with pytest.raises(
+        UserError, match=r"2 of 3 pictures cannot be read: broken\.parquet row 0 \(no picture\), broken"
+    ):
         load("parquet:broken.parquet")

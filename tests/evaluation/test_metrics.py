@@ -8,11 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 import pytest
 from conftest import REPOSITORY
 
@@ -37,6 +40,7 @@ from elbolab.report.compare import compare
 from elbolab.support.errors import UserError
 from elbolab.tracking import artifacts, mlflow_reader
 from elbolab.tracking import run as tracking
+from elbolab.tracking.journal import Journal
 from elbolab.tracking.keys import HALF_SENT
 from elbolab.tracking.mlflow_reader import is_evaluated
 from elbolab.tracking.offline import UNFINISHED, send_unfinished
@@ -232,6 +236,53 @@ def test_an_evaluation_that_was_killed_is_not_sent_over_a_newer_one_of_another_f
     found = mlflow_reader.get_run(run)
     assert is_evaluated(found)
     assert (found.tags["evaluation.seed"], found.tags["evaluation.images"]) == ("0", str(GAPS.images))
+
+
+@pytest.mark.parametrize("on_its_way", [False, True])
+def test_an_evaluation_that_another_overtakes_is_dropped(
+    trained: dict[str, str], on_its_way: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Suspended while it is sent, before a file or with one on its way, which may have replaced that of the other."""
+    run, sent, updated = trained["iwae"], mlflow.MlflowClient.log_artifact, Journal.update_state
+    newer = EvaluateConfig(images=3, seed=7, budget=1, simulated=0)
+
+    def evaluate_meanwhile() -> None:
+        monkeypatch.undo()
+        # From another folder, where nothing of the first is seen.
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            evaluate_run(run, newer)
+
+    def before_a_file(client: mlflow.MlflowClient, *arguments: Any, **keywords: Any) -> None:
+        evaluate_meanwhile()
+        sent(client, *arguments, **keywords)
+
+    def after_the_tags(journal: Journal, **values: Any) -> None:
+        updated(journal, **values)
+        if "values" in values:
+            time.sleep(0.01)
+            evaluate_meanwhile()
+
+    if on_its_way:
+        monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", before_a_file)
+    else:
+        monkeypatch.setattr(Journal, "update_state", after_the_tags)
+    evaluate_run(run, EvaluateConfig(images=4, seed=8, budget=1, simulated=0))
+    assert f"run {run} has a newer evaluation; the rest of an older one is dropped" in capsys.readouterr().err
+    assert not UNFINISHED.exists()
+    found = mlflow_reader.get_run(run)
+    assert is_evaluated(found) != on_its_way
+    if not on_its_way:
+        assert found.tags["evaluation.seed"] == "7"
+        assert (
+            len(
+                artifacts.read(run, "evaluation/likelihood.parquet", pd.read_parquet)[
+                    ["split", "index"]
+                ].drop_duplicates()
+            )
+            == 9
+        )
+    evaluate_run(run, GAPS)
+    assert is_evaluated(mlflow_reader.get_run(run))
 
 
 def test_an_evaluation_that_is_stopped_while_it_is_written_changes_nothing(trained: dict[str, str]):

@@ -252,7 +252,7 @@ def test_a_run_whose_process_is_gone_is_closed_by_sync_and_goes_on_all_the_same(
     header, line, end = command("runs").stdout.splitlines()
     assert header.split()[:4] == ["run", "model", "data", "state"]
     assert line.split()[:4] == [run.info.run_id[:8], "vae", "mnist5k", "stopped"]
-    assert end == "stopped: no process trains it any more; `elbolab resume RUN` resumes it"
+    assert end == "`elbolab resume RUN` resumes what is stopped, KILLED or FAILED here"
     assert command("sync").returncode == 0
     assert command("runs").stdout.splitlines()[1].split()[3] == "KILLED"
     assert mlflow_reader.get_run(run.info.run_id).status == "KILLED"

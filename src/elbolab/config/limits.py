@@ -37,8 +37,19 @@ def expanded(path: Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+# Of a file or folder on every usual file system.
+LONGEST_NAME = 255
+
+
+def _refuse_long(path: Path) -> None:
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > LONGEST_NAME:
+        raise ValueError(f"should have no name of more than {LONGEST_NAME} bytes, and one has {longest}")
+
+
 def _writable_folder(path: Path) -> Path:
     path = expanded(path)
+    _refuse_long(path)
     # Known before the hours of work whose result goes there.
     there = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.exists(folder))
     if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
@@ -50,6 +61,7 @@ def _writable_file(path: Path) -> Path:
     path = expanded(path)
     if os.path.isdir(path):
         raise ValueError("should be a file, not a folder")
+    _refuse_long(path)
     _writable_folder(path.parent)
     return path
 

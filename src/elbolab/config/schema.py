@@ -32,7 +32,7 @@ class Config(Settings):
     dataset: str = "mnist5k"
     """Dataset: mnist5k (embedded), mnist, fashion_mnist, kmnist, or your own images: npz:PATH, npy:PATH, folder:PATH or
     parquet:PATH."""
-    image_size: Annotated[int, Field(gt=0)] | None = None
+    image_size: Annotated[int, Field(gt=0, le=1024)] | None = None
     """Side to which the pictures of folder: and parquet: are cut and resized [default: as they are]."""
     data_dir: Path = Field(default_factory=default_data_dir)
     """Folder of the datasets that are downloaded [default: $ELBOLAB_DATA, else the user's cache folder]."""

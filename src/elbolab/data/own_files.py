@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -25,12 +26,12 @@ LAYOUTS: tuple[dict[str, tuple[str, str]], ...] = (
     {split: (f"{split}_images", f"{split}_labels") for split in SPLITS},
     {split: (f"x_{split}", f"y_{split}") for split in SPLITS},
 )
-# What Hugging Face calls the splits, by the beginning of a file's name.
-PARQUET_SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
+# What folders and files of a split are called, files by the beginning of their names.
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 CHANNELS = (1, 3)
 # The modes of Pillow whose pixels are grey; the others become RGB, without what is transparent.
-GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+GREY = {"1", "L", "LA", "La"}
 # So many faults are named.
 NAMED = 5
 
@@ -47,7 +48,9 @@ def read_npz(path: Path, image_size: int | None = None) -> Arrays:
     found = _arrays(path)
     layout = next((one for one in LAYOUTS if one["train"][0] in found), None)
     if layout is None:
-        raise UserError(f"{what} has no array 'images'; it has: {', '.join(found) or 'none'}")
+        ways = ", ".join(f"{images} and {labels}" for images, labels in (one["train"] for one in LAYOUTS))
+        have = ", ".join(found) or "none"
+        raise UserError(f"{what} has no array 'images'; it has: {have}; name images and labels as one of: {ways}")
     known = {name for names in layout.values() for name in names} | {"white"}
     if others := [name for name in found if name not in known]:
         print(f"elbolab: {what}: ignored: {', '.join(others)}", file=sys.stderr, flush=True)
@@ -77,7 +80,9 @@ def from_arrays(
         raise UserError(f"{what} has images of several shapes: {shapes}; all must be of one")
     said = None if white is None else int(white)
     # Of floats from 0 to 1 it is known what white is.
-    scaled = said in (None, 1) and all(one.dtype.kind == "f" and one.max() <= 1 for one in images.values())
+    scaled = all(one.dtype.kind == "f" and one.max() <= 1 for one in images.values())
+    if scaled and said not in (None, 1):
+        raise UserError(f"{what} has white={said} beside floats from 0 to 1, where white is 1; leave it out")
     whole = {split: _whole(one, scaled) for split, one in images.items()}
     labels, names = _labels(what, {split: one for split, (_, one) in parts.items()}, whole)
     pairs = {split: (whole[split], labels[split]) for split in whole}
@@ -100,86 +105,120 @@ def from_arrays(
 def read_folder(path: Path, image_size: int | None = None) -> Arrays:
     """The pictures in a folder, or in a folder a class as torchvision's ImageFolder has them, ordered by their names.
 
-    Grey pictures have one channel; where any has colours all have three, without transparency. Pictures of 16 bits are
-    scaled to 8. All must be of one size, unless ``image_size`` is the side that they are cut to a square of and resized
-    to. Raises UserError naming the files that cannot be read.
+    Folders ``train``, ``val`` and ``test`` are splits, with the classes in them. Hidden files are left out, links are
+    followed. Grey pictures have one channel; where any has colours all have three, without transparency. Pictures of 16
+    bits are scaled to 8. All must be of one size, unless ``image_size`` is the side of the squares that they are cut
+    and resized to. Raises UserError naming the files that cannot be read.
     """
     what = f"folder:{path}"
     if not os.path.isdir(path):
-        raise UserError(f"{what} cannot be read: there is no such folder")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    classes = {file: file.relative_to(path).parts[0] if file.parent != path else "" for file in files}
-    names = tuple(sorted(set(classes.values())))
+        why = "it is no folder, but a file" if os.path.exists(path) else "there is no such folder"
+        raise UserError(f"{what} cannot be read: {why}")
+    files = list(_files(path, SUFFIXES))
     if not files:
         raise UserError(f"{what} has no pictures; it may have files that end with {', '.join(sorted(SUFFIXES))}")
-    if len(names) > 1 and not names[0]:
-        loose = sum(not name for name in classes.values())
+    within = [file.relative_to(path).parts for file in files]
+    tops = {parts[0] for parts in within if len(parts) > 1}
+    splits = ["train"] * len(files)
+    if "train" in {SPLIT_NAMES.get(top.lower()) for top in tops} and all(top.lower() in SPLIT_NAMES for top in tops):
+        # A loose picture beside the splits is found below, as one beside classes is.
+        splits = [SPLIT_NAMES.get(parts[0].lower(), "train") for parts in within]
+        within = [parts[1:] if len(parts) > 1 else parts for parts in within]
+    classes = [parts[0] if len(parts) > 1 else "" for parts in within]
+    if loose := classes.count("") % len(classes):
         raise UserError(
             f"{what} has {loose} pictures beside folders of pictures; put them into a folder of a class, or elsewhere"
         )
     images = decode(what, [(str(file.relative_to(path)), partial(open, file, "rb")) for file in files], image_size)
-    labels = np.array([classes[file] for file in files])
     # A folder of a folder of pictures is of one class.
-    parts = {"train": (images, labels if len(names) > 1 else None)}
+    labels = np.array(classes) if len(set(classes)) > 1 else None
+    parts = _parted(splits, images, labels)
     # A picture that is added changes the time of its folder.
     folders = tuple({file.parent for file in files} | {path})
-    return from_arrays(what, parts, np.array(255), (*files, *folders))
+    return from_arrays(what, parts, files=(*files, *folders))
 
 
 def read_parquet(path: Path, image_size: int | None = None) -> Arrays:
-    """A set of pictures as Hugging Face keeps it: a Parquet file, or a folder of them, which are named by their splits.
+    """A set of pictures as Hugging Face keeps it: a Parquet file, or a folder of them, where they or the folders in it
+    are named by their splits.
 
-    The first column of bytes, or of structs with ``bytes``, is the pictures, and ``label`` or ``labels`` their classes,
-    whose names are taken from what the file says of its features. Pictures are as ``read_folder`` has them.
+    The column ``image`` or ``img``, else the first of bytes or of structs with ``bytes``, is the pictures, and
+    ``label`` or ``labels`` their classes, whose names are taken from what the file says of its features. Pictures are
+    as ``read_folder`` has them.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     what = f"parquet:{path}"
-    files = sorted(path.rglob("*.parquet")) if os.path.isdir(path) else [path]
+    files = list(_files(path, {".parquet"})) if os.path.isdir(path) else [path]
     if not files:
         raise UserError(f"{what} has no file that ends with .parquet")
-    found: dict[str, list[pa.Table]] = {}
     names: list[str] = []
+    pictures: list[tuple[str, Callable[[], BinaryIO]]] = []
+    splits: list[str] = []
+    labels: list[Any] = []
     for file in files:
+        name = str(file.relative_to(path)) if file != path else file.name
         try:
-            table = pq.read_table(file)
+            table = pq.ParquetFile(file).read()
         except FileNotFoundError:
             raise UserError(f"{what} cannot be read: there is no such file") from None
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise UserError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-        split = PARQUET_SPLITS.get(file.name.partition("-")[0], "train") if os.path.isdir(path) else "train"
-        found.setdefault(split, []).append(table)
-    if "train" not in found:
-        raise UserError(f"{what} has no file of training images; their names begin with train-")
-    parts: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
-    pictures: list[tuple[str, Callable[[], BinaryIO]]] = []
-    ends: dict[str, int] = {}
-    labels: dict[str, np.ndarray | None] = {}
-    for split, tables in found.items():
-        table = pa.concat_tables(tables, promote_options="default")
-        column, label = _columns(what, table)
+        column, label = _columns(f"{what} {name}", table)
         names = names or _class_names(table, label)
-        cells = table[column].to_pylist()
-        for row, cell in enumerate(cells):
+        for row, cell in enumerate(table[column].to_pylist()):
             content = cell["bytes"] if isinstance(cell, dict) else cell
-            pictures.append((f"{split} row {row}", partial(BytesIO, content or b"")))
-        ends[split] = len(pictures)
-        labels[split] = None if label is None else np.asarray(table[label].to_pylist())
+            pictures.append((f"{name} row {row}", partial(BytesIO, content or b"")))
+        splits += [_split_of(name) if file != path else "train"] * len(table)
+        labels += table[label].to_pylist() if label else [None] * len(table)
+    if "train" not in splits:
+        raise UserError(f"{what} has no training images; they are in train.parquet, train-0.parquet or a folder train")
+    kinds = {type(one).__name__ for one in labels}
+    if len(kinds) > 1 or not kinds <= {"int", "str", "bytes", "bool", "NoneType"}:
+        raise UserError(
+            f"{what} has labels that are {', '.join(sorted(kinds))}; all must be whole numbers, or all texts"
+        )
     images = decode(what, pictures, image_size)
-    start = 0
-    for split, end in ends.items():
-        parts[split] = images[start:end], labels[split]
-        start = end
-    stored = from_arrays(what, parts, np.array(255), tuple(files))
-    return stored if stored.names or not names else _named_classes(stored, names)
+    stored = from_arrays(
+        what, _parted(splits, images, None if "NoneType" in kinds else np.array(labels)), files=tuple(files)
+    )
+    return stored if stored.names or not names else _named_classes(what, stored, names)
+
+
+def _files(path: Path, suffixes: set[str]) -> Iterator[Path]:
+    """The files in a folder and those in it that end so, without hidden ones, ordered by their names."""
+    seen = set[str]()
+    for folder, inner, files in os.walk(path, followlinks=True):
+        # A link may lead back to where it is.
+        inner[:] = sorted(name for name in inner if name[0] != "." and os.path.realpath(Path(folder, name)) not in seen)
+        seen |= {os.path.realpath(Path(folder, name)) for name in inner}
+        for name in sorted(files):
+            if name[0] != "." and Path(name).suffix.lower() in suffixes and os.path.isfile(Path(folder, name)):
+                yield Path(folder, name)
+
+
+def _split_of(name: str) -> str:
+    """The split that a file is of, by its name or that of a folder above it; train where none says so."""
+    parts = (part.replace("-", ".").partition(".")[0].lower() for part in Path(name).parts)
+    return next((SPLIT_NAMES[part] for part in parts if part in SPLIT_NAMES), "train")
+
+
+def _parted(
+    splits: Sequence[str], images: np.ndarray, labels: np.ndarray | None
+) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    """Images and labels by the split of each."""
+    rows = {split: np.flatnonzero(np.array(splits) == split) for split in SPLITS if split in splits}
+    return {split: (images[own], None if labels is None else labels[own]) for split, own in rows.items()}
 
 
 def decode(what: str, pictures: Sequence[tuple[str, Callable[[], BinaryIO]]], image_size: int | None) -> np.ndarray:
     """The pixels uint8 (N, H, W, C) of pictures, each by its name and what opens it; raises UserError naming faults."""
     found: list[np.ndarray] = []
     faults: list[str] = []
-    with counted(f"reading {what}", len(pictures)) as count:
+    with warnings.catch_warnings(), counted(f"reading {what}", len(pictures)) as count:
+        # Pictures twice as large as these are refused.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         for name, open_it in pictures:
             try:
                 with open_it() as stream:
@@ -217,10 +256,10 @@ def _pixels(stream: BinaryIO, image_size: int | None) -> np.ndarray:
     with Image.open(stream) as picture:
         # Which way up it is may be said beside it.
         picture = ImageOps.exif_transpose(picture)
-        if picture.mode in GREY and picture.mode not in ("1", "L", "LA", "La"):
-            pixels = np.asarray(picture, np.float64)
-            # As PNG and TIFF keep 16 bits.
-            picture = Image.fromarray(np.rint(pixels.clip(0, 65535) / 257).astype(np.uint8))
+        if picture.mode in ("I", "F"):
+            raise ValueError("pixels of 32 bits, of which nobody says what is white; save it with 8 or 16")
+        if picture.mode.startswith("I;16"):
+            picture = Image.fromarray(np.rint(np.asarray(picture, np.float64) / 257).astype(np.uint8))
         picture = picture.convert("L" if picture.mode in GREY else "RGB")
         if image_size is not None:
             picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.LANCZOS)
@@ -240,7 +279,8 @@ def _images(what: str, images: np.ndarray) -> np.ndarray:
     last = images.ndim == 4 and shape[-1] in CHANNELS
     if images.ndim != 4 or 0 in images.shape or not (last or images.shape[1] in CHANNELS or len(shape) == 3):
         raise UserError(
-            f"{what} have shape {shape}; allowed: (N,H,W), (N,H,W,C) and (N,C,H,W) with C 1 or 3, and N, H and W from 1"
+            f"{what} have shape {shape}; allowed: (N,H,W), (N,H,W,C) and (N,C,H,W) with C 1 or 3, and N, H and W from "
+            "1; reshape what is flat"
         )
     if last or len(shape) == 3:
         images = images.transpose(0, 3, 1, 2)
@@ -251,7 +291,7 @@ def _images(what: str, images: np.ndarray) -> np.ndarray:
     if not (low >= 0 and high <= 255):
         raise UserError(
             f"{what} have dtype {images.dtype} and go from {low} to {high}; they must go from 0 to 255, or as floats "
-            "from 0 to 1"
+            f"from 0 to 1{': (x + 1) / 2 of these' if low >= -1 and high <= 1 else ''}"
         )
     return images
 
@@ -277,9 +317,11 @@ def _labels(
         if own.shape != (count,) or own.dtype.kind not in "iubUS":
             raise UserError(
                 f"{what} labels have dtype {labels.dtype} and shape {labels.shape}; they must be integers or texts of "
-                f"shape ({count},), one an image"
+                f"shape ({count},), one an image: labels.argmax(1) of one-hot rows"
             )
-        flat[split] = own.astype(str) if own.dtype.kind in "US" else own.astype(np.int64)
+        own = np.char.decode(own, "utf-8", "replace") if own.dtype.kind == "S" else own
+        # As whole numbers of 64 bits the largest would be negative.
+        flat[split] = own if own.dtype.kind == "U" else own.clip(max=np.iinfo(np.int64).max).astype(np.int64)
     if len({own.dtype.kind for own in flat.values()}) > 1:
         raise UserError(f"{what} has labels of whole numbers and of texts; give one kind")
     every = np.concatenate(list(flat.values()))
@@ -332,6 +374,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         for name in file.files:
             try:
                 found[name] = file[name]
+                if not isinstance(found[name], np.ndarray):
+                    raise ValueError(f"{name} is no array")
             except Exception as error:
                 raise _unreadable(what, "npz", name, error) from error
     return found
@@ -346,9 +390,10 @@ def _columns(what: str, table: Any) -> tuple[str, str | None]:
             return any(field.name == "bytes" for field in kind)
         return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
-    column = next((field.name for field in table.schema if is_picture(field.type)), None)
-    if column is None:
+    columns = [field.name for field in table.schema if is_picture(field.type)]
+    if not columns:
         raise UserError(f"{what} has no column of pictures as bytes; it has: {', '.join(table.column_names)}")
+    column = next((name for name in ("image", "img") if name in columns), columns[0])
     return column, next((name for name in ("label", "labels") if name in table.column_names), None)
 
 
@@ -361,6 +406,11 @@ def _class_names(table: Any, label: str | None) -> list[str]:
         return []
 
 
-def _named_classes(stored: Arrays, names: Sequence[str]) -> Arrays:
+def _named_classes(what: str, stored: Arrays, names: Sequence[str]) -> Arrays:
     most = max(int(pair[1].max()) for pair in ((stored.images, stored.labels), stored.val, stored.test) if pair)
-    return replace(stored, names=tuple(names)) if most < len(names) else stored
+    if most < len(names):
+        return replace(stored, names=tuple(names))
+    print(
+        f"elbolab: {what} names {len(names)} classes, but has a label {most}; the names are left out", file=sys.stderr
+    )
+    return stored

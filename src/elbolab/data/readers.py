@@ -47,9 +47,9 @@ def read(dataset: str, data_dir: Path, image_size: int | None = None) -> Arrays:
             raise UserError(f"{dataset} has white={white}, but a pixel of {brightest}; white must be at least that")
         if stored.white is None and brightest < HALF:
             said = f"white={brightest}, or white=255 where they are so dark" if brightest else "white=255"
+            beside = f", or save what is white beside images and labels, as {said}" if name == "npz" else ""
             raise UserError(
-                f"{dataset} has no pixel above {brightest}, but 255 is white; scale the images to 0 to 255, or save "
-                f"what is white beside images and labels, as {said}"
+                f"{dataset} has no pixel above {brightest}, but 255 is white; scale the images to 0 to 255{beside}"
             )
         return images if white == 255 else np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)[images]
 

@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import reduce
 from operator import or_
 
@@ -18,7 +17,9 @@ from elbolab.support.counters import computing_for
 from elbolab.support.torch_settings import default_settings
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
-from elbolab.tracking.keys import EVALUATION_PROTOCOL, EVALUATION_TIME, HALF_SENT
+from elbolab.tracking.keys import CONVERGED, EVALUATION_PROTOCOL, EVALUATION_TIME, HALF_SENT
+from elbolab.tracking.mlflow_reader import RunRecord, is_latent
+from elbolab.tracking.mlflow_writer import now
 from elbolab.tracking.offline import send_unfinished
 from elbolab.tracking.run_names import find_id, find_training
 
@@ -41,14 +42,18 @@ def evaluate_run(
     run_id = find_id(run_id)
     # What its training has left unsent is wanted, and what an earlier evaluation has would be sent over this one.
     send_unfinished(log_model, run_id)
-    name = find_training(run_id).name
+    run = find_training(run_id)
     tracking.nest_project_run(run_id, "evaluate call")
-    print(f"elbolab: evaluating {name}", file=sys.stderr, flush=True)
     started = time.perf_counter()
     device = choose_device("auto")
     model, data = load_run(run_id, device)
     evaluation = Evaluation(model, data, config, load_classifier(config.classifier, data, device))
-    with computing_for(name):
+    # Of a model that is far from its posteriors every image takes the whole budget.
+    hint = (
+        "; it has not converged, so that estimates take long (with --budget 2048 less)" if _is_slow(run, config) else ""
+    )
+    print(f"elbolab: evaluating {run.name}{hint}", file=sys.stderr, flush=True)
+    with computing_for(run.name):
         found = reduce(or_, (evaluator(evaluation) for evaluator in [*EVALUATORS.values(), *more]), Results())
     # A tail of equal weights has a k of -inf, which a tracking server does not keep.
     metrics = {key: value for key, value in found.metrics.items() if math.isfinite(value)}
@@ -60,15 +65,18 @@ def evaluate_run(
     code = {"git.commit": "", "git.dirty": ""} | tracking.code_tags()
     settings |= {f"evaluation.{name}": value for name, value in code.items()}
     settings["evaluation.seconds"] = f"{time.perf_counter() - started:.1f}"
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     with tracking.reopen_run(run_id) as track:
-        track.set_tags({EVALUATION_PROTOCOL: HALF_SENT, EVALUATION_TIME: now})
+        track.set_tags({EVALUATION_PROTOCOL: HALF_SENT, EVALUATION_TIME: now()})
         for name, value in found.files.items():
             track.log_value(value, f"evaluation/{name}")
         track.log_metrics(metrics | dict.fromkeys(outdated, math.nan))
         # Last, since these tags say that an evaluation is there.
         track.set_tags(settings | found.tags, last=True)
     return metrics
+
+
+def _is_slow(run: RunRecord, config: EvaluateConfig) -> bool:
+    return run.tags.get(CONVERGED) == "false" and is_latent(run) and config.budget == EvaluateConfig().budget
 
 
 def in_a_sentence(metrics: Mapping[str, float]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from elbolab.evaluation.metrics import ACCURACY, ELBO, LOG_PX
 from elbolab.support.paths import public
-from elbolab.tracking.keys import BEST_EPOCH, CONVERGED, FINISHED, RUNNING
+from elbolab.tracking.keys import BEST_EPOCH, CONVERGED, FAILED, FINISHED, KILLED, RUNNING
 from elbolab.tracking.meant_runs import brief
 from elbolab.tracking.mlflow_reader import RunRecord, find_runs, is_latent, values_of
 from elbolab.tracking.offline import free_trainings
@@ -29,12 +29,13 @@ def list_trainings(defaults: Mapping[str, Mapping[str, str]], limit: int) -> lis
     """
     runs = find_runs(limit=limit + 1, status=None)
     best = _best(runs[:limit])
-    stopped = {run_id for run_id, _ in free_trainings({})}.intersection(run.id for run in runs if run.status == RUNNING)
+    here = {run_id for run_id, _ in free_trainings({})}.intersection(run.id for run in runs)
+    stopped = {run.id for run in runs if run.id in here and run.status == RUNNING}
     rows = [
         _row(run, run.id in stopped, best.get(run.id), defaults.get(run.params.get("model", ""), {}))
         for run in runs[:limit]
     ]
-    end = [f"{STOPPED}: no process trains it any more; `elbolab resume RUN` resumes it"] if stopped else []
+    end = [f"`elbolab resume RUN` resumes what is {STOPPED}, {KILLED} or {FAILED} here"] if here else []
     end += [f"older ones are not shown; `elbolab runs --limit {10 * limit}` shows more"] if len(runs) > limit else []
     return [*_aligned([HEADER, *rows]), *end] if rows else []
 

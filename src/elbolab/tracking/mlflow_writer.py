@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 from elbolab.support.errors import UserError
 from elbolab.tracking import records
 from elbolab.tracking.journal import Journal, read_state
-from elbolab.tracking.keys import FAILURE, KIND, PARENT, RUNNING, SPOOL
+from elbolab.tracking.keys import EVALUATION_PROTOCOL, EVALUATION_TIME, FAILURE, HALF_SENT, KIND, PARENT, RUNNING, SPOOL
 from elbolab.tracking.mlflow_reader import NOTHING, PAGE, all_pages, is_tag, prepare_store
 from elbolab.tracking.moved_folders import refuse_moved
 
@@ -32,6 +33,11 @@ GENERATED = re.compile("({})-({})-\\d+".format(*WORDS), re.IGNORECASE)
 
 Value = tuple[str, float, int, int]
 """Key, value, time in milliseconds since 1970, and step of a metric."""
+
+
+def now() -> str:
+    """The time, UTC, as ISO 8601 to the millisecond: later is greater."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class MlflowRuns:
@@ -91,6 +97,9 @@ class MlflowWriter:
         self._runs = MlflowRuns()
         self.is_there = False
         """Whether this writer has found the run on the server, and can write to it."""
+        self.is_outdated = False
+        """Whether it has dropped the rest of an evaluation, since the run has a newer one."""
+        self._sent = ""
 
     @property
     def run_id(self) -> str | None:
@@ -105,8 +114,9 @@ class MlflowWriter:
         """Send all that there is, and what can be sent even where something cannot.
 
         Once it is ``stopped`` another process may have the journal: nothing more is sent, nor written to the journal.
-        Raises the first error: MlflowException, WaitingError, OSError where a file cannot be read, or UserError where
-        the run is deleted or its own folder was moved.
+        What is left of an evaluation is dropped once the run has a newer one. Raises the first error: MlflowException,
+        WaitingError, OSError where a file cannot be read, or UserError where the run is deleted or its own folder was
+        moved.
         """
         if not self.is_there:
             found = self._present(self.run_id).info.run_id if self.run_id else self._find_or_make()
@@ -118,7 +128,10 @@ class MlflowWriter:
         for lane, send in ((records.VALUES, self._values), (records.FILES, self._file), (records.VALUES, self._values)):
             try:
                 while not stopped() and (batch := self._next(lane)):
+                    if self._drop_outdated():
+                        return
                     send([record for _, record in batch])
+                    self._sent = now()
                     if not stopped():
                         self._journal.update_state(**{lane: batch[-1][0] + 1})
                         for _, record in batch:
@@ -128,6 +141,22 @@ class MlflowWriter:
                 errors.append(error)
         if errors:
             raise errors[0]
+
+    def _drop_outdated(self) -> bool:
+        tags = [record.tags for record in self._journal.records if isinstance(record, records.Tags)]
+        own = next((some[EVALUATION_TIME] for some in tags if EVALUATION_TIME in some), None)
+        if own is None:
+            return False
+        assert self.run_id is not None
+        newer = self._runs.client.get_run(self.run_id).data.tags.get(EVALUATION_TIME, "")
+        if newer <= own:
+            return False
+        if self._sent >= newer:
+            # What was on its way meanwhile may have replaced something of the newer one.
+            self._runs.client.set_tag(self.run_id, EVALUATION_PROTOCOL, HALF_SENT)
+        self._journal.update_state(**dict.fromkeys((records.VALUES, records.FILES), len(self._journal.records)))
+        self.is_outdated = True
+        return True
 
     def _done(self, lane: str) -> int:
         return self._journal.state.get(lane, 0)

@@ -8,13 +8,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.journal import Journal, journals, read_journal, read_state
-from elbolab.tracking.keys import EVALUATION_TIME, KIND
+from elbolab.tracking.keys import KIND
 from elbolab.tracking.meant_runs import Named, meant, one_of
-from elbolab.tracking.mlflow_reader import get_run
 from elbolab.tracking.mlflow_writer import MlflowWriter, Package
-from elbolab.tracking.records import UNDONE, Attach, Begin, Record, Tags, end_of_lost, stage_of
+from elbolab.tracking.records import UNDONE, Attach, Begin, Record, end_of_lost, stage_of
 
 UNFINISHED = Path("unfinished")
+OUTDATED = "run {} has a newer evaluation; the rest of an older one is dropped"
 
 
 def find_unfinished(asked: str) -> Path | None:
@@ -86,28 +86,22 @@ def send_unfinished(package: Package, run_id: str | None = None) -> list[str]:
         end = end_of_lost(journal.records)
         if end is not None and not _is_begun_again(journal):
             journal.append(end)
-        count, outdated = writer.left(), False
+        count = writer.left()
         try:
-            if outdated := _is_evaluated_since(journal):
-                lines.append(f"run {_given_id(journal.records)} has a newer evaluation; the one in {folder} is dropped")
-            elif count:
+            if count:
                 writer.send()
-                lines.append(f"run {writer.run_id}: {count} records sent")
+                lines.append(
+                    OUTDATED.format(writer.run_id)
+                    if writer.is_outdated
+                    else f"run {writer.run_id}: {count} records sent"
+                )
         except Exception as error:
             problems.append(f"{folder}: {writer.left()} records are not sent: {reason(error)}")
         finally:
-            journal.close(outdated or is_done_with(journal, writer))
+            journal.close(is_done_with(journal, writer))
     if problems:
         raise UserError("\n".join([*lines, *problems]))
     return lines
-
-
-def _is_evaluated_since(journal: Journal) -> bool:
-    """Whether a journal is that of an evaluation whose run has a newer one, sent from another folder."""
-    tags = [record.tags for record in journal.records if isinstance(record, Tags)]
-    own = next((some[EVALUATION_TIME] for some in tags if EVALUATION_TIME in some), None)
-    run_id = _given_id(journal.records)
-    return own is not None and run_id is not None and get_run(run_id).tags.get(EVALUATION_TIME, "") > own
 
 
 def _is_begun_again(journal: Journal) -> bool:

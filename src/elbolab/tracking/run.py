@@ -26,7 +26,7 @@ from elbolab.tracking.journal import Journal
 from elbolab.tracking.keys import FAILED, FAILURE, FINISHED, KIND, PARENT, PROCESSES, RUNNING
 from elbolab.tracking.mlflow_reader import address, get_run
 from elbolab.tracking.mlflow_writer import MlflowWriter, Package
-from elbolab.tracking.offline import UNFINISHED, begun, can_be_resumed, is_done_with
+from elbolab.tracking.offline import OUTDATED, UNFINISHED, begun, can_be_resumed, is_done_with
 from elbolab.tracking.uploader import Uploader, refused
 from elbolab.training.curves import draw_curves
 
@@ -255,6 +255,8 @@ def _sending(journal: Journal, package: Package | None = None) -> Iterator[RunWr
 
 
 def _say_what_is_left(run: RunWriter, problem: Exception | None) -> None:
+    if run.writer.is_outdated:
+        print(f"elbolab: {OUTDATED.format(run.id)}", file=sys.stderr, flush=True)
     if left := run.writer.left():
         why = f": {reason(problem)}" if problem else ""
         line = f"{left} records of run {run.id} are not on {address()}{why}; `elbolab sync` sends them"

@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.journal import Journal
-from elbolab.tracking.mlflow_writer import MlflowWriter
+from elbolab.tracking.mlflow_writer import MlflowWriter, WaitingError
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 15.0
 # How many times its patience a wait lasts at most, though ever more is sent.
@@ -45,18 +45,21 @@ class Uploader:
         self._thread.join(timeout=1)
 
     def _work(self) -> None:
-        delay = FIRST_DELAY
+        delay, said = FIRST_DELAY, False
         while not self._stopped:
-            before, problem = self.problem, None
+            problem = None
             try:
                 self._writer.send(lambda: self._stopped)
             except Exception as error:
                 problem = error
-            # A run that the server refuses raises where it was begun.
-            if problem and not before and not (refused(problem) and not self._writer.is_there):
+            # A run that the server refuses raises where it was begun, and one above is about to be made.
+            silent = isinstance(problem, WaitingError) or (refused(problem) and not self._writer.is_there)
+            if problem and not said and not silent:
                 self._say(f"{reason(problem)}; what is logged waits in {self._journal.folder}")
-            elif before and not problem:
+                said = True
+            elif said and not problem:
                 self._say("the tracking server has all of it now")
+                said = False
             with self._journal.changed:
                 self.problem = problem
                 self._journal.changed.notify_all()

@@ -165,13 +165,13 @@ def _carry_out(job: Job, config: StudyConfig) -> str:
 
 def _say_best(job: Job, study: optuna.Study) -> None:
     try:
-        (best,) = best_trials(job, study, 1)
+        best, *others = best_trials(job, study, 3)
     except UserError:
         # Every trial was pruned.
         return
     print(f"elbolab: the best config is that of trial {best.number} ({brief_params(best)})", file=sys.stderr)
-    again = command_line("study", job.name, finalise=3)
-    print(f"elbolab: `{again}` trains the best three on fresh seeds and tests the one that wins", file=sys.stderr)
+    again = command_line("study", job.name, finalise=1 + len(others))
+    print(f"elbolab: `{again}` trains the best on fresh seeds and tests the one that wins", file=sys.stderr)
 
 
 def _sync(job: Job, study: optuna.Study, parent: str) -> str:

@@ -113,6 +113,23 @@ def test_of_a_linear_decoder_the_gaussian_is_the_posterior(
     assert not whole.unreliable.any()
 
 
+def test_the_gaussian_is_the_posterior_under_a_prior_of_other_scales_too():
+    """z of scales s under loadings W is z of scale 1 under loadings W s, whose log p(x) is known."""
+    scales = torch.tensor([0.05, 0.3, 1.0, 3.0])
+    model, x = linear_gaussian(4, shape=(1, 8, 8))
+    exact = model.exact_log_px(x).double()
+    config = MODELS["vae"].Config.parse({"latent_dim": 4, "prior": "mixture", "prior_components": 1})
+    model.prior = Mixture(config)
+    model.prior.means.data.zero_()
+    model.prior.log_vars.data = 2 * scales.log()[None]
+    model.loadings = model.loadings / scales
+    start = torch.zeros(len(x), 4)
+    found = fit_gaussian(model, x, start, measure_curvature(model, start), seeded())
+    estimate = importance_estimate(model, x, found, 200, seeded())
+    torch.testing.assert_close(estimate.log_px, exact, atol=5e-3, rtol=0)
+    assert (estimate.ess > 199).all()
+
+
 def test_whitened_coordinates_are_a_linear_map_with_its_determinant():
     model = small_vae(5)
     z, x = images_of(model, 4)

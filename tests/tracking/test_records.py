@@ -1,6 +1,7 @@
 """The records of a journal are the lines that they always were, and a run lives as the table says."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -101,6 +102,13 @@ def test_records_that_belong_together_are_there_together_or_not_at_all(tmp_path:
         {"e": "f"},
     ]
     journal.close(remove=True)
+
+
+def test_a_journal_that_one_thread_opens_another_may_close(tmp_path: Path):
+    with ThreadPoolExecutor(1) as pool:
+        journal = pool.submit(Journal, tmp_path / "run").result()
+    journal.close(remove=False)
+    Journal(tmp_path / "run").close(remove=True)
 
 
 SAID: dict[str, list[Record]] = {

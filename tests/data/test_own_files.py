@@ -13,8 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from elbolab.data.readers import read
-from elbolab.data.splits import Data, load_data
+from elbolab.data.splits import Data, load_data, read
 from elbolab.support.errors import UserError
 
 COUNT, SIDE = 60, 12

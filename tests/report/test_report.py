@@ -203,7 +203,7 @@ def test_every_model_has_its_curves_and_pictures(store: Store, tmp_path: Path) -
         for epoch in ("1", "5, best and last"):
             # Of training and of validation digits.
             assert pictures.count(f"{model}, epoch {epoch}: originals above their reconstructions") == 2
-            assert pictures.count(f"{model}, epoch {epoch}: digits decoded from the prior") == 1
+            assert pictures.count(f"{model}, epoch {epoch}: images decoded from the prior") == 1
         assert f"{model}: validation ELBO is highest at epoch 5" in section
         assert runs[model][:8] in section
     assert all("vae validation from 101.5 to 69.5;" in lines for title, lines in labels if "ELBO" in title)

@@ -228,7 +228,8 @@ def test_the_command_lists_the_trainings(store: Path, command_here: Command, mon
     sentence = f"elbolab: test log p(x) {exact:.2f} nats; a constant image has {constant:.2f}"
     assert done.stderr.splitlines()[-1] == sentence
     fails(monkeypatch, "vae", epochs=1, lr=0.002)
-    header, vae, ppca = command_here("runs").stdout.splitlines()
+    header, vae, ppca, end = command_here("runs").stdout.splitlines()
+    assert end == "`elbolab resume RUN` resumes what is stopped, KILLED or FAILED here"
     assert header.split()[:4] == ["run", "model", "data", "state"]
     assert vae.split()[1:4] == ["vae", "mnist5k", "FAILED"]
     assert "lr=0.002" in vae
@@ -237,6 +238,6 @@ def test_the_command_lists_the_trainings(store: Path, command_here: Command, mon
     assert f"  ELBO {metrics['val/elbo']:.2f}  log p(x) {metrics['test/log_px']:.2f}  " in ppca
     assert "latent_dim=2" in ppca
     assert "data_dir" not in ppca
-    only, more = command_here("runs", "--limit", "1").stdout.splitlines()[1:]
+    only, _, more = command_here("runs", "--limit", "1").stdout.splitlines()[1:]
     assert only.split()[1] == "vae"
     assert "--limit" in more

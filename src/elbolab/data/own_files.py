@@ -414,3 +414,12 @@ def _named_classes(what: str, stored: Arrays, names: Sequence[str]) -> Arrays:
         f"elbolab: {what} names {len(names)} classes, but has a label {most}; the names are left out", file=sys.stderr
     )
     return stored
+
+
+OWN: dict[str, Callable[[Path, int | None], Arrays]] = {
+    "npz": read_npz,
+    "npy": read_npy,
+    "folder": read_folder,
+    "parquet": read_parquet,
+}
+"""A user's own images, each named as NAME:PATH, by what reads a path, with the side of the images or None."""

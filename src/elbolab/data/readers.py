@@ -1,12 +1,9 @@
-"""Datasets as they are stored: read whole, checked, and refused with the file's name where it is broken."""
+"""Datasets that everybody has, read whole, checked, and refused with the file's name where it is broken."""
 
 import gzip
 import os
-import re
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from http.client import HTTPException
 from importlib.util import find_spec
@@ -14,60 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from elbolab.config.limits import expanded
-from elbolab.data.own_files import read_folder, read_npy, read_npz, read_parquet, refuse_size
 from elbolab.data.stored import Arrays
 from elbolab.support.errors import UserError
 
 IDX_IMAGES, IDX_LABELS = bytes((0, 0, 8, 3)), bytes((0, 0, 8, 1))
 IDX_CLASSES = 10
-# Of which no pixel is as bright, images are dark or counted in another unit.
-HALF = 128
-
-
-def read(dataset: str, data_dir: Path, image_size: int | None = None) -> Arrays:
-    """The arrays of a dataset by its name, with 255 as white; ``image_size`` is the side of pictures read from files.
-
-    Raises UserError for an unknown name, missing or broken files, and images that may have another white.
-    """
-    name, _, path = dataset.partition(":")
-    if (name not in OWN or not path) and dataset not in DATASETS:
-        known = f"there are: {', '.join(DATASETS)}, and {', '.join(f'{own}:PATH' for own in OWN)}"
-        raise UserError(f"dataset={dataset!r} does not exist{_meant(dataset)}; {known}")
-    if dataset in DATASETS:
-        refuse_size(dataset, image_size)
-        stored = DATASETS[dataset](data_dir)
-    else:
-        stored = OWN[name](expanded(Path(path)), image_size)
-    white = stored.white or 255
-
-    def scaled(images: np.ndarray) -> np.ndarray:
-        brightest = int(images.max())
-        if brightest > white:
-            raise UserError(f"{dataset} has white={white}, but a pixel of {brightest}; white must be at least that")
-        if stored.white is None and brightest < HALF:
-            said = f"white={brightest}, or white=255 where they are so dark" if brightest else "white=255"
-            beside = f", or save what is white beside images and labels, as {said}" if name == "npz" else ""
-            raise UserError(
-                f"{dataset} has no pixel above {brightest}, but 255 is white; scale the images to 0 to 255{beside}"
-            )
-        return images if white == 255 else np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)[images]
-
-    own = {split: pair and (scaled(pair[0]), pair[1]) for split, pair in (("val", stored.val), ("test", stored.test))}
-    return replace(stored, images=scaled(stored.images), **own)
-
-
-def _meant(dataset: str) -> str:
-    """What a name that does not exist may be meant for."""
-    kind, path = re.sub(r"[:=].*", "", dataset, flags=re.DOTALL).lower(), dataset
-    if kind in OWN:
-        path = dataset[len(kind) + 1 :]
-    else:
-        kind = "folder" if os.path.isdir(expanded(Path(path))) else Path(path).suffix.lower().removeprefix(".")
-    if kind in OWN and path:
-        return f"; did you mean {kind}:{path}?"
-    close = get_close_matches(dataset.lower(), DATASETS, 1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _mnist5k(_: Path) -> Arrays:
@@ -141,13 +89,6 @@ def _broken(file: Path, why: str) -> UserError:
     return UserError(f"{file} is broken: {why}; delete it to have it downloaded again, or put a whole one there")
 
 
-OWN: dict[str, Callable[[Path, int | None], Arrays]] = {
-    "npz": read_npz,
-    "npy": read_npy,
-    "folder": read_folder,
-    "parquet": read_parquet,
-}
-"""A user's own images, each named as NAME:PATH, by what reads a path, with the side of the images or None."""
 DATASETS: dict[str, Callable[[Path], Arrays]] = {
     "mnist5k": _mnist5k,
     "mnist": partial(_torchvision, "MNIST"),

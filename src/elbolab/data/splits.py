@@ -1,20 +1,27 @@
 """Datasets as stratified splits of uint8 images in memory, cut into batches that carry their images' indices."""
 
 import hashlib
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from elbolab.data.readers import read
+from elbolab.config.limits import expanded
+from elbolab.data.own_files import OWN, refuse_size
+from elbolab.data.readers import DATASETS
 from elbolab.data.stored import Arrays, Pair
 from elbolab.support.errors import UserError
 
 # Of data without classes.
 EXAMPLES = 10
+# Of which no pixel is as bright, images are dark or counted in another unit.
+HALF = 128
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,51 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
         members = np.flatnonzero(labels == label)
         rank[rng.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
     return np.lexsort((rng.random(len(labels)), rank))
+
+
+def read(dataset: str, data_dir: Path, image_size: int | None = None) -> Arrays:
+    """The arrays of a dataset by its name, with 255 as white; ``image_size`` is the side of pictures read from files.
+
+    Raises UserError for an unknown name, missing or broken files, and images that may have another white.
+    """
+    name, _, path = dataset.partition(":")
+    if (name not in OWN or not path) and dataset not in DATASETS:
+        known = f"there are: {', '.join(DATASETS)}, and {', '.join(f'{own}:PATH' for own in OWN)}"
+        raise UserError(f"dataset={dataset!r} does not exist{_meant(dataset)}; {known}")
+    if dataset in DATASETS:
+        refuse_size(dataset, image_size)
+        stored = DATASETS[dataset](data_dir)
+    else:
+        stored = OWN[name](expanded(Path(path)), image_size)
+    white = stored.white or 255
+
+    def scaled(images: np.ndarray) -> np.ndarray:
+        brightest = int(images.max())
+        if brightest > white:
+            raise UserError(f"{dataset} has white={white}, but a pixel of {brightest}; white must be at least that")
+        if stored.white is None and brightest < HALF:
+            said = f"white={brightest}, or white=255 where they are so dark" if brightest else "white=255"
+            beside = f", or save what is white beside images and labels, as {said}" if name == "npz" else ""
+            raise UserError(
+                f"{dataset} has no pixel above {brightest}, but 255 is white; scale the images to 0 to 255{beside}"
+            )
+        return images if white == 255 else np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)[images]
+
+    own = {split: pair and (scaled(pair[0]), pair[1]) for split, pair in (("val", stored.val), ("test", stored.test))}
+    return replace(stored, images=scaled(stored.images), **own)
+
+
+def _meant(dataset: str) -> str:
+    """What a name that does not exist may be meant for."""
+    kind, path = re.sub(r"[:=].*", "", dataset, flags=re.DOTALL).lower(), dataset
+    if kind in OWN:
+        path = dataset[len(kind) + 1 :]
+    else:
+        kind = "folder" if os.path.isdir(expanded(Path(path))) else Path(path).suffix.lower().removeprefix(".")
+    if kind in OWN and path:
+        return f"; did you mean {kind}:{path}?"
+    close = get_close_matches(dataset.lower(), DATASETS, 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def load_data(

@@ -13,8 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from elbolab.data.own_files import OWN
 from elbolab.data.splits import Data, load_data, read
 from elbolab.support.errors import UserError
+from elbolab.support.paths import KINDS as KINDS_OF_PATHS
+from elbolab.support.paths import public
 
 COUNT, SIDE = 60, 12
 RGB = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), np.uint8)
@@ -378,3 +381,10 @@ def test_what_is_no_parquet_of_pictures_is_refused(here: Path):
         UserError, match=r"2 of 3 pictures cannot be read: broken\.parquet row 0 \(no picture\), broken"
     ):
         load("parquet:broken.parquet")
+
+
+def test_a_path_in_the_name_of_a_dataset_is_shown_by_its_end_alone():
+    assert set(KINDS_OF_PATHS) == {f"{kind}:" for kind in OWN}
+    for kind in OWN:
+        assert public(f"{kind}:/home/somebody/own.data") == f"{kind}:own.data"
+        assert public(f"{kind}:data/own.data") == f"{kind}:data/own.data"

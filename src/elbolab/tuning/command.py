@@ -158,8 +158,9 @@ def _carry_out(job: Job, config: StudyConfig) -> str:
         finally:
             mirror.sync(study)
             mirror.draw(study)
-    if not finalists and not config.sync and len(job.study.metrics) == 1:
-        _say_best(job, study)
+        # Before what the end of the run says, which may be that something is still to be sent.
+        if not finalists and not config.sync and len(job.study.metrics) == 1:
+            _say_best(job, study)
     return track.id
 
 

@@ -346,6 +346,14 @@ def test_a_file_without_rows_is_refused(here: Path):
         load("parquet:own.parquet")
 
 
+def test_what_is_ignored_may_be_anything(capsys: pytest.CaptureFixture[str]):
+    """Objects, which would have to be unpickled, too."""
+    meta: Any = np.array([{"made": "today"}], object)
+    np.savez("own.npz", images=RGB, labels=THREE, meta=meta)
+    assert load("npz:own.npz").spec.classes == 3
+    assert capsys.readouterr().err == "elbolab: npz:own.npz: ignored: meta\n"
+
+
 def test_what_a_zip_has_beside_arrays_is_refused_by_its_name(here: Path):
     np.savez("own.npz", images=RGB)
     with zipfile.ZipFile("own.npz", "a") as archive:

@@ -45,14 +45,17 @@ def read_npz(path: Path, image_size: int | None = None) -> Arrays:
     """
     what = f"npz:{path}"
     refuse_size(what, image_size)
-    found = _arrays(path)
-    layout = next((one for one in LAYOUTS if one["train"][0] in found), None)
-    if layout is None:
-        ways = ", ".join(f"{images} and {labels}" for images, labels in (one["train"] for one in LAYOUTS))
-        have = ", ".join(found) or "none"
-        raise UserError(f"{what} has no array 'images'; it has: {have}; name images and labels as one of: {ways}")
-    known = {name for names in layout.values() for name in names} | {"white"}
-    if others := [name for name in found if name not in known]:
+    with _load(what, path, NpzFile) as file:
+        have = file.files
+        layout = next((one for one in LAYOUTS if one["train"][0] in have), None)
+        if layout is None:
+            ways = ", ".join(f"{images} and {labels}" for images, labels in (one["train"] for one in LAYOUTS))
+            there = ", ".join(have) or "none"
+            raise UserError(f"{what} has no array 'images'; it has: {there}; name images and labels as one of: {ways}")
+        known = {name for names in layout.values() for name in names} | {"white"}
+        # What is ignored may be anything, and is not read.
+        found = {name: _array(what, file, name) for name in have if name in known}
+    if others := [name for name in have if name not in known]:
         print(f"elbolab: {what}: ignored: {', '.join(others)}", file=sys.stderr, flush=True)
     parts = {split: (found[images], found.get(labels)) for split, (images, labels) in layout.items() if images in found}
     return from_arrays(what, parts, found.get("white"), (path,))
@@ -125,7 +128,7 @@ def read_folder(path: Path, image_size: int | None = None) -> Arrays:
         splits = [SPLIT_NAMES.get(parts[0].lower(), "train") for parts in within]
         within = [parts[1:] if len(parts) > 1 else parts for parts in within]
     classes = [parts[0] if len(parts) > 1 else "" for parts in within]
-    if loose := classes.count("") % len(classes):
+    if 0 < (loose := classes.count("")) < len(classes):
         raise UserError(
             f"{what} has {loose} pictures beside folders of pictures; put them into a folder of a class, or elsewhere"
         )
@@ -366,18 +369,14 @@ def _unreadable(what: str, suffix: str, name: str, error: Exception) -> UserErro
     return UserError(f"{what} cannot be read as an {suffix} file of plain arrays: {why}; save it with {save}")
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file; nothing in the file is executed."""
-    what = f"npz:{path}"
-    found: dict[str, np.ndarray] = {}
-    with _load(what, path, NpzFile) as file:
-        for name in file.files:
-            try:
-                found[name] = file[name]
-                if not isinstance(found[name], np.ndarray):
-                    raise ValueError(f"{name} is no array")
-            except Exception as error:
-                raise _unreadable(what, "npz", name, error) from error
+def _array(what: str, file: NpzFile, name: str) -> np.ndarray:
+    """An array of an npz file; nothing in it is executed."""
+    try:
+        found = file[name]
+        if not isinstance(found, np.ndarray):
+            raise ValueError(f"{name} is no array")
+    except Exception as error:
+        raise _unreadable(what, "npz", name, error) from error
     return found
 
 

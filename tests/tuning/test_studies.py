@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -581,6 +582,31 @@ def test_a_new_trial_makes_way_for_the_retry_that_was_queued_just_after_it(store
     assert again.params == died.params
     study.tell(new, state=TrialState.FAIL)
     _refuse_surplus(job, again)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_new_trial_waits_for_the_retry_of_one_that_has_just_died(store: Path):
+    define(store, "gap", SEARCH)
+    kind = load_study("gap")[1]
+    assert isinstance(kind, Study)
+    job = Job("gap", kind, "sqlite:///optuna.db", target=1, seed=0, heartbeat=10)
+    study, _ = open_study(job)
+    died = study.ask()
+    job.study.suggest(died)
+    study.tell(died, state=TrialState.FAIL)
+    queue = RetryHeartbeatStaleTrialCallback(max_retry=1)
+    later = threading.Timer(1, queue, (study, trials_of("gap")[died.number]))
+    new = study.ask()
+    later.start()
+    with pytest.raises(_SurplusError):
+        _refuse_surplus(job, new)
+    later.join()
+    # Whoever failed it may have died before it queued the retry.
+    study.tell(new, state=TrialState.FAIL)
+    retry = study.ask()
+    study.tell(retry, state=TrialState.FAIL)
+    other = study.ask()
+    _refuse_surplus(job, other)
 
 
 @pytest.mark.scale

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
@@ -33,6 +34,7 @@ METHOD, DEFAULTS, DIGEST = "method", "defaults", "digest"
 # System attributes of a queued trial that name the trials that it replaces; the first is Optuna's.
 AGAIN = ("retry_history", "interrupted")
 GRACE = 4
+RETRY_COMES_WITHIN = timedelta(seconds=5)
 # Why a trial failed, as its attribute FAILURE says; without one its worker died.
 SURPLUS, INTERRUPTED, DIED = "not needed: the study was complete", "interrupted", "its worker gave no sign of life"
 SILENT = text(
@@ -213,6 +215,22 @@ def standing(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The trials that no other replaces: not those that were queued again, nor those that nobody needed."""
     replaced = {number for trial in trials for key in AGAIN for number in trial.system_attrs.get(key, ())}
     return [trial for trial in trials if trial.number not in replaced and trial.user_attrs.get(FAILURE) != SURPLUS]
+
+
+def retry_due(trials: Sequence[FrozenTrial]) -> bool:
+    """Whether a worker died so lately that its trial has failed and Optuna has not yet queued the retry.
+
+    Optuna does so in two transactions; whoever does it may die between them, and then no retry comes.
+    """
+    now = datetime.now()
+    return any(
+        trial.state == TrialState.FAIL
+        and not trial.user_attrs.get(FAILURE)
+        and not trial.system_attrs.get(AGAIN[0])
+        and trial.datetime_complete is not None
+        and abs(now - trial.datetime_complete) < RETRY_COMES_WITHIN
+        for trial in standing(trials)
+    )
 
 
 def ended(trials: Sequence[FrozenTrial], study: Study) -> list[FrozenTrial]:

@@ -46,6 +46,7 @@ from elbolab.tuning.optuna_storage import (
     method_of,
     open_study,
     refuse_other_data,
+    retry_due,
     standing,
 )
 from elbolab.tuning.study import with_distortion
@@ -138,7 +139,8 @@ def _refuse_surplus(job: Job, trial: optuna.Trial) -> None:
 
     One that is queued again goes before a new one, which was asked for while another worker was about to queue it.
     """
-    trials = trial.study.get_trials(deepcopy=False)
+    while retry_due(trials := trial.study.get_trials(deepcopy=False)):
+        time.sleep(POLL_SECONDS)
     before = [one for one in trials if one.state == TrialState.RUNNING and one.number < trial.number]
     if not _was_queued(trials[trial.number]):
         before += [one for one in trials if one.state == TrialState.WAITING and one.system_attrs.keys() & set(AGAIN)]

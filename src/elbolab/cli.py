@@ -83,9 +83,17 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        # Its flags are those of the model that it is given.
+        if args[0] == "train" and len(args) > 1 and not args[1].startswith("-"):
+            return f"train {args[1]}", _training(args[1]), args[2:]
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = super().get_command(ctx, cmd_name)
-        if "TORCHELASTIC_RUN_ID" in os.environ and command is not None and cmd_name not in MODELS:
+        if "TORCHELASTIC_RUN_ID" in os.environ and command is not None and cmd_name not in (*MODELS, "train"):
             raise click.UsageError(f"{cmd_name} is the work of one process; start it without torchrun")
         return command
 
@@ -100,26 +108,38 @@ def _training(name: str) -> Command:
     def kinds() -> list[type["Settings"]]:
         from elbolab.config.schema import ResumeConfig
 
-        return [MODELS[name].Config, ResumeConfig]
+        return [MODELS.find(name).Config, ResumeConfig]
 
     def act(config: "schema.Config", again: "schema.ResumeConfig") -> None:
         from elbolab.experiment.train import resume, train_model
 
         if again.resume is not None:
             given = {field: getattr(config, field) for field in config.model_fields_set}
-            _say_trained(resume(again.resume, name, given, again.new_run))
+            _say_trained(resume(again.resume, name, given, again.new_run), name)
         elif run_id := train_model(name, config):
-            _say_trained(run_id)
+            _say_trained(run_id, name)
 
-    summary = MODELS.summary(name)
-    act.__doc__ = f"Train {summary[:1].lower()}{summary[1:]}"
+    if name in MODELS.classes:
+        summary = MODELS.summary(name)
+        act.__doc__ = f"Train {summary[:1].lower()}{summary[1:]}"
+    else:
+        act.__doc__ = f"Train {name}, a model of your own."
     return Command(name, kinds, act)
 
 
-def _say_trained(run_id: str) -> None:
+def _say_trained(run_id: str, name: str | None = None) -> None:
     """Print the id for scripts, and for people what is to be done next."""
-    click.echo(f"elbolab: `elbolab evaluate {run_id[:8]}` measures it, `elbolab runs` lists all", err=True)
+    trust = "" if name in (None, *MODELS) else " --trust"
+    click.echo(f"elbolab: `elbolab evaluate {run_id[:8]}{trust}` measures it, `elbolab runs` lists all", err=True)
     click.echo(run_id)
+
+
+def _train(_: "Settings") -> None:
+    """Train a model of your own, path/to/file.py:Name, its flags behind it; or one by its name here.
+
+    `elbolab train path/to/file.py:Name --help` shows the flags.
+    """
+    raise UserError("train needs a model: a name, or path/to/file.py:Name, before all flags")
 
 
 def _resume(_: "Settings", run: str) -> None:
@@ -145,7 +165,8 @@ def _runs(config: "schema.RunsConfig") -> None:
     """List the trainings of the current experiment, newest first: what they are, how far they are and how good."""
     from elbolab.tracking.listing import list_trainings
 
-    lines = list_trainings({name: kind.Config().params() for name, kind in MODELS.items()}, config.limit)
+    defaults = {name: kind.Config().params() for name, kind in MODELS.items()}
+    lines = list_trainings(defaults, config.limit)
     for line in lines:
         click.echo(line)
     if not lines:
@@ -179,11 +200,11 @@ def _prune(config: "schema.PruneConfig") -> None:
         click.echo(f"deleted: {run.id[:8]}")
 
 
-def _evaluate(config: "schema.EvaluateConfig", run: str) -> None:
+def _evaluate(config: "schema.EvaluateConfig", code: "schema.TrustConfig", run: str) -> None:
     """Evaluate the trained run RUN: log p(x), class preservation, latent space and samples."""
     from elbolab.experiment.evaluate import evaluate_run, in_a_sentence
 
-    found = evaluate_run(run, config)
+    found = evaluate_run(run, config, trust=code.trust)
     for key, value in found.items():
         click.echo(f"{key} {value:.4f}")
     click.echo(f"elbolab: {in_a_sentence(found)}", err=True)
@@ -215,12 +236,12 @@ def _models(_: "Settings") -> None:
         click.echo("elbolab: no registered model yet; `elbolab promote RUN --name NAME` makes one", err=True)
 
 
-def _explore(config: "schema.ExploreConfig", run: tuple[str, ...]) -> None:
+def _explore(config: "schema.ExploreConfig", code: "schema.TrustConfig", run: tuple[str, ...]) -> None:
     """Write a page that decodes in the browser: the latent space of one trained RUN, or of two side by side."""
     from elbolab.config.schema import split_ids
     from elbolab.explorer.page import explore
 
-    click.echo(explore(split_ids(run), config))
+    click.echo(explore(split_ids(run), config, code.trust))
 
 
 def _main(given: "schema.SuiteConfig") -> None:
@@ -237,33 +258,34 @@ def _study(config: "schema.StudyConfig", study: str) -> None:
     click.echo(run_study(study, config))
 
 
-def _settings(kind: str) -> Callable[[], list[type["Settings"]]]:
-    """What gives the class of this name in ``elbolab.config.schema``."""
+def _settings(names: str) -> Callable[[], list[type["Settings"]]]:
+    """What gives the classes of these names in ``elbolab.config.schema``."""
 
     def kinds() -> list[type["Settings"]]:
         from elbolab.config import schema
 
-        return [getattr(schema, kind)]
+        return [getattr(schema, name) for name in names.split()]
 
     return kinds
 
 
 for _name in MODELS:
     cli.add_command(_training(_name))
-for _name, _act, _kind, _arguments in (
+for _name, _act, _kinds, _arguments in (
+    ("train", _train, "Settings", []),
     ("resume", _resume, "Settings", [click.Argument(["run"])]),
     ("sync", _sync, "Settings", []),
     ("runs", _runs, "RunsConfig", []),
     ("prune", _prune, "PruneConfig", []),
-    ("evaluate", _evaluate, "EvaluateConfig", [click.Argument(["run"])]),
+    ("evaluate", _evaluate, "EvaluateConfig TrustConfig", [click.Argument(["run"])]),
     ("study", _study, "StudyConfig", [click.Argument(["study"])]),
     ("compare", _compare, "CompareConfig", []),
     ("promote", _promote, "PromoteConfig", [click.Argument(["run"])]),
     ("models", _models, "Settings", []),
-    ("explore", _explore, "ExploreConfig", [click.Argument(["run"], nargs=-1, required=True)]),
+    ("explore", _explore, "ExploreConfig TrustConfig", [click.Argument(["run"], nargs=-1, required=True)]),
     ("main", _main, "MainConfig", []),
 ):
-    cli.add_command(Command(_name, _settings(_kind), _act, *_arguments))
+    cli.add_command(Command(_name, _settings(_kinds), _act, *_arguments))
 
 
 def main() -> None:

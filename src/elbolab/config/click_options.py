@@ -20,7 +20,8 @@ def options_of(settings: type[Settings]) -> list[click.Parameter]:
         kinds = [kind for kind in schema.get("anyOf", [schema]) if kind["type"] != "null"]
         many = kinds[0]["type"] == "array"
         # `--sync` says true, and `--sync true` is how `mlflow run -P sync=true` says it.
-        alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if kinds[0]["type"] == "boolean" else {}
+        is_switch = kinds[0]["type"] == "boolean"
+        alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if is_switch else {}
         notes = [f"{sign} {kind[key]}" for kind in kinds for key, sign in BOUNDS.items() if key in kind]
         if not (field.default is None or field.default_factory or many or field.is_required()):
             notes.append(f"default: {field.default}")

@@ -317,6 +317,24 @@ MainConfig = create_model("MainConfig", __base__=SuiteConfig, **_optional(Evalua
 """The whole experiment: what is given here is handed to every training and evaluation that has the field."""
 
 
+class TrustConfig(Settings):
+    """Whether the code of a model of the user's own is executed."""
+
+    trust: bool | Path = False
+    """Execute the code that came with the model of a run, where it is one of the user's own; with the path of a file
+    only where the code is that of the file."""
+
+    @field_validator("trust", mode="before")
+    @classmethod
+    def _said(cls, value: Any) -> Any:
+        return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("trust")
+    @classmethod
+    def _expanded(cls, trust: bool | Path) -> bool | Path:
+        return trust if isinstance(trust, bool) else expanded(trust)
+
+
 class ResumeConfig(Settings):
     """Going on with a training that was interrupted, instead of beginning one."""
 

@@ -15,6 +15,7 @@ from elbolab.experiment.loading import choose_device, load_classifier, load_run
 from elbolab.registry.packaging import log_model
 from elbolab.support.counters import computing_for
 from elbolab.support.torch_settings import default_settings
+from elbolab.support.user_code import Trust
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
 from elbolab.tracking.keys import CONVERGED, EVALUATION_PROTOCOL, EVALUATION_TIME, HALF_SENT
@@ -33,10 +34,14 @@ def protocol(config: EvaluateConfig, more: Sequence[Callable[[Evaluation], Resul
 
 @default_settings()
 def evaluate_run(
-    run_id: str, config: EvaluateConfig, more: Sequence[Callable[[Evaluation], Results]] = ()
+    run_id: str,
+    config: EvaluateConfig,
+    more: Sequence[Callable[[Evaluation], Results]] = (),
+    trust: Trust = False,
 ) -> dict[str, float]:
     """Evaluate a finished training by every evaluator, and ``more``, and log what they find; returns the metrics.
 
+    Its model is loaded as ``load_model`` does, with ``trust``.
     It takes the place of an earlier one: what only that one measured becomes NaN, since no metric can be deleted.
     """
     run_id = find_id(run_id)
@@ -46,7 +51,7 @@ def evaluate_run(
     tracking.nest_project_run(run_id, "evaluate call")
     started = time.perf_counter()
     device = choose_device("auto")
-    model, data = load_run(run_id, device)
+    model, data = load_run(run_id, device, trust)
     evaluation = Evaluation(model, data, config, load_classifier(config.classifier, data, device))
     # Of a model that is far from its posteriors every image takes the whole budget.
     hint = (

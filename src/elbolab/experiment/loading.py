@@ -14,6 +14,7 @@ from elbolab.models.base import Model
 from elbolab.models.cnn import CNN
 from elbolab.registry.packaging import load_model
 from elbolab.support.errors import UserError
+from elbolab.support.user_code import Trust
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking.run_names import find_id
 
@@ -60,12 +61,12 @@ def _states(data: Data) -> list[tuple[int, ...]]:
     return []
 
 
-def load_run(run_id: str, device: str) -> tuple[Model, Data]:
+def load_run(run_id: str, device: str, trust: Trust = False) -> tuple[Model, Data]:
     """The trained model of a run and the data that it was trained on; raises UserError where these are others now.
 
     Where the folder of its data is not there, as on another machine, they are looked for in this machine's own.
     """
-    model = load_model(run_id, device)
+    model = load_model(run_id, device, trust)
     config = model.config
     if not os.path.isdir(config.data_dir):
         config = config.model_copy(update={"data_dir": default_data_dir()})

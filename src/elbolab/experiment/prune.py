@@ -40,9 +40,10 @@ def plan(config: PruneConfig) -> Plan:
     Runs in MLflow's trash and runs of others are left alone. Raises UserError where there is no such model, or a report
     cannot be read.
     """
-    if config.model not in (None, *MODELS):
-        raise UserError(f"model={config.model!r} does not exist; there are: {', '.join(MODELS)}")
     every = mlflow_reader.find_runs(kind=None, status=None, everywhere=True)
+    known = {*MODELS, *(run.params.get("model", "") for run in every)} - {""}
+    if config.model not in (None, *known):
+        raise UserError(f"model={config.model!r} does not exist; there are: {', '.join(sorted(known))}")
     own = mlflow_reader.current_experiment()
     named = {run.id: run for run in every if run.experiment == own and _is_named(run, config)}
     why = {run_id: text for run_id, text in _needed(every, config).items() if run_id in named}

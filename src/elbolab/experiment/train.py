@@ -14,10 +14,13 @@ from elbolab.data.splits import Data
 from elbolab.experiment.loading import choose_device, load_for
 from elbolab.models import MODELS
 from elbolab.models.base import Model
+from elbolab.models.soundness import construct, refuse_unsound
 from elbolab.registry.packaging import load_model, log_model
+from elbolab.support.atomic_files import replace
 from elbolab.support.errors import UserError
 from elbolab.support.random_streams import own_stream
 from elbolab.support.torch_settings import default_settings
+from elbolab.support.user_code import Source, kept, load
 from elbolab.tracking import run as tracking
 from elbolab.tracking.journal import read_state
 from elbolab.tracking.keys import CLASS_NAMES, CLASSES, CONVERGED, SOURCES
@@ -35,19 +38,27 @@ from elbolab.training.trainer import Event, train
 LONGEST_TAG = 8000
 
 
-def prepare(name: str, config: Config, backend: Backend | None = None) -> tuple[Model, Data, dict[str, str]]:
-    """The model ``name`` before its training, its data, and the tags of the run that will train it on ``backend``.
+def prepare(
+    which: str | type[Model], config: Config, backend: Backend | None = None
+) -> tuple[Model, Data, dict[str, str]]:
+    """The model ``which`` before its training, its data, and the tags of the run that will train it on ``backend``.
 
-    By default that is this process, with compiled steps. Raises UserError where it starts from the
-    model of a run that is not there or does not fit.
+    By default that is this process, with compiled steps. Raises UserError where it starts from the model of a run that
+    is not there or does not fit, and where the user's own code gives what no model may.
     """
+    kind = MODELS.find(which)
+    if not isinstance(config, kind.Config):
+        wanted = f"{kind.__name__}.Config"
+        raise UserError(f"config is a {type(config).__name__}, but {kind.__name__} takes its own; give {wanted}(...)")
     device = choose_device(config.device)
     config = config.with_runs(find_id)
     backend = backend or CompiledSteps()
     with backend.one_first():
         data = load_for(config, device)
     torch.manual_seed(config.seed)
-    model = MODELS[name](config, data.spec).to(device)
+    model = construct(kind, config, data.spec).to(device)
+    if model.code:
+        refuse_unsound(model, data)
     for field, run_id in model.sources.items():
         model.start_from(field, load_model(run_id, device))
     tags = {
@@ -70,18 +81,28 @@ def prepare(name: str, config: Config, backend: Backend | None = None) -> tuple[
 
 @own_stream()
 @default_settings()
-def train_model(name: str, config: Config, tags: dict[str, str] | None = None, folder: Path | None = None) -> str:
-    """Train the model ``name`` and track it as a run, with ``tags`` beside its own, whose id is returned.
+def train_model(
+    which: str | type[Model],
+    config: Config | None = None,
+    tags: dict[str, str] | None = None,
+    folder: Path | None = None,
+) -> str:
+    """Train a model and track it as a run, with ``tags`` beside its own, whose id is returned.
+
+    ``which`` is a name in MODELS, path/to/file.py:Name, or a class of your own that derives from one of elbolab's; its
+    code becomes part of the run. ``config`` is one of its Config, by default that of all defaults.
 
     With the ``folder`` of an unfinished run of this config it resumes that run. Of several processes that
     torchrun started the first tracks, and the others return "". Raises UserError where one would be without images in
     every step, or where the data are not those that the unfinished run began with.
     """
+    kind = MODELS.find(which)
+    config = kind.Config() if config is None else config
     with distributed.group(choose_device(config.device)) as processes:
         backend = processes or CompiledSteps()
         if (least := backend.processes) > config.batch_size:
             raise UserError(f"batch_size={config.batch_size} must be at least {least}, the processes; start fewer")
-        model, data, own_tags = prepare(name, config, backend)
+        model, data, own_tags = prepare(kind, config, backend)
         if folder is not None and (digest := begun(folder)[1]["data.digest"]) != data.spec.digest:
             raise UserError(
                 f"{data.name} has the digest {data.spec.digest} now and had {digest} when the run began; bring back "
@@ -90,17 +111,17 @@ def train_model(name: str, config: Config, tags: dict[str, str] | None = None, f
         if backend.rank:
             backend.run(lambda: train(model, data, lambda _: None, Path("none"), backend))
             return ""
-        return _tracked(name, model, data, own_tags | (tags or {}), folder, backend)
+        return _tracked(model, data, own_tags | (tags or {}), folder, backend)
 
 
-def _tracked(name: str, model: Model, data: Data, tags: dict[str, str], folder: Path | None, backend: Backend) -> str:
-    config, run_name = model.config, _run_name(name, model.config)
+def _tracked(model: Model, data: Data, tags: dict[str, str], folder: Path | None, backend: Backend) -> str:
+    config, run_name = model.config, _run_name(model)
     if backend.processes > 1:
         tags = {**tags, tracking.PROCESSES: str(backend.processes)}
-    tags = {**tags, "mlflow.note.content": _description(name, config)}
-    with tracking.start_run(
-        "train", run_name, {"model": name, **config.params()}, tags, folder=folder, package=log_model
-    ) as track:
+    tags = {**tags, "mlflow.note.content": _description(model)}
+    with tracking.start_run("train", run_name, model.params(config), tags, folder=folder, package=log_model) as track:
+        if folder is None:
+            _keep_code(track, model)
         track.log_value(config.model_dump(mode="json"), "config.json")
         track.log_data(data)
         with Progress(run_name, config.epochs) as progress:
@@ -153,25 +174,68 @@ def resume(asked: str, model: str | None = None, fields: dict[str, Any] | None =
         run = find_training(asked, any_status=True)
         params, tags, run_id = run.params, run.tags, run.id
     params = with_added(params)
-    name = params.pop("model")
-    kind = MODELS[name].Config
-    params = {key: value for key, value in params.items() if key in kind.model_fields}
-    config = kind.parse(params)
-    wanted = kind.parse({**params, **(fields or {})}).with_runs(find_id) if model in (None, name) else None
-    if new_run and wanted is not None:
-        return train_model(name, wanted)
-    if wanted != config:
-        old, new = {"model": name, **config.params()}, {"model": model or name, **(wanted.params() if wanted else {})}
-        changed = [f"{key}={value} was {old.get(key)}" for key, value in new.items() if value != old.get(key)]
-        remedy = "leave it as it was" + (", or add --new-run to begin afresh" if wanted else "")
-        raise UserError(f"{', '.join(changed)} in run {run_id}, whose parameters stay; {remedy}")
+    name, code = params["model"], {} if folder is None else _read_code(folder)
+    # Of a run that is resumed the code with which it began, whatever files say now.
+    began = {params.get(field, field): source for field, source in code.items()}
+    asked_kind = None if model is None else MODELS.find(model)
+    with kept(began):
+        kind = _kind_of(name, code, asked_kind)
+        params = {key: value for key, value in params.items() if key in kind.Config.model_fields}
+        config = kind.Config.parse(params)
+        old = kind.params(config)
+    if asked_kind is not None:
+        is_same = MODELS.name_of(asked_kind) == name
+        wanted = asked_kind.Config.parse({**params, **(fields or {})}).with_runs(find_id) if is_same else None
+        if new_run and wanted is not None:
+            return train_model(asked_kind, wanted)
+        new = {"model": MODELS.name_of(asked_kind)} if wanted is None else asked_kind.params(wanted)
+        if changed := [f"{key}={value} was {old.get(key)}" for key, value in new.items() if value != old.get(key)]:
+            remedy = "leave it as it was" + (", or add --new-run to begin afresh" if is_same else "")
+            raise UserError(f"{', '.join(changed)} in run {run_id}, whose parameters stay; {remedy}")
     if (processes := tags.get(tracking.PROCESSES)) is not None:
         raise UserError(
             f"run {run_id} was trained by {processes} processes, which keep nothing to go on from; begin afresh by "
             f"`elbolab {name} --resume {run_id} --new-run`"
         )
     tracking.nest_project_run(run_id, "resume call")
-    return train_model(name, config, folder=folder)
+    with kept(began):
+        return train_model(kind, config, folder=folder)
+
+
+def _kind_of(name: str, code: dict[str, Source], asked: type[Model] | None) -> type[Model]:
+    """The class of a run's model."""
+    if "model" in code:
+        return MODELS.checked(load(code["model"]), name)
+    if asked is not None and MODELS.name_of(asked) == name:
+        return asked
+    if name not in MODELS.classes:
+        raise UserError(f"{name} is a model of the user's own; `elbolab train path/to/file.py:{name}` names its file")
+    return MODELS[name]
+
+
+# Beside a run's journal, while it can be resumed.
+CODE_FILE = "code.json"
+
+
+def _keep_code(track: tracking.RunWriter, model: Model) -> None:
+    """Log the user's own code, and keep it for whoever resumes the run."""
+    if not model.code:
+        return
+    part = track.folder / f"{CODE_FILE}.part"
+    part.write_text(json.dumps({field: source.as_json() for field, source in model.code.items()}))
+    replace(part, track.folder / CODE_FILE)
+    for source in model.code.values():
+        for file, text in source.files.items():
+            track.log_text(text, f"code/{file}")
+
+
+def _read_code(folder: Path) -> dict[str, Source]:
+    file = folder / CODE_FILE
+    try:
+        found = json.loads(file.read_text()) if file.exists() else {}
+        return {field: Source.from_json(value) for field, value in found.items()}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}; begin afresh") from error
 
 
 # Where a training's data are, and what it runs on, tells no run from another.
@@ -180,16 +244,19 @@ PLACES = ("data_dir", "device", "compile")
 LONGEST = 250
 
 
-def _run_name(name: str, config: Config) -> str:
+def _run_name(model: Model) -> str:
     """The model with its fields that are not as by default, its own ones first: by it runs are told apart."""
+    config = model.config
     own = [key for key in type(config).model_fields if key not in Config.model_fields]
     shared = [key for key in Config.model_fields if key not in (*PLACES, "seed")]
     changes = config.changes()
     named = [f"{key}={brief(changes[key])}" for key in (*own, *shared, "seed") if key in changes]
-    return " ".join([name, *named])[:LONGEST]
+    return " ".join([MODELS.name_of(type(model)), *named])[:LONGEST]
 
 
-def _description(name: str, config: Config) -> str:
+def _description(model: Model) -> str:
     """What the model is, and the command that trains it so again, as Markdown."""
-    summary = MODELS.summary(name)
-    return f"{summary}\n\n    {command_line(name, **config.changes())}"
+    name, changes = MODELS.name_of(type(model)), model.config.changes()
+    own = model.code.get("model")
+    command = command_line(name, **changes) if own is None else command_line("train", str(own), **changes)
+    return f"{MODELS.summary_of(type(model))}\n\n    {command}"

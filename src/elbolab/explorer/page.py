@@ -18,13 +18,14 @@ from elbolab.report.tables import runs_table
 from elbolab.support.errors import UserError
 from elbolab.support.paths import public
 from elbolab.support.torch_settings import default_settings
+from elbolab.support.user_code import Trust
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
 from elbolab.tracking.run import nest_project_run
 from elbolab.tracking.run_names import find_training
 
 
 @default_settings()
-def explore(ids: Sequence[str], config: ExploreConfig) -> Path:
+def explore(ids: Sequence[str], config: ExploreConfig, trust: Trust = False) -> Path:
     """Write the page of one run or of two on the same test images to `config.out`, which is returned.
 
     Raises UserError where there are more, or where a run is unknown, unfinished, without a latent space, or of other
@@ -38,20 +39,20 @@ def explore(ids: Sequence[str], config: ExploreConfig) -> Path:
         if not is_latent(run):
             raise UserError(f"run {run.id} is a classifier's and has no latent space; name a latent-variable model's")
     nest_project_run(runs[0].id, "explore call")
-    page = render(runs, config.images)
+    page = render(runs, config.images, trust)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     config.out.write_text(page, encoding="utf-8", newline="\n")
     return config.out
 
 
-def render(runs: Sequence[RunRecord], images: int) -> str:
+def render(runs: Sequence[RunRecord], images: int, trust: Trust = False) -> str:
     """Return the page: the same test images under each run, with the evaluators' choice and inference."""
     device = choose_device("auto")
     labels = labels_of(runs)
     slots = dict(zip(labels, CHART_SLOTS, strict=False))
     subjects, views, cards = [], [], []
     for run, row, label in zip(runs, runs_table(runs), labels, strict=True):
-        model, own = load_run(run.id, device)
+        model, own = load_run(run.id, device, trust)
         assert isinstance(model, LatentModel)
         subjects.append(Evaluation(model, own, EvaluateConfig(images=images)))
         views.append(view(model, subjects[-1]))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 MODELS: "LazyClasses[Model]" = LazyClasses(
     __name__,
+    "Model",
     cnn="CNN",
     vae="VAE",
     iwae="IWAE",

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from elbolab.config.schema import Config
 from elbolab.data.splits import Batch, Data, DataSpec
+from elbolab.models import MODELS
 from elbolab.models.objectives import Terms, beta_loss, elbo
+from elbolab.support.user_code import Source, digest_of
 
 
 @cache
@@ -31,10 +33,24 @@ class Model(nn.Module, ABC):
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
+        self.code = self.code_of(config)
+        """The user's own code, by the field that names it; of its class as ``model``. It travels with the weights."""
         self.spec = spec
         self._as_in_training = False
         self.stage = 0
         """Of its training; steps at one stage are of one loss."""
+
+    @classmethod
+    def code_of(cls, config: Any) -> dict[str, Source]:
+        """What ``code`` of a model of this config is; raises UserError where it cannot be read."""
+        source = MODELS.source_of(cls)
+        return {} if source is None else {"model": source}
+
+    @classmethod
+    def params(cls, config: Config) -> dict[str, str]:
+        """The parameters of a run that trains it: its name, the digest of code of the user's, the config."""
+        code = cls.code_of(config)
+        return {"model": MODELS.name_of(cls), **({"code": digest_of(code)} if code else {}), **config.params()}
 
     @property
     def device(self) -> torch.device:

@@ -17,13 +17,16 @@ from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.utils.uri import is_local_uri
 
 from elbolab.models.base import Model
+from elbolab.models.cnn import CNN
+from elbolab.models.latent import LatentModel
 from elbolab.registry import pyfunc
 from elbolab.support.errors import UserError, reason
+from elbolab.support.user_code import Trust
 from elbolab.tracking.artifacts import model_of
 from elbolab.tracking.mlflow_reader import address, prepare_store
 from elbolab.tracking.moved_folders import refuse_moved
 from elbolab.tracking.run_names import find_run
-from elbolab.training.checkpoint import load_checkpoint
+from elbolab.training.checkpoint import is_latent, load_checkpoint
 
 # What MLflow allows in no name of a model.
 FORBIDDEN = str.maketrans({".": ",", **dict.fromkeys("/:%\"'", "-")})
@@ -45,7 +48,8 @@ def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
         return
     # A schema of uint8 would have MLflow's server turn a pixel of 0.5 into 0 without a word; `serving` refuses it.
     images = TensorSpec(np.dtype(object), (-1,))
-    params = {"op": next(iter(pyfunc.operations(load_checkpoint(checkpoint)))), **pyfunc.PARAMS}
+    kind = LatentModel if is_latent(checkpoint) else CNN
+    params = {"op": next(iter(pyfunc.OPERATIONS[kind])), **pyfunc.PARAMS}
     declared = [ParamSpec(key, "string" if isinstance(value, str) else "long", value) for key, value in params.items()]
     with TemporaryDirectory() as folder:
         # What mlflow.pyfunc.log_model does, which begins a new model whenever it is called.
@@ -87,11 +91,13 @@ def _name_of(run: Run) -> str:
     return (run.info.run_name or "model").translate(FORBIDDEN)
 
 
-def load_model(source: str, device: str = "cpu") -> Model:
+def load_model(source: str, device: str = "cpu", trust: Trust = False) -> Model:
     """The trained module of a run that ``find_run`` finds, or of a model URI (models:/name@alias), in evaluation mode.
 
-    Nothing of it is executed: of its files only the checkpoint is read. Raises UserError where the tracking server has
-    no such model, or one without a checkpoint of elbolab, or where its folder was moved.
+    Of its files only the checkpoint is read. What that has of the user's own code is executed where it was in this
+    process before, or is that of ``trust``: True, or the file or class that it should equal. Raises UserError where it
+    is not, where the tracking server has no such model, or one without a checkpoint of elbolab, or where its folder was
+    moved.
     """
     prepare_store()
     # MLflow never removes the folder that it downloads into by itself.
@@ -106,4 +112,4 @@ def load_model(source: str, device: str = "cpu") -> Model:
             local = mlflow.artifacts.download_artifacts(uri, dst_path=None if is_local_uri(uri) else copy)
         except (MlflowException, OSError) as error:
             raise UserError(f"{source!r} has no trained model on {address()} ({reason(error)})") from error
-        return load_checkpoint(Path(local), device)
+        return load_checkpoint(Path(local), device, trust)

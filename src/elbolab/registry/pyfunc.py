@@ -136,7 +136,8 @@ class Served(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        self.model = load_checkpoint(Path(context.artifacts["checkpoint"]))
+        # MLflow executes this file, which came with the model too.
+        self.model = load_checkpoint(Path(context.artifacts["checkpoint"]), trust=True)
 
     @default_settings()
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]

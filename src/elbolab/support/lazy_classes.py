@@ -1,36 +1,82 @@
-"""Classes by name, each in a file of that name, imported when it is asked for."""
+"""Classes by name, each in a file of that name, or in one of the user's; imported when it is asked for."""
 
 import ast
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.resources import files
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from elbolab.support import user_code
+from elbolab.support.errors import UserError, shown
 
 T = TypeVar("T")
 
 
 class LazyClasses(Mapping[str, type[T]], Generic[T]):
-    """Classes of ``package``, each the name of one in the file of its key, or a class itself.
+    """Classes of ``package`` that derive from ``contract`` of its module ``base``.
 
-    Torch takes two seconds to import, a list of names none.
+    Each is the name of one in the file of its key, or a class itself. Beside them path/to/file.py:Name is a key, but
+    none that is listed. Torch takes two seconds to import, a list of names none.
     """
 
-    def __init__(self, package: str, **classes: str | type[T]) -> None:
+    def __init__(self, package: str, contract: str, **classes: str | type[T]) -> None:
         self._package = package
+        self._contract = contract
         self.classes = classes
 
     def __getitem__(self, name: str) -> type[T]:
+        if user_code.is_word(name):
+            return self.checked(user_code.find(name), name)
         if isinstance(found := self.classes[name], str):
             return getattr(import_module(f"{self._package}.{name}"), found)
         return found
 
+    def find(self, which: str | type[T]) -> type[T]:
+        """The class of this name, or ``which`` itself; raises UserError where it is none of the contract's."""
+        if not isinstance(which, str):
+            return self.checked(which, getattr(which, "__name__", shown(which)))
+        try:
+            return self[which]
+        except KeyError:
+            known = f"there are: {', '.join(self)}, and path/to/file.py:Name"
+            raise UserError(f"model={which!r} does not exist; {known}") from None
+
+    def checked(self, kind: Any, name: str) -> type[T]:
+        """``kind`` itself; raises UserError where it is no class that derives from the contract and is whole."""
+        contract = getattr(import_module(f"{self._package}.base"), self._contract)
+        if not isinstance(kind, type) or not issubclass(kind, contract):
+            bases = [one.__name__ for one in kind.__bases__] if isinstance(kind, type) else []
+            other = f"a class that derives from {', '.join(bases)}" if bases else shown(kind)
+            raise UserError(f"{name} is {other}; derive a class from elbolab's {self._contract} or one of its classes")
+        if missing := sorted(getattr(kind, "__abstractmethods__", ())):
+            raise UserError(f"{name} has no {', '.join(missing)}; define what {contract.__module__} says of it")
+        if (own := kind.__name__) in self.classes and self[own] is not kind:
+            raise UserError(f"{name} has the name of one of elbolab's own; rename the class")
+        return kind
+
+    def name_of(self, kind: type[T]) -> str:
+        """The name of a class: its key, or of a class of the user's its own."""
+        listed = (name for name, found in self.classes.items() if kind.__name__ == found or kind is found)
+        return next((name for name in listed if self[name] is kind), kind.__name__)
+
+    def source_of(self, kind: type[T]) -> "user_code.Source | None":
+        """The code of a class of the user's, which travels with what is made of it; None of a listed one."""
+        return None if self.name_of(kind) in self.classes else user_code.of_class(kind)
+
     def summary(self, name: str) -> str:
         """The first line of what documents a class: its own docstring, or that of its file, which is not imported."""
+        if user_code.is_word(name):
+            return self.summary_of(self[name])
         if isinstance(found := self.classes[name], str):
             written = ast.get_docstring(ast.parse(files(self._package).joinpath(f"{name}.py").read_text("utf-8")))
         else:
             written = found.__doc__
         return (written or name).splitlines()[0]
+
+    def summary_of(self, kind: type[T]) -> str:
+        """The same of a class."""
+        name = self.name_of(kind)
+        return self.summary(name) if name in self.classes else (kind.__doc__ or name).splitlines()[0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.classes)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from elbolab.data.splits import Data, load_data
-from elbolab.models import MODELS
 from elbolab.models.base import Model
 from elbolab.models.latent import LatentModel
 from elbolab.training.checkpoint import load_checkpoint
@@ -69,11 +68,8 @@ class ModelTests:
         return {}
 
     @pytest.fixture
-    def make(self, model_class: type[Model], fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Make:
+    def make(self, model_class: type[Model], fields: dict[str, Any]) -> Make:
         """Makes the model, of other fields or data where they are given."""
-        # A checkpoint names its model.
-        if model_class not in MODELS.values():
-            monkeypatch.setitem(MODELS.classes, "tested", model_class)
         return lambda data=None, **more: make_model(model_class, data or digits(), **{**fields, **more})
 
     def check_learnt(self, first: dict[str, float], last: dict[str, float]) -> None:

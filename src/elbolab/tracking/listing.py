@@ -31,8 +31,10 @@ def list_trainings(defaults: Mapping[str, Mapping[str, str]], limit: int) -> lis
     best = _best(runs[:limit])
     here = {run_id for run_id, _ in free_trainings({})}.intersection(run.id for run in runs)
     stopped = {run.id for run in runs if run.id in here and run.status == RUNNING}
+    # Of a model of the user's own those of any that has the field.
+    of_any = {key: value for one in defaults.values() for key, value in one.items()}
     rows = [
-        _row(run, run.id in stopped, best.get(run.id), defaults.get(run.params.get("model", ""), {}))
+        _row(run, run.id in stopped, best.get(run.id), defaults.get(run.params.get("model", ""), of_any))
         for run in runs[:limit]
     ]
     end = [f"`elbolab resume RUN` resumes what is {STOPPED}, {KILLED} or {FAILED} here"] if here else []

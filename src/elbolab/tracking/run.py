@@ -90,6 +90,12 @@ class RunWriter:
             else:
                 file.write_text(json.dumps(value, indent=1))
 
+    def log_text(self, text: str, path: str) -> None:
+        """Log text as the artifact ``path``."""
+        folder, _, name = path.rpartition("/")
+        with self.journal.append_file(name, folder=folder or None) as file:
+            file.write_text(text, "utf-8")
+
     def log_data(self, data: "Data") -> None:
         """Log the training images as the run's input, with the digest of all the content of all splits."""
         images, labels = data.train.images.cpu().numpy(), data.train.labels.cpu().numpy()

@@ -15,10 +15,12 @@ from torch import Tensor
 from elbolab.data.splits import DataSpec
 from elbolab.models import MODELS
 from elbolab.models.base import Model
+from elbolab.models.latent import LatentModel
 from elbolab.support.atomic_files import replace
 from elbolab.support.errors import UserError
 from elbolab.support.random_streams import OwnGenerator
 from elbolab.support.torch_settings import default_settings
+from elbolab.support.user_code import Source, Trust, kept, load, refuse_untrusted
 
 
 def save_checkpoint(path: Path, model: Model, epoch: int, weights: dict[str, Tensor] | None = None) -> None:
@@ -26,32 +28,62 @@ def save_checkpoint(path: Path, model: Model, epoch: int, weights: dict[str, Ten
 
     ``weights`` is its whole ``state_dict`` where that of this process is a part.
     """
-    name = next(name for name, kind in MODELS.items() if type(model) is kind)
-    config, spec = model.config.model_dump(mode="json"), asdict(model.spec)
-    write(path, weights or model.state_dict(), {"model": name, "config": config, "spec": spec, "epoch": epoch})
+    header = {
+        "model": MODELS.name_of(type(model)),
+        "config": model.config.model_dump(mode="json"),
+        "spec": asdict(model.spec),
+        "epoch": epoch,
+        "latent": isinstance(model, LatentModel),
+        "code": {field: source.as_json() for field, source in model.code.items()},
+    }
+    write(path, weights or model.state_dict(), header)
 
 
 @default_settings()
-def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Model:
+def load_checkpoint(path: Path, device: str | torch.device = "cpu", trust: Trust = False) -> Model:
     """The model of a checkpoint, in evaluation mode; raises UserError where the file is none.
 
-    Before memory is taken for the model that the header describes, it must be the one whose weights the file has.
+    Code of the user's that came with it is executed where it is that of ``trust``, or was in this process before; else
+    UserError says so. Before memory is taken for the model that the header describes, it must be the one whose weights
+    the file has.
     """
     weights, header = read(path)
-    try:
-        kind = MODELS[header["model"]]
-        config, spec = kind.Config.parse(header["config"]), TypeAdapter(DataSpec).validate_python(header["spec"])
-        with torch.device("meta"):
-            described = {key: value.shape for key, value in kind(config, spec).state_dict().items()}
-        if described != {key: value.shape for key, value in weights.items()}:
-            raise UserError(f"its weights are not those of the {header['model']} that its header describes")
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a checkpoint of elbolab: {type(error).__name__}: {reason:.200}") from error
-    with OwnGenerator():
-        model = kind(config, spec)
+    code = _code(path, header)
+    for source in code.values():
+        refuse_untrusted(source, trust)
+    with kept({header["config"].get(field): source for field, source in code.items()}):
+        try:
+            kind = MODELS.checked(load(code["model"]), header["model"]) if "model" in code else MODELS[header["model"]]
+            config, spec = kind.Config.parse(header["config"]), TypeAdapter(DataSpec).validate_python(header["spec"])
+            with torch.device("meta"):
+                described = {key: value.shape for key, value in kind(config, spec).state_dict().items()}
+            if described != {key: value.shape for key, value in weights.items()}:
+                raise UserError(f"its weights are not those of the {header['model']} that its header describes")
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise _none(path, error) from error
+        with OwnGenerator():
+            model = kind(config, spec)
     model.load_state_dict(weights)
     return model.to(device).eval()
+
+
+def is_latent(path: Path) -> bool:
+    """Whether the model of a checkpoint has latent variables; none of its code is executed."""
+    header = read(path)[1]
+    # Files of before models could be the user's own do not say it.
+    return header.get("latent", header["model"] != "cnn")
+
+
+def _code(path: Path, header: dict[str, Any]) -> dict[str, Source]:
+    try:
+        return {field: Source.from_json(value) for field, value in header.get("code", {}).items()}
+    except (AttributeError, ValueError) as error:
+        raise _none(path, error) from error
+
+
+def _none(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"{path} is not a checkpoint of elbolab: {type(error).__name__}: {reason:.200}")
 
 
 def epoch_of(path: Path) -> int:

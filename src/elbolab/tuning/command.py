@@ -14,6 +14,7 @@ from elbolab.config.click_options import command_line
 from elbolab.config.limits import expanded
 from elbolab.config.schema import EvaluateConfig, StudyConfig
 from elbolab.experiment.loading import choose_device, load_for
+from elbolab.models import MODELS
 from elbolab.registry.packaging import log_model
 from elbolab.support import sqlite
 from elbolab.support.errors import UserError, reason
@@ -188,7 +189,7 @@ def _params(job: Job) -> dict[str, str]:
     study = job.study
     return {
         "study": job.name,
-        "model": study.model,
+        "model": MODELS.name_of(MODELS[study.model]),
         "metrics": ", ".join(study.metrics),
         "images": str(study.images),
         "samples": str(study.samples),

@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from optuna.trial import FrozenTrial, TrialState
 
+from elbolab.models import MODELS
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.keys import FAILED, FAILURE, FINISHED, KILLED, KIND, PARENT, STUDY, TRIAL
 from elbolab.tracking.mlflow_reader import address
@@ -178,8 +179,10 @@ class Mirror:
 
     def _params(self, trial: FrozenTrial) -> dict[str, str]:
         known = trial.params.keys() == self._study.space.keys()
-        values = self._study.config_of(trial.params).params() if known else trial.params
-        return {"model": self._study.model, **{name: str(value) for name, value in values.items()}}
+        kind = MODELS[self._study.model]
+        if known:
+            return kind.params(self._study.config_of(trial.params))
+        return {"model": MODELS.name_of(kind), **{name: str(value) for name, value in trial.params.items()}}
 
     def _create(self, number: int, started: datetime | None, params: dict[str, str], tags: dict[str, str]) -> str:
         own = {KIND: "trial", PARENT: self._parent, STUDY: self._name, TRIAL: str(number)}

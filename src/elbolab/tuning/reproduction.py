@@ -42,7 +42,7 @@ class Training(Settings):
     """One of a reproduction's trainings: a model and the values of its fields."""
 
     model: str
-    """Name in MODELS."""
+    """Name in MODELS, or path/to/file.py:Name of one of your own."""
     fields: dict[str, Value] = Field(default_factory=dict)
     """Values beside those of the reproduction's base; {NAME} in a text is the run of the training NAME on this seed."""
 
@@ -77,10 +77,7 @@ class Reproduction(Settings):
         earlier: dict[str, str] = {}
         fields: set[str] = set()
         for label, training in self.trainings.items():
-            if training.model not in MODELS:
-                raise ValueError(
-                    f"model={training.model!r} of {label!r} does not exist; there are: {', '.join(MODELS)}"
-                )
+            MODELS.find(training.model)
             self.config(label, self.seeds[0], earlier)
             earlier[label] = "run"
             fields |= MODELS[training.model].Config.model_fields.keys()
@@ -180,9 +177,9 @@ def _commit(run: RunRecord) -> str:
 def _trained(name: str, study: Reproduction, label: str, config: Config) -> str:
     """The finished run of a training: an earlier one of the same config and data, finished now where it was not."""
     model = study.trainings[label].model
-    wanted = {"model": model, **config.params()}
+    wanted = MODELS[model].params(config)
     tags = {STUDY: name, "data.digest": load_for(config, choose_device(config.device)).spec.digest}
-    for run in mlflow_reader.find_runs("train", {"model": model}, tags):
+    for run in mlflow_reader.find_runs("train", {"model": wanted["model"]}, tags):
         if _only_moved(wanted, run.params):
             return run.id
     for run_id, params in free_trainings(tags):

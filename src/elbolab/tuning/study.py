@@ -38,7 +38,7 @@ class Study(Settings):
     """
 
     model: str
-    """Name in MODELS."""
+    """Name in MODELS, or path/to/file.py:Name of one of your own."""
     base: dict[str, Value] = Field(default_factory=dict)
     """Values of other fields, the same in every trial."""
     search: tuple[str, ...] = ()
@@ -65,8 +65,7 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.model not in MODELS:
-            raise ValueError(f"model={self.model!r} does not exist; there are: {', '.join(MODELS)}")
+        MODELS.find(self.model)
         if bool(self.search) == bool(self.configs):
             raise ValueError("a study has either search or configs; give one of them")
         if self.pruner not in (None, "none") and len(self.metrics) > 1:

@@ -72,7 +72,7 @@ def _train_and_judge(job: Job, mirror: Mirror, trial: optuna.Trial, backend: Bac
         model, data, tags = prepare(study.model, config, backend)
         refuse_other_data(job, trial.study, data.spec.digest)
         data = data.without_test()
-        params = {"model": study.model, **config.params()}
+        params = model.params(config)
         mirror.open(trial.number, trial.datetime_start, params, tags)
         judged: dict[str, float] = {}
         last = 0

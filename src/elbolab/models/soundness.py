@@ -1,0 +1,88 @@
+"""What is asked of the user's own model before its training begins: the shapes and numbers that the contract says."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elbolab.config.schema import Config
+from elbolab.data.splits import Data, DataSpec
+from elbolab.models.base import Model
+from elbolab.models.latent import LatentModel
+from elbolab.models.posteriors import Posterior
+from elbolab.support.errors import UserError, shown
+from elbolab.support.user_code import failure
+
+IMAGES = 2
+
+
+def construct(kind: type[Model], config: Config, spec: DataSpec) -> Model:
+    """``kind(config, spec)``; raises UserError where code of the user's own fails in it."""
+    if not kind.code_of(config):
+        return kind(config, spec)
+    model = _called(f"{kind.__name__}(config, spec)", kind, config, spec)
+    if not hasattr(model, "spec"):
+        raise UserError(f"{kind.__name__}.__init__ does not call super().__init__(config, spec); call it first")
+    return model
+
+
+@torch.no_grad()
+def refuse_unsound(model: Model, data: Data) -> None:
+    """Raise UserError where weights, or what the model gives of two training images, are not what they should be.
+
+    The model, and the random numbers of its caller, stay as they are.
+    """
+    name = type(model).__name__
+    for key, value in model.state_dict().items():
+        if value.device != model.device:
+            where = f"{name}.{key} is on {value.device}, and the model on {model.device}"
+            raise UserError(f"{where}; leave it where the model is moved to")
+        if not value.isfinite().all():
+            raise UserError(f"{name}.{key} has numbers that are not finite before the training; mend its first values")
+    if not isinstance(model, LatentModel):
+        return
+    was_training = model.training
+    with torch.random.fork_rng():
+        model.eval()
+        try:
+            _refuse_unsound_latent(model, data, name)
+        finally:
+            model.train(was_training)
+
+
+def _refuse_unsound_latent(model: LatentModel, data: Data, name: str) -> None:
+    batch = model.observe(data.train.batch(torch.arange(min(IMAGES, len(data.train)))))
+    count, dims, shape = len(batch), model.config.latent_dim, tuple(batch.x.shape)
+    z = model.prior.sample((count,), torch.Generator().manual_seed(0)).to(model.device)
+    # Samples of a posterior come as (S, B, D), its mean as (B, D).
+    for given in (z, z.expand(IMAGES, *z.shape)):
+        what = f"{name}.decode of latent vectors {tuple(given.shape)}"
+        _refuse_other(what, _called(what, model.decode, given), (*given.shape[:-1], *shape[1:]))
+    # A table of posteriors is made with the first step.
+    if model.inference.partition(":")[0] not in ("encoder", "refined"):
+        return
+    what = f"{name}.posterior of images {shape}"
+    q = _called(what, model.posterior, batch)
+    if not isinstance(q, Posterior):
+        raise UserError(f"{what} gives {shown(type(q).__name__)}, not a Posterior; return self.family.from_rows(...)")
+    for part in ("mean", "variance"):
+        _refuse_other(f"the {part} of {what}", _called(f"the {part} of {what}", getattr, q, part), (count, dims))
+
+
+def _called(what: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return call(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} fails: {failure(error)}") from error
+
+
+def _refuse_other(what: str, value: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(value, Tensor):
+        raise UserError(f"{what} gives {shown(type(value).__name__)}, not a tensor of shape {shape}")
+    if tuple(value.shape) != shape:
+        raise UserError(f"{what} has the shape {tuple(value.shape)}, and should have {shape}")
+    if not value.is_floating_point() or not value.isfinite().all():
+        raise UserError(f"{what} has numbers that are not finite or not real; its first values should be")

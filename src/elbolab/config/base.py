@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from optuna.distributions import BaseDistribution
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, ValidationError, field_validator
 
 from elbolab.config.limits import refuse_unstorable
+from elbolab.config.ranges import distribution_of
 from elbolab.support.errors import UserError, shown
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 
 def _plain(value: Any) -> Any:
@@ -99,11 +102,10 @@ class Settings(BaseModel):
         return {key: value for key, value in self.params().items() if value != defaults.get(key)}
 
     @classmethod
-    def search_range(cls, name: str) -> BaseDistribution:
+    def search_range(cls, name: str) -> "BaseDistribution":
         """The range in which a study searches the field ``name``; raises UserError where it declares none."""
         if (field := cls.model_fields.get(name)) is None:
             raise UserError(f"{name} is not a parameter; there are: {', '.join(cls.model_fields)}")
-        for item in field.metadata:
-            if isinstance(item, BaseDistribution):
-                return item
+        if (found := distribution_of(field.metadata)) is not None:
+            return found
         raise UserError(f"{name} declares no search range; give it one where {cls.__name__} defines it")

@@ -6,17 +6,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import platformdirs
-from optuna.distributions import FloatDistribution, IntDistribution
 from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
 
 from elbolab.config.base import Settings
 from elbolab.config.limits import WritableFile, WritableFolder, expanded
+from elbolab.config.ranges import FloatRange, IntRange
 
 
 def default_data_dir() -> Path:
     """Where datasets are kept: the environment variable ELBOLAB_DATA, else the user's cache folder."""
-    return expanded(Path(os.environ.get("ELBOLAB_DATA") or platformdirs.user_cache_path("elbolab")))
+    if folder := os.environ.get("ELBOLAB_DATA"):
+        return expanded(Path(folder))
+    # Without it where a registered model is loaded, whose config has a folder.
+    from platformdirs import user_cache_path
+
+    return expanded(user_cache_path("elbolab"))
 
 
 RateSchedule = Literal["cosine", "constant", "staged", "plateau"]
@@ -49,9 +53,9 @@ class Config(Settings):
     its grey, drawn once, or where it is above a half."""
     epochs: Annotated[int, Field(gt=0)] = 200
     """Passes over the training images; by the schedule plateau the most."""
-    batch_size: Annotated[int, Field(gt=0), IntDistribution(16, 512, log=True)] = 64
+    batch_size: Annotated[int, Field(gt=0), IntRange(16, 512, log=True)] = 64
     """Images in one step."""
-    lr: Annotated[float, Field(gt=0), FloatDistribution(1e-4, 1e-2, log=True)] = 1e-3
+    lr: Annotated[float, Field(gt=0), FloatRange(1e-4, 1e-2, log=True)] = 1e-3
     """Learning rate of Adam on the networks at the first step; it falls by the schedule."""
     schedule: RateSchedule = "plateau"
     """How rates fall: to 0 along a half cosine; not at all; to lr 10^(-i/7) for 3^i passes, i = 0 to 7, 3,280 in all

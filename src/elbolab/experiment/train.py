@@ -56,7 +56,7 @@ def prepare(
     with backend.one_first():
         data = load_for(config, device)
     torch.manual_seed(config.seed)
-    model = construct(kind, config, data.spec).to(device)
+    model = construct(kind, config, data.spec, device)
     if model.code:
         refuse_unsound(model, data)
     for field, run_id in model.sources.items():

@@ -47,7 +47,7 @@ class Model(nn.Module, ABC):
         return {} if source is None else {"model": source}
 
     @classmethod
-    def params(cls, config: Config) -> dict[str, str]:
+    def params(cls, config: Any) -> dict[str, str]:
         """The parameters of a run that trains it: its name, the digest of code of the user's, the config."""
         code = cls.code_of(config)
         return {"model": MODELS.name_of(cls), **({"code": digest_of(code)} if code else {}), **config.params()}

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from optuna.distributions import CategoricalDistribution, IntDistribution
 from pydantic import Field
 from torch import Tensor
 
+from elbolab.config.ranges import Choices, IntRange
 from elbolab.data.splits import Batch
 from elbolab.models.neural import EncoderConfig, EncoderModel
 from elbolab.models.objectives import Terms, iw_bound
@@ -16,11 +16,9 @@ from elbolab.models.posteriors import Posterior
 class IWAEConfig(EncoderConfig):
     """The bound and the estimator of its gradient."""
 
-    iw_samples: Annotated[int, Field(gt=0), IntDistribution(1, 50, log=True)] = 5
+    iw_samples: Annotated[int, Field(gt=0), IntRange(1, 50, log=True)] = 5
     """Importance samples K in the bound, each decoded at every step; 1 is the ELBO with its KL from that sample."""
-    gradient: Annotated[Literal["reparameterised", "dreg"], CategoricalDistribution(["reparameterised", "dreg"])] = (
-        "reparameterised"
-    )
+    gradient: Annotated[Literal["reparameterised", "dreg"], Choices(["reparameterised", "dreg"])] = "reparameterised"
     """Encoder's gradient of the bound: reparameterised, or doubly so, which keeps its signal as K grows."""
 
 

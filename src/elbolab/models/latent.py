@@ -4,11 +4,11 @@ from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from elbolab.config.limits import WIDEST
+from elbolab.config.ranges import Choices, FloatRange, IntRange
 from elbolab.config.schema import Config
 from elbolab.data.splits import Batch, DataSpec
 from elbolab.models.base import Model
@@ -27,16 +27,16 @@ BINARISED = {"once": "pixels binarised once", "half": "pixels binarised at a hal
 class LatentConfig(Config):
     """The prior, the family of posteriors and the observation model, which every latent-variable model has."""
 
-    latent_dim: Annotated[int, Field(gt=0, le=WIDEST), IntDistribution(2, 256, log=True)] = 200
+    latent_dim: Annotated[int, Field(gt=0, le=WIDEST), IntRange(2, 256, log=True)] = 200
     """Number of latent dimensions."""
     likelihood: Literal["gaussian", "bernoulli", "continuous_bernoulli"] = "gaussian"
     """Observation model: gaussian or continuous_bernoulli on pixels in [0, 1], bernoulli on pixels binarised at every
     visit."""
-    sigma: Annotated[float, Field(gt=0), FloatDistribution(0.05, 1.0, log=True)] = 0.4
+    sigma: Annotated[float, Field(gt=0), FloatRange(0.05, 1.0, log=True)] = 0.4
     """Standard deviation of the gaussian observation model, in units of the pixel range."""
-    prior: Annotated[Literal[tuple(PRIORS)], CategoricalDistribution(tuple(PRIORS))] = "normal"  # pyright: ignore
+    prior: Annotated[Literal[tuple(PRIORS)], Choices(tuple(PRIORS))] = "normal"  # pyright: ignore
     """Prior p(z): normal is N(0, I), mixture a mixture of Gaussians that is trained with the decoder."""
-    posterior: Annotated[Literal[tuple(POSTERIORS)], CategoricalDistribution(tuple(POSTERIORS))] = "diagonal"  # pyright: ignore
+    posterior: Annotated[Literal[tuple(POSTERIORS)], Choices(tuple(POSTERIORS))] = "diagonal"  # pyright: ignore
     """Family of the posteriors q(z | x): Gaussians with a diagonal covariance, or with a full one, which takes
     D (D + 3) / 2 numbers an image for D latent dimensions."""
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from elbolab.config.ranges import Choices, FloatRange, IntRange
 from elbolab.data.splits import Batch, Data, DataSpec, Split
 from elbolab.models.base import Model
 from elbolab.models.fitting import FIT_LR, FIT_STEPS, START_LOG_VAR, choose, fit_anew
@@ -26,12 +26,12 @@ ROUGH_STEPS, ROUGH_LR = 50, 0.2
 class LatentOptConfig(BetaConfig):
     """How the rows of the table are started and trained, and how an image without a row is fitted."""
 
-    latent_init: Annotated[str, CategoricalDistribution(STARTS)] = "pca"
+    latent_init: Annotated[str, Choices(STARTS)] = "pca"
     """Start of the rows, one of zeros, normal, pca and encoder:RUN: means zero, means drawn from the prior, the exact
     posterior of a PPCA of the images, or the posteriors of the trained encoder of the run RUN."""
-    latent_lr: Annotated[float, Field(gt=0), FloatDistribution(0.005, 0.5, log=True)] = 0.05
+    latent_lr: Annotated[float, Field(gt=0), FloatRange(0.005, 0.5, log=True)] = 0.05
     """Learning rate of the rows at the first step; it falls by the same schedule as lr."""
-    latent_steps: Annotated[int, Field(gt=0), IntDistribution(1, 8)] = 2
+    latent_steps: Annotated[int, Field(gt=0), IntRange(1, 8)] = 2
     """Steps on a batch at each visit, of its rows and the decoder together."""
     fit_steps: Annotated[int, Field(gt=0)] = FIT_STEPS
     """Steps that fit the posterior of an image without a row, the decoder frozen."""

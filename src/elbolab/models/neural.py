@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field
 from torch import Tensor, nn
 
 from elbolab.config.limits import WIDEST
+from elbolab.config.ranges import Choices, FloatRange, IntRange
 from elbolab.data.splits import Batch, Data, DataSpec
 from elbolab.models.base import Model
 from elbolab.models.latent import LatentConfig, LatentModel
@@ -28,11 +28,11 @@ class DeepLatentConfig(LatentConfig):
 
     net: Literal["conv", "mlp"] = "conv"
     """Kind of the nets: conv (sides multiples of 4), or mlp with two hidden layers each way (images of any size)."""
-    hidden: Annotated[int, Field(gt=0, le=WIDEST), IntDistribution(64, 1024, log=True)] = 200
+    hidden: Annotated[int, Field(gt=0, le=WIDEST), IntRange(64, 1024, log=True)] = 200
     """Width of both hidden layers of mlp nets; conv nets have widths of their own."""
-    activation: Annotated[Literal["relu", "tanh", "elu"], CategoricalDistribution(["relu", "tanh", "elu"])] = "relu"
+    activation: Annotated[Literal["relu", "tanh", "elu"], Choices(["relu", "tanh", "elu"])] = "relu"
     """Nonlinearity between the layers of either kind."""
-    prior_components: Annotated[int, Field(gt=0, le=WIDEST), IntDistribution(2, 100, log=True)] = 10
+    prior_components: Annotated[int, Field(gt=0, le=WIDEST), IntRange(2, 100, log=True)] = 10
     """Components of a mixture prior; other priors have none."""
     start: str | None = None
     """Run whose trained nets are the first ones: decoder, prior and, where both have one, encoder [default: drawn by
@@ -59,7 +59,7 @@ class EncoderConfig(DeepLatentConfig):
 class BetaConfig(DeepLatentConfig):
     """The weight of the KL term, for models trained on the beta-weighted ELBO."""
 
-    beta: Annotated[float, Field(ge=0), FloatDistribution(0.1, 10.0, log=True)] = 1.0
+    beta: Annotated[float, Field(ge=0), FloatRange(0.1, 10.0, log=True)] = 1.0
     """Weight of the KL term in the training loss; 1 is the ELBO."""
     beta_warmup: Annotated[float, Field(ge=0)] = 5.0
     """Epochs over which the weight of the KL term rises linearly from 0 to beta."""

@@ -3,10 +3,10 @@
 from typing import Annotated
 
 import torch
-from optuna.distributions import FloatDistribution, IntDistribution
 from pydantic import Field
 from torch import Tensor
 
+from elbolab.config.ranges import FloatRange, IntRange
 from elbolab.data.splits import Batch
 from elbolab.models.neural import EncoderConfig, EncoderModel
 from elbolab.models.posteriors import Posterior
@@ -15,9 +15,9 @@ from elbolab.models.posteriors import Posterior
 class SemiAmortizedConfig(EncoderConfig):
     """How the encoder's posterior of an image is refined, in training as in evaluation."""
 
-    refine_steps: Annotated[int, Field(gt=0), IntDistribution(1, 20)] = 5
+    refine_steps: Annotated[int, Field(gt=0), IntRange(1, 20)] = 5
     """Gradient steps on the parameters of each image's posterior, each on the ELBO at one sample."""
-    refine_lr: Annotated[float, Field(gt=0), FloatDistribution(1e-4, 0.1, log=True)] = 0.03
+    refine_lr: Annotated[float, Field(gt=0), FloatRange(1e-4, 0.1, log=True)] = 0.03
     """Rate of these steps."""
     refine_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the step before that each of them keeps."""

@@ -17,14 +17,14 @@ from elbolab.support.user_code import failure
 IMAGES = 2
 
 
-def construct(kind: type[Model], config: Config, spec: DataSpec) -> Model:
-    """``kind(config, spec)``; raises UserError where code of the user's own fails in it."""
+def construct(kind: type[Model], config: Config, spec: DataSpec, device: str) -> Model:
+    """``kind(config, spec)`` on ``device``; raises UserError where code of the user's own fails in it."""
     if not kind.code_of(config):
-        return kind(config, spec)
+        return kind(config, spec).to(device)
     model = _called(f"{kind.__name__}(config, spec)", kind, config, spec)
     if not hasattr(model, "spec"):
         raise UserError(f"{kind.__name__}.__init__ does not call super().__init__(config, spec); call it first")
-    return model
+    return _called(f"{kind.__name__}(config, spec).to({device!r})", model.to, device)
 
 
 @torch.no_grad()

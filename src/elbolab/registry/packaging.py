@@ -30,7 +30,7 @@ from elbolab.training.checkpoint import is_latent, load_checkpoint
 
 # What MLflow allows in no name of a model.
 FORBIDDEN = str.maketrans({".": ",", **dict.fromkeys("/:%\"'", "-")})
-REQUIREMENTS = ("torch", "safetensors", "pydantic", "platformdirs", "optuna", "numpy")
+REQUIREMENTS = ("torch", "safetensors", "pydantic", "numpy")
 
 
 def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:

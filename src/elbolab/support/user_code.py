@@ -106,7 +106,8 @@ def load(source: Source, where: str = "") -> Any:
         try:
             __import__(module)
             _objects[digest] = getattr(sys.modules[module], source.name)
-        except Exception as error:
+        # A script ends by SystemExit.
+        except (Exception, SystemExit) as error:
             _forget(digest)
             if isinstance(error, AttributeError) and module in str(error) and source.name in str(error):
                 defined = _classes_of(source.files[source.file])
@@ -246,18 +247,24 @@ def _text_of_main(kind: type) -> str:
 
 
 def _needed(text: str, name: str) -> str:
-    """The statements at the top of ``text`` that the class ``name`` needs: of a name that is bound again the last."""
+    """The statements at the top of ``text`` that the class ``name`` needs, in their order.
+
+    A cell is often executed again: the class is the last of its name, and of anything else every binding is kept, each
+    text once.
+    """
     statements = [node for node in _statements(text) if not _is_guard(node)]
-    future = {place for place, node in enumerate(statements) if getattr(node, "module", None) == "__future__"}
-    needed, wanted = future, [name]
-    while wanted:
-        own = wanted.pop()
-        place = next((place for place in reversed(range(len(statements))) if own in _bound(statements[place])), None)
-        if place is not None and place not in needed:
-            needed.add(place)
-            names = ast.walk(statements[place])
-            wanted += [node.id for node in names if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
-    return "\n\n".join(ast.unparse(statements[place]) for place in sorted(needed)) + "\n"
+    texts = [ast.unparse(node) for node in statements]
+    bound = [set() if own in texts[:place] else _bound(statements[place]) for place, own in enumerate(texts)]
+    needed = {place for place, node in enumerate(statements) if getattr(node, "module", None) == "__future__"}
+    new = {max((place for place, node in enumerate(statements) if name in _bound(node)), default=0)}
+    known = {name}
+    while new:
+        needed |= new
+        nodes = [node for place in new for node in ast.walk(statements[place]) if isinstance(node, ast.Name)]
+        wanted = {node.id for node in nodes if isinstance(node.ctx, ast.Load)} - known
+        known |= wanted
+        new = {place for place, names in enumerate(bound) if names & wanted} - needed
+    return "\n\n".join(texts[place] for place in sorted(needed)) + "\n"
 
 
 def _statements(text: str) -> list[ast.stmt]:

@@ -26,11 +26,12 @@ from elbolab.models import MODELS
 from elbolab.support import sqlite
 from elbolab.support.databases import refuse_foreign
 from elbolab.support.errors import UserError, reason
+from elbolab.support.user_code import Source, digest_of
 from elbolab.tracking.keys import FAILURE
 from elbolab.training.schedule import fewest_epochs
 from elbolab.tuning.study import Study
 
-METHOD, DEFAULTS, DIGEST = "method", "defaults", "digest"
+METHOD, DEFAULTS, DIGEST, CODE = "method", "defaults", "digest", "code"
 # System attributes of a queued trial that name the trials that it replaces; the first is Optuna's.
 AGAIN = ("retry_history", "interrupted")
 GRACE = 4
@@ -170,6 +171,8 @@ def open_study(job: Job, begin: bool = True) -> tuple[optuna.Study, bool]:
     if is_new:
         study.set_user_attr(METHOD, "auto")
         study.set_user_attr(DEFAULTS, today)
+        study.set_user_attr(CODE, digest_of(job.study.code))
+    refuse_other_code(job.name, study, job.study.code)
     # The trials of a study that goes on are trained by the defaults with which it began.
     then = study.user_attrs.get(DEFAULTS) or version_0_1_0.defaults(today)
     job.study.defaults.update({key: value for key, value in then.items() if key in today and value != today[key]})
@@ -191,7 +194,17 @@ def open_study(job: Job, begin: bool = True) -> tuple[optuna.Study, bool]:
 
 
 class OtherDataError(UserError):
-    """The data are others than when the study began."""
+    """The data, or the code of the user's own model, are others than when the study began."""
+
+
+def refuse_other_code(name: str, study: optuna.Study, code: Mapping[str, Source]) -> None:
+    """Raise OtherDataError where ``code`` is not that with which the study ``name`` began."""
+    if (now := digest_of(code)) != (then := study.user_attrs.get(CODE, "")):
+        files = ", ".join(sorted(source.file for source in code.values()))
+        raise OtherDataError(
+            f"{files} has the digest {now} now and had {then} when study {name!r} began; bring back the code of then, "
+            "or rename the study's file, or name another storage"
+        )
 
 
 def refuse_other_data(job: Job, study: optuna.Study, digest: str) -> None:

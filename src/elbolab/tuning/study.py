@@ -13,6 +13,7 @@ from elbolab.evaluation.metrics import ACCURACY, DISTORTION, ELBO, KL, LOG_PX, L
 from elbolab.models import MODELS
 from elbolab.models.latent import LatentModel
 from elbolab.support.errors import UserError
+from elbolab.support.user_code import Source
 
 
 def _directions(*metrics: Metric) -> dict[str, Literal["maximize", "minimize"]]:
@@ -129,6 +130,11 @@ class Study(Settings):
     def any_config(self) -> Config:
         """The config of some trial, which has the data of all."""
         return self.config_of(self.points[0] if self.configs else {})
+
+    @property
+    def code(self) -> dict[str, Source]:
+        """The user's own code of its model, as it is now."""
+        return MODELS[self.model].code_of(self.any_config)
 
     @property
     def directions(self) -> list[Literal["maximize", "minimize"]]:

@@ -45,6 +45,7 @@ from elbolab.tuning.optuna_storage import (
     ended,
     method_of,
     open_study,
+    refuse_other_code,
     refuse_other_data,
     retry_due,
     standing,
@@ -71,6 +72,7 @@ def _train_and_judge(job: Job, mirror: Mirror, trial: optuna.Trial, backend: Bac
         config = study.suggest(trial)
         model, data, tags = prepare(study.model, config, backend)
         refuse_other_data(job, trial.study, data.spec.digest)
+        refuse_other_code(job.name, trial.study, model.code)
         data = data.without_test()
         params = model.params(config)
         mirror.open(trial.number, trial.datetime_start, params, tags)

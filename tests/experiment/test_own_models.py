@@ -1,0 +1,327 @@
+"""A model of the user's own: from a file, a script or a notebook to a run that is resumed, evaluated and served."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from conftest import Command, mlflow_run
+from helpers_studies import carry_out, children, define
+
+from elbolab.config.ranges import FloatRange
+from elbolab.data.splits import Data
+from elbolab.experiment.train import prepare, resume, train_model
+from elbolab.models import MODELS
+from elbolab.registry.packaging import load_model
+from elbolab.support import user_code
+from elbolab.support.errors import UserError
+from elbolab.tracking import mlflow_reader
+from elbolab.tracking.artifacts import list_artifacts, model_of
+from elbolab.training.checkpoint import load_checkpoint, save_checkpoint
+
+TINY = {"train_size": 40, "val_size": 10, "test_size": 10, "latent_dim": 2, "net": "mlp", "hidden": 8, "epochs": 2}
+FLAGS = [part for key, value in TINY.items() for part in (f"--{key}", str(value))]
+MODEL = '''
+"""One of my own."""
+
+import os
+import signal
+from typing import Annotated
+
+from pydantic import Field
+
+from elbolab.config.ranges import FloatRange
+from elbolab.models.vae import VAE, VAEConfig
+from scales import times
+
+
+class MyConfig(VAEConfig):
+    gain: Annotated[float, Field(gt=0), FloatRange(0.5, 2)] = 1.0
+    """Factor of the latent vectors."""
+
+
+class MyVAE(VAE):
+    """A vae that scales its latent vectors."""
+
+    Config = MyConfig
+
+    def decode(self, z):
+        return super().decode(times(self.config.gain, z))
+
+    def begin_epoch(self, epoch):
+        super().begin_epoch(epoch)
+        if epoch == 2 and os.path.exists("stop"):
+            os.kill(os.getpid(), signal.SIGINT)
+'''
+
+
+@pytest.fixture
+def word(store: Path) -> str:
+    (store / "mine.py").write_text(MODEL)
+    (store / "scales.py").write_text("def times(gain, z):\n    return gain * z\n")
+    return "mine.py:MyVAE"
+
+
+def config(word: str, **fields: Any) -> Any:
+    return MODELS[word].Config.parse({**TINY, **fields})
+
+
+def forget() -> None:
+    """As in a new process."""
+    user_code._objects.clear()
+
+
+def test_a_file_is_trained_evaluated_and_asked_about_by_the_command_line(store: Path, word: str, command: Command):
+    helped = command("train", word, "--help")
+    assert "--gain FLOAT" in helped.stdout
+    assert "Factor of the latent vectors. [> 0; default: 1.0]" in " ".join(helped.stdout.split())
+    trained = command("train", word, "--gain", "1.5", *FLAGS)
+    assert trained.returncode == 0, trained.stderr
+    assert "--trust` measures it" in trained.stderr
+    run = mlflow_reader.get_run(trained.stdout.strip())
+    code = user_code.digest_of(MODELS[word].code_of(config(word)))
+    assert {key: run.params[key] for key in ("model", "gain", "code")} == {
+        "model": "MyVAE",
+        "gain": "1.5",
+        "code": code,
+    }
+    assert sorted(list_artifacts(run.id, "code")) == ["code/mine.py", "code/scales.py"]
+    refused = command("evaluate", run.id, "--images", "5")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("elbolab: mine.py:MyVAE is code that came with the model and is not executed")
+    assert refused.stderr.count("\n") == 1
+    done = command("evaluate", run.id, "--images", "5", "--budget", "16", "--trust", str(store / "mine.py"))
+    assert "test/log_px" in done.stdout, done.stderr
+    for arguments, message in (
+        (["train", "mine.py:Other"], "mine.py has no 'Other'; there are: MyConfig, MyVAE"),
+        (["train", "none.py:A"], "none.py is not there; name a Python file"),
+        (["train", "--gain", "1"], "No such option"),
+        (["train"], "train needs a model"),
+        (["train", word, "--gain", "-1"], "gain=-1.0: should be greater than 0"),
+        (["train", "none"], "model='none' does not exist"),
+    ):
+        wrong = command(*arguments)
+        assert wrong.returncode == 2
+        assert message in wrong.stderr
+        assert wrong.stderr.count("\n") == 1
+
+
+def test_a_resumed_run_is_that_of_the_code_with_which_it_began(store: Path, word: str):
+    whole = train_model(word, config(word, epochs=4, beta_warmup=0))
+    Path("stop").touch()
+    with pytest.raises(KeyboardInterrupt):
+        train_model(word, config(word, epochs=4, beta_warmup=0))
+    Path("stop").unlink()
+    Path("scales.py").write_text("def times(gain, z):\n    return 0 * z\n")
+    (folder,) = Path("unfinished").iterdir()
+    forget()
+    # Of a file that was changed since nothing is mixed into the run.
+    with pytest.raises(UserError, match=r"code=\w+ was \w+ in run \w+, whose parameters stay; .*--new-run"):
+        resume("latest", word, {})
+    run = resume("latest")
+    assert not folder.exists()
+    first, again = (load_model(each, trust=True).state_dict() for each in (whole, run))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert mlflow_reader.get_run(run).params["code"] == mlflow_reader.get_run(whole).params["code"]
+    other = resume(run, word, {"epochs": 1}, new_run=True)
+    assert mlflow_reader.get_run(other).params["code"] != mlflow_reader.get_run(run).params["code"]
+
+
+def test_its_code_is_executed_where_it_is_asked_for(store: Path, word: str):
+    run = train_model(word, config(word))
+    assert type(load_model(run)) is MODELS[word]
+    forget()
+    for trust, message in ((False, "not executed unasked"), ("scales.py", "is not the code of scales.py:MyVAE")):
+        with pytest.raises(UserError, match=message):
+            load_model(run, trust=trust)
+    assert load_model(run, trust="mine.py").config.gain == 1
+    forget()
+    # To know the class is to know its code.
+    assert type(load_model(run, trust=MODELS[word])).__name__ == "MyVAE"
+
+
+SCRIPT = """
+import elbolab
+from elbolab.models.vae import VAE
+
+GAIN = 3.0
+
+def scaled(z):
+    return GAIN * z
+
+class Scripted(VAE):
+    def decode(self, z):
+        return super().decode(scaled(z))
+
+run = elbolab.train_model(Scripted, Scripted.Config(**{fields}))
+elbolab.evaluate_run(run, elbolab.EvaluateConfig(images=5, budget=16))
+assert type(elbolab.load_model(run)) is Scripted
+print(run)
+"""
+# A registered version is loaded with these packages alone, and by none of the user's folders.
+SERVE = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Away(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("optuna", "platformdirs", "filelock", "greenlet"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Away())
+import mlflow, numpy
+served = mlflow.pyfunc.load_model(sys.argv[1])
+images = numpy.zeros((2, 28, 28, 1), numpy.uint8)
+print(served.predict(images, params={"op": "reconstruct"}).tobytes().hex())
+import elbolab
+print(elbolab.__file__)
+"""
+
+
+def test_a_class_of_a_script_is_served_without_elbolab_and_the_script(store: Path):
+    (store / "script.py").write_text(SCRIPT.replace("{fields}", repr(TINY)))
+    done = subprocess.run([sys.executable, "script.py"], cwd=store, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    run = done.stdout.strip().splitlines()[-1]
+    model = load_model(run, trust=True)
+    assert type(model).__name__ == "Scripted"
+    (store / "script.py").unlink()
+    uri = f"models:/{model_of(run)}"
+    # The package that came with it, and not the one installed here.
+    served = subprocess.run(
+        [sys.executable, "-c", SERVE, uri],
+        cwd=store,
+        env={**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert served.returncode == 0, served.stderr
+    pixels, package = served.stdout.split()
+    assert "/artifacts/code/elbolab/" in package
+    with torch.no_grad():
+        x = torch.zeros(2, 1, 28, 28)
+        expected = model.reconstruct(model.family.from_rows(model.encoder(x))).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(np.frombuffer(bytes.fromhex(pixels), np.float32).reshape(expected.shape), expected)
+
+
+NOTEBOOK = """
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+for cell in (
+    "import elbolab",
+    "%time x = 1",
+    "from elbolab.models.vae import VAE\\nSHIFT = 0.5",
+    "class Cell(VAE):\\n    def decode(self, z):\\n        return super().decode(z - SHIFT)",
+    "class Cell(VAE):\\n    def decode(self, z):\\n        return super().decode(z + SHIFT)",
+    "run = elbolab.train_model(Cell, Cell.Config(**{fields}))",
+    "assert type(elbolab.load_model(run)) is Cell",
+):
+    shell.run_cell(cell, store_history=True).raise_error()
+print(shell.user_ns["run"])
+"""
+
+
+def test_a_class_of_a_notebook_cell_is_trained_and_loaded_elsewhere(store: Path):
+    text = NOTEBOOK.replace("{fields}", repr(TINY))
+    done = subprocess.run([sys.executable, "-c", text], cwd=store, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    model = load_model(done.stdout.strip().splitlines()[-1], trust=True)
+    (source,) = model.code.values()
+    assert "z + SHIFT" in source.files["main.py"]
+    assert "z - SHIFT" not in source.files["main.py"]
+
+
+def test_a_study_searches_its_own_field_and_goes_on_with_its_own_code_only(store: Path, word: str):
+    base = {key: value for key, value in TINY.items() if key != "epochs"} | {"epochs": 1}
+    definition = (
+        f"from elbolab import Study\nSTUDY = Study(model={word!r}, search=['gain'], base={base}, metrics=['val/elbo'])"
+    )
+    define(store, "own", definition)
+    parent = carry_out("own", trials=2)
+    found = children(parent)
+    assert {run.data.params["model"] for run in found.values()} == {"MyVAE"}
+    assert all(0.5 <= float(run.data.params["gain"]) <= 2 for run in found.values())
+    assert MODELS[word].Config.search_range("gain") == FloatRange(0.5, 2).distribution()
+    (store / "scales.py").write_text("def times(gain, z):\n    return z\n")
+    with pytest.raises(UserError, match=r"mine\.py has the digest \w+ now and had \w+ when study 'own' began"):
+        carry_out("own", trials=3)
+
+
+WRONG = {
+    "def decode(self, z):\n        return self.decoder(z[..., :1])": r"Bad\.decode of latent vectors \(2, 2\) fails: RuntimeError: "
+    r".* \(\w+\.py, line \d+\)",
+    "def decode(self, z):\n        return super().decode(z)[..., :-1]": r"Bad\.decode of latent vectors \(2, 2\) has the shape "
+    r"\(2, 1, 28, 27\), and should have \(2, 1, 28, 28\)",
+    "def decode(self, z):\n        return super().decode(z).numpy()": r"Bad\.decode .* gives 'ndarray', not a tensor",
+    "def decode(self, z):\n        return super().decode(z.reshape(-1, 2))": r"\(2, 2, 2\) has the shape \(4, 1, 28, 28\)",
+    "def posterior(self, batch, generator=None):\n        return self.encoder(batch.x)": r"gives 'Tensor', not a Posterior",
+    "def posterior(self, batch, generator=None):\n        return self.family.from_rows(self.encoder(batch.x)[:, :2])": (
+        r"the mean of Bad\.posterior of images \(2, 1, 28, 28\) has the shape \(2, 1\), and should have \(2, 2\)"
+    ),
+    "def __init__(self, config, spec):\n        super().__init__(config, spec)\n        self.decoder[0].weight.data[0] = float('nan')": (
+        r"Bad\.decoder\.0\.weight has numbers that are not finite"
+    ),
+    "def __init__(self, config, spec):\n        super().__init__(config, spec)\n        self.x = torch.nn.Linear(2, 2, device='meta')": (
+        r"Bad\(config, spec\)\.to\('cpu'\) fails: NotImplementedError: Cannot copy out of meta tensor"
+    ),
+    "def __init__(self, config, spec):\n        torch.nn.Module.__init__(self)": r"Bad\.__init__ does not call super\(\)\.__init__",
+    "def __init__(self, config):\n        pass": r"Bad\(config, spec\) fails: TypeError: ",
+}
+
+
+@pytest.mark.parametrize("body", WRONG)
+def test_a_model_that_is_none_is_told_before_its_run_begins(store: Path, body: str):
+    (store / "bad.py").write_text(f"import torch\nfrom elbolab.models.vae import VAE\nclass Bad(VAE):\n    {body}\n")
+    before = torch.get_rng_state()
+    with pytest.raises(UserError, match=WRONG[body]) as raised:
+        train_model("bad.py:Bad", config("bad.py:Bad"))
+    assert "\n" not in str(raised.value)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not mlflow_reader.find_runs(status=None)
+    assert not Path("unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class A: ...", r"a\.py:A is a class that derives from object; derive a class from elbolab's Model"),
+        ("A = 3", r"a\.py:A is 3; derive a class"),
+        (
+            "from elbolab.models.latent import LatentModel\nclass A(LatentModel): ...",
+            r"a\.py:A has no decode, posterior; ",
+        ),
+        ("from elbolab.models.vae import VAE\nclass vae(VAE): ...\nA = vae", r"has the name of one of elbolab's own"),
+    ],
+)
+def test_what_is_no_model_is_told(store: Path, text: str, message: str):
+    (store / "a.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        MODELS.find("a.py:A")
+
+
+def test_a_config_of_another_model_is_refused(store: Path, word: str):
+    with pytest.raises(UserError, match=r"config is a VAEConfig, but MyVAE takes its own; give MyVAE\.Config"):
+        prepare(word, MODELS["vae"].Config())
+
+
+def test_a_checkpoint_of_altered_code_is_refused(tmp_path: Path, word: str, digits: Data):
+    kind = MODELS[word]
+    save_checkpoint(tmp_path / "own.safetensors", kind(config(word), digits.spec), 1)
+    content = (tmp_path / "own.safetensors").read_bytes()
+    (tmp_path / "own.safetensors").write_bytes(content.replace(b"gain * z", b"gain - z"))
+    with pytest.raises(UserError, match="not as it was written"):
+        load_checkpoint(tmp_path / "own.safetensors", trust=True)
+
+
+@pytest.mark.scale
+def test_mlflow_run_trains_a_file(store: Path, word: str):
+    done = mlflow_run(store, "train", f"model={store / word}", *(f"{key}={value}" for key, value in TINY.items()))
+    assert done.returncode == 0, done.stderr
+    (run,) = mlflow_reader.find_runs()
+    assert run.params["model"] == "MyVAE"

@@ -40,6 +40,7 @@ PAGES = {
     "both": ("vae", "latent_opt"),
     "ppca": ("ppca",),
     "colour": ("colour",),
+    "transparent": ("transparent",),
     "mlp": ("iwae",),
     "grey": ("semi_amortized",),
 }
@@ -67,6 +68,9 @@ def runs(folder: Path) -> dict[str, str]:
     np.savez(folder / "<i>.npz", images=images, labels=np.arange(60) % 12)
     wanted: dict[str, dict[str, Any]] = {name: SMALL | OWN.get(name, {}) for name in MODELS}
     wanted["colour"] = {"dataset": f"npz:{folder}/<i>.npz", "likelihood": "bernoulli", "latent_dim": 3, "epochs": 1}
+    # Nets pad these by one row and column before, two behind.
+    np.savez(folder / "rgba.npz", images=random.integers(0, 256, (60, 13, 9, 4), dtype=np.uint8))
+    wanted["transparent"] = {"dataset": f"npz:{folder}/rgba.npz", "latent_dim": 3, "width": 8, "epochs": 1}
     models = {name: MODELS.get(name, VAE) for name in wanted}
     ids = {
         name: train_model(name if name in MODELS else "vae", models[name].Config.parse(values))
@@ -156,6 +160,13 @@ def test_the_page_decodes_as_pytorch_does(opened: Open, runs: dict[str, str], pa
         for z in vectors:
             got = view.evaluate("([z, panel]) => Array.from(explorer.decode(z, panel))", [z.tolist(), panel])
             np.testing.assert_allclose(got, reconstruct(runs[name], z), atol=1e-5)
+
+
+def test_what_is_transparent_is_painted_so(opened: Open):
+    with opened("transparent") as view:
+        script = "c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+        painted = np.array(view.eval_on_selector("#panel-0 .decoded", script)).reshape(-1, 4)
+        np.testing.assert_allclose(painted[:, 3], 255 * pixels(view).reshape(4, -1)[3], atol=0.51)
 
 
 def test_the_images_are_those_of_an_evaluation(opened: Open, runs: dict[str, str]):

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbolab.config.version_0_1_0 import with_depth
 from elbolab.data.splits import Batch
 from elbolab.models.base import Model
 from elbolab.support.errors import UserError
@@ -118,7 +117,7 @@ class ResumeState:
                 continue
             # One of an earlier version lacks some fields.
             config = self._model.config
-            if config != type(config).parse(config.model_dump(mode="json") | with_depth(header["config"])):
+            if config != type(config).parse(config.model_dump(mode="json") | header["config"]):
                 raise UserError(f"{self._folder} holds the state of a training of another config; use another folder")
             return self._put(_within(tensors), header)
         return Position()

@@ -19,8 +19,10 @@ Shape = tuple[int, int, int]
 relu = partial(nn.ReLU, inplace=True)
 ACTIVATIONS = {"relu": relu, "tanh": nn.Tanh, "elu": nn.ELU}
 
-# Smaller images leave a convolution nothing to find; the conv nets halve them down to at most so many pixels.
-LEAST_SIDE = HALVED_TO = 8
+# The least side that two halvings, the fewest by default, leave 2 pixels of.
+LEAST_SIDE = 8
+# Automatic halvings go on to at most so many pixels.
+HALVED_TO = 8
 # Each halving doubles the channels, up to so many times those of the first convolution.
 WIDER_AT_MOST = 4
 CONV_FEATURES = 256
@@ -42,9 +44,9 @@ class Nets(Protocol):
 class ConvNets:
     """``depth`` strided convolutions of ``width`` channels and more, and a dense layer of 256.
 
-    Each halves the sides; all but the first double the channels, up to four times ``width``. Images whose sides cannot
-    be halved so often are padded with zeros to the next that can, as much on either side as it goes, and cropped again
-    by the decoder. A ``depth`` of None is ``automatic_depth``.
+    Each halves the sides; all but the first double the channels, up to four times ``width``. Where 2^depth does not
+    divide the sides, the encoder pads images with zeros to the next multiples, equally on both sides or with one pixel
+    more at the right and the bottom, and the decoder crops as much. A ``depth`` of None is ``automatic_depth``.
     """
 
     activation: str = "relu"
@@ -152,7 +154,7 @@ def automatic_depth(height: int, width: int) -> int:
 
 
 def _most_halvings(side: int) -> int:
-    """How often a padded side can be halved to at least 2 pixels of which not all were padded."""
+    """How often a side, padded where need be, can be halved to no fewer than 2 pixels."""
     return (side - 1).bit_length() - 1
 
 

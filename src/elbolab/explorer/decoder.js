@@ -28,6 +28,19 @@ const LAYERS = {
     });
   },
 
+  crop(x, { inputs, outputs, top, left }) {
+    const [, height, width] = inputs;
+    const [maps, rows, columns] = outputs;
+    const y = new Float32Array(maps * rows * columns);
+    for (let map = 0; map < maps; map++) {
+      for (let row = 0; row < rows; row++) {
+        const from = (map * height + top + row) * width + left;
+        y.set(x.subarray(from, from + columns), (map * rows + row) * columns);
+      }
+    }
+    return y;
+  },
+
   conv_transpose(x, { inputs, outputs, kernel, stride, padding }, weight, bias) {
     const [channels, height, width] = inputs;
     const [maps, rows, columns] = outputs;
@@ -80,7 +93,7 @@ function paint(canvas, [channels, height, width], pixels, white) {
     for (let c = 0; c < 3; c++) {
       picture.data[4 * i + c] = Math.round((pixels[(c % channels) * area + i] * 255) / white);
     }
-    picture.data[4 * i + 3] = 255;
+    picture.data[4 * i + 3] = channels === 4 ? Math.round((pixels[3 * area + i] * 255) / white) : 255;
   }
   context.putImageData(picture, 0, 0);
 }

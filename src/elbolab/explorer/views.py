@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from elbolab.evaluation.base import Evaluation
 from elbolab.models.latent import LatentModel
 from elbolab.models.likelihoods import ContinuousBernoulliMean
+from elbolab.models.networks import Crop
 from elbolab.support.errors import UserError
 
 DIRECTIONS = 8
@@ -61,6 +62,8 @@ def layers(decoder: nn.Sequential, z: Tensor, model: LatentModel) -> list[dict[s
                 layer |= {"kind": "conv_transpose", "kernel": kernel, "stride": stride, "padding": padding}
             case nn.ReLU() | nn.Tanh() | nn.Sigmoid() | nn.ELU(alpha=1.0):
                 layer |= {"kind": type(module).__name__.lower()}
+            case Crop(top=top, left=left):
+                layer |= {"kind": "crop", "top": top, "left": left}
             case ContinuousBernoulliMean():
                 layer |= {"kind": "continuous_bernoulli"}
             case nn.Unflatten():

@@ -1,5 +1,6 @@
 """The contract of latent-variable models: likelihood, prior, posterior family, inference, and three log-densities."""
 
+import math
 from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self
 
@@ -21,6 +22,8 @@ from elbolab.models.priors import PRIORS, Prior
 MOST_NUMBERS = 1_000_000
 # On a CPU fewer are slower and more no faster; a GPU wants enough to do.
 DECODES_AT_ONCE = {"cpu": 500, "cuda": 20_000}
+# Of images with more numbers than 64 by 64 pixels in colour fewer are decoded, to take no more memory.
+NUMBERS_DECODED = 3 * 64 * 64
 BINARISED = {"once": "pixels binarised once", "half": "pixels binarised at a half"}
 
 
@@ -69,7 +72,8 @@ class LatentModel(Model):
     @property
     def decodes_at_once(self) -> int:
         """Latent vectors that its device best decodes in one call."""
-        return DECODES_AT_ONCE.get(self.device.type, DECODES_AT_ONCE["cpu"])
+        most = DECODES_AT_ONCE.get(self.device.type, DECODES_AT_ONCE["cpu"])
+        return max(1, min(most, most * NUMBERS_DECODED // math.prod(self.spec.shape)))
 
     @abstractmethod
     def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:

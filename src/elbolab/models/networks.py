@@ -1,7 +1,11 @@
 """Network bodies: images to features and latent vectors to images."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,61 +19,152 @@ Shape = tuple[int, int, int]
 relu = partial(nn.ReLU, inplace=True)
 ACTIVATIONS = {"relu": relu, "tanh": nn.Tanh, "elu": nn.ELU}
 
-CONV_REMEDY = "pad or crop them, or take net=mlp"
+# The least side that two halvings, the fewest by default, leave 2 pixels of.
+LEAST_SIDE = 8
+# Automatic halvings go on to at most so many pixels.
+HALVED_TO = 8
+# Each halving doubles the channels, up to so many times those of the first convolution.
+WIDER_AT_MOST = 4
+CONV_FEATURES = 256
 
 
-def _quarter(shape: Shape, remedy: str) -> tuple[int, int]:
-    _, height, width = shape
-    if height % 4 or width % 4 or min(height, width) < 8:
-        raise UserError(
-            f"images are {height} by {width}; the conv nets halve them twice and need sides that are multiples of 4, "
-            f"at least 8: {remedy}"
-        )
-    return height // 4, width // 4
+class Nets(Protocol):
+    """Of one kind of nets an encoder and a decoder, for images of a shape (C, H, W)."""
+
+    def encoder(self, shape: Shape, outputs: int) -> nn.Sequential:
+        """Images (B, C, H, W) to (B, outputs); raises UserError for a shape that it cannot take."""
+        ...
+
+    def decoder(self, latents: int, shape: Shape) -> nn.Sequential:
+        """Latent vectors (B, latents) to unbounded activations (B, C, H, W), the encoder's mirror."""
+        ...
 
 
-def make_encoder(net: str, shape: Shape, outputs: int, hidden: int, activation: str) -> nn.Sequential:
-    """Images (B, C, H, W) to (B, outputs) by the net "conv" or "mlp".
+@dataclass(frozen=True)
+class ConvNets:
+    """``depth`` strided convolutions of ``width`` channels and more, and a dense layer of 256.
 
-    conv has two strided convolutions of 32 and 64 channels and a dense layer of 256; mlp, for images of any size, two
-    dense layers that are ``hidden`` wide (Burda et al. 2016, section 5). Raises UserError for sides that conv cannot
-    halve twice.
+    Each halves the sides; all but the first double the channels, up to four times ``width``. Where 2^depth does not
+    divide the sides, the encoder pads images with zeros to the next multiples, equally on both sides or with one pixel
+    more at the right and the bottom, and the decoder crops as much. A ``depth`` of None is ``automatic_depth``.
     """
-    act = ACTIVATIONS[activation]
-    if net == "mlp":
+
+    activation: str = "relu"
+    depth: int | None = None
+    width: int = 32
+
+    def encoder(self, shape: Shape, outputs: int) -> nn.Sequential:
+        """Images (B, C, H, W) to (B, outputs); raises UserError for sides that it cannot halve so often."""
+        act, channels, (height, width) = ACTIVATIONS[self.activation], self._channels(shape), self._least(shape)
+        halvings = [
+            layer
+            for before, after in pairwise((shape[0], *channels))
+            for layer in (nn.Conv2d(before, after, 4, stride=2, padding=1), act())
+        ]
+        return _channels_last(
+            *([nn.ZeroPad2d(margins)] if any(margins := self._margins(shape)) else []),
+            *halvings,
+            nn.Flatten(),
+            nn.Linear(channels[-1] * height * width, CONV_FEATURES),
+            act(),
+            LatentLinear(CONV_FEATURES, outputs),
+        )
+
+    def decoder(self, latents: int, shape: Shape) -> nn.Sequential:
+        """Latent vectors (B, latents) to unbounded activations (B, C, H, W); raises UserError as ``encoder``."""
+        act, channels, (height, width) = ACTIVATIONS[self.activation], self._channels(shape), self._least(shape)
+        first, dense = LatentLinear(latents, CONV_FEATURES), nn.Linear(CONV_FEATURES, channels[-1] * height * width)
+        doublings = [
+            layer
+            for before, after in pairwise(reversed(channels))
+            for layer in (nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), act())
+        ]
+        left, _, top, _ = margins = self._margins(shape)
+        return _channels_last(
+            *(first, act(), dense, act(), nn.Unflatten(1, (channels[-1], height, width))),
+            *doublings,
+            ToImage(channels[0], shape[0], 4, stride=2, padding=1),
+            *([Crop(top, left, shape[1], shape[2])] if any(margins) else []),
+        )
+
+    def depth_for(self, shape: Shape) -> int:
+        """How often images of this shape are halved; raises UserError where that is too often for their sides."""
+        _, height, width = shape
+        refuse_small(shape, "--net mlp takes any, and --image-size resizes pictures")
+        depth = automatic_depth(height, width) if self.depth is None else self.depth
+        if 2**depth >= min(height, width):
+            raise UserError(
+                f"depth={depth} leaves images of {height} by {width} fewer than 2 pixels a side; it must be at most "
+                f"{_most_halvings(min(height, width))}"
+            )
+        return depth
+
+    def _channels(self, shape: Shape) -> list[int]:
+        return [self.width * min(2**level, WIDER_AT_MOST) for level in range(self.depth_for(shape))]
+
+    def _least(self, shape: Shape) -> tuple[int, int]:
+        """The sides after all halvings."""
+        unit = 2 ** self.depth_for(shape)
+        return -(-shape[1] // unit), -(-shape[2] // unit)
+
+    def _margins(self, shape: Shape) -> tuple[int, int, int, int]:
+        """What is padded at the left, right, top and bottom."""
+        unit = 2 ** self.depth_for(shape)
+        across, down = -shape[2] % unit, -shape[1] % unit
+        return across // 2, across - across // 2, down // 2, down - down // 2
+
+
+@dataclass(frozen=True)
+class DenseNets:
+    """Two dense layers that are ``hidden`` wide each way, for images of any size (Burda et al. 2016, section 5)."""
+
+    activation: str = "relu"
+    hidden: int = 200
+
+    def encoder(self, shape: Shape, outputs: int) -> nn.Sequential:
+        """Images (B, C, H, W) to (B, outputs)."""
+        act, hidden = ACTIVATIONS[self.activation], self.hidden
         first, second = nn.Linear(math.prod(shape), hidden), nn.Linear(hidden, hidden)
         return nn.Sequential(nn.Flatten(), first, act(), second, act(), LatentLinear(hidden, outputs))
-    height, width = _quarter(shape, CONV_REMEDY)
-    return _channels_last(
-        nn.Conv2d(shape[0], 32, 4, stride=2, padding=1),
-        act(),
-        nn.Conv2d(32, 64, 4, stride=2, padding=1),
-        act(),
-        nn.Flatten(),
-        nn.Linear(64 * height * width, 256),
-        act(),
-        LatentLinear(256, outputs),
-    )
 
-
-def make_decoder(net: str, inputs: int, shape: Shape, hidden: int, activation: str) -> nn.Sequential:
-    """Latent vectors (B, inputs) to unbounded activations (B, C, H, W) by the mirror of ``make_encoder``'s net."""
-    act = ACTIVATIONS[activation]
-    if net == "mlp":
+    def decoder(self, latents: int, shape: Shape) -> nn.Sequential:
+        """Latent vectors (B, latents) to unbounded activations (B, C, H, W)."""
+        act, hidden = ACTIVATIONS[self.activation], self.hidden
         second, last = nn.Linear(hidden, hidden), nn.Linear(hidden, math.prod(shape))
-        first = LatentLinear(inputs, hidden)
+        first = LatentLinear(latents, hidden)
         return nn.Sequential(first, act(), second, act(), last, nn.Unflatten(1, shape))
-    height, width = _quarter(shape, CONV_REMEDY)
-    return _channels_last(
-        LatentLinear(inputs, 256),
-        act(),
-        nn.Linear(256, 64 * height * width),
-        act(),
-        nn.Unflatten(1, (64, height, width)),
-        nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
-        act(),
-        ToImage(32, shape[0], 4, stride=2, padding=1),
-    )
+
+
+NETS: dict[str, Callable[[Any], Nets]] = {
+    "conv": lambda config: ConvNets(config.activation, config.depth, config.width),
+    "mlp": lambda config: DenseNets(config.activation, config.hidden),
+}
+"""The kinds of nets, by what ``net`` of a model's config says: each from that config."""
+
+
+def make_nets(config: Any) -> Nets:
+    """The nets that a model's config asks for."""
+    return NETS[config.net](config)
+
+
+def automatic_depth(height: int, width: int) -> int:
+    """The fewest halvings that leave at most 8 pixels on the longer side; from 2 to what the shorter side allows."""
+    wanted = math.ceil(math.log2(max(height, width) / HALVED_TO))
+    return max(2, min(wanted, _most_halvings(min(height, width))))
+
+
+def _most_halvings(side: int) -> int:
+    """How often a side, padded where need be, can be halved to no fewer than 2 pixels."""
+    return (side - 1).bit_length() - 1
+
+
+def refuse_small(shape: Shape, remedy: str) -> None:
+    """Raise UserError for images with a side below 8 pixels."""
+    _, height, width = shape
+    if min(height, width) < LEAST_SIDE:
+        raise UserError(
+            f"images are {height} by {width}, and convolutions need sides of at least {LEAST_SIDE}: {remedy}"
+        )
 
 
 def _channels_last(*layers: nn.Module) -> nn.Sequential:
@@ -122,6 +217,17 @@ class ToImage(nn.ConvTranspose2d):
         return whole[..., inside, inside] + self.bias[:, None, None]
 
 
+class Crop(nn.Module):
+    """Of images (B, C, H', W') the ``height`` rows from ``top`` on and the ``width`` columns from ``left`` on."""
+
+    def __init__(self, top: int, left: int, height: int, width: int) -> None:
+        super().__init__()
+        self.top, self.left, self.height, self.width = top, left, height, width
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+
 class Dropout(nn.Dropout):
     """Dropout of images (B, features) whose mask is drawn as ``draw`` says."""
 
@@ -138,8 +244,12 @@ class Dropout(nn.Dropout):
 
 
 def lenet(shape: Shape, classes: int) -> nn.Sequential:
-    """Images (B, C, H, W) to logits (B, classes): LeNet's layout (LeCun et al. 1998) with ReLU and max pooling."""
-    height, width = _quarter(shape, "pad or crop them")
+    """Images (B, C, H, W) to logits (B, classes): LeNet's layout (LeCun et al. 1998) with ReLU and max pooling.
+
+    Pooling leaves out the last row or column of an odd side. Raises UserError for a side below 8.
+    """
+    refuse_small(shape, "--image-size resizes pictures, and arrays can be padded")
+    height, width = (side // 2 // 2 for side in shape[1:])
     return _channels_last(
         nn.Conv2d(shape[0], 16, 5, padding=2),
         relu(),

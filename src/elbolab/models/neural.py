@@ -13,11 +13,16 @@ from elbolab.config.ranges import Choices, FloatRange, IntRange
 from elbolab.data.splits import Batch, Data, DataSpec
 from elbolab.models.base import Model
 from elbolab.models.latent import LatentConfig, LatentModel
-from elbolab.models.networks import make_decoder, make_encoder
+from elbolab.models.networks import ConvNets, make_nets
 from elbolab.models.objectives import Terms
 from elbolab.models.posteriors import Posterior
 from elbolab.models.ppca import linear_posterior, ppca_start
 from elbolab.support.errors import UserError
+
+# Halvings of the largest image that is read, down to 2 pixels.
+DEEPEST = 9
+# Four times as many have 0.3 GB of weights between them.
+MOST_CHANNELS = 512
 
 # The stage of a training in which latent vectors are a PPCA's.
 PCA_START = 1
@@ -27,9 +32,14 @@ class DeepLatentConfig(LatentConfig):
     """The nets of models trained by gradient."""
 
     net: Literal["conv", "mlp"] = "conv"
-    """Kind of the nets: conv (sides multiples of 4), or mlp with two hidden layers each way (images of any size)."""
+    """Kind of the nets: conv (sides from 8 pixels on), or mlp with two hidden layers each way (images of any size)."""
+    depth: Annotated[int | None, Field(ge=1, le=DEEPEST), IntRange(1, 4)] = None
+    """How often conv nets halve the sides of the images, which are padded where need be [default: until the longer side
+    has at most 8 pixels, at least twice]."""
+    width: Annotated[int, Field(gt=0, le=MOST_CHANNELS), IntRange(8, 128, log=True)] = 32
+    """Channels of the first convolution of conv nets; each halving doubles them, up to four times as many."""
     hidden: Annotated[int, Field(gt=0, le=WIDEST), IntRange(64, 1024, log=True)] = 200
-    """Width of both hidden layers of mlp nets; conv nets have widths of their own."""
+    """Width of both hidden layers of mlp nets."""
     activation: Annotated[Literal["relu", "tanh", "elu"], Choices(["relu", "tanh", "elu"])] = "relu"
     """Nonlinearity between the layers of either kind."""
     prior_components: Annotated[int, Field(gt=0, le=WIDEST), IntRange(2, 100, log=True)] = 10
@@ -74,7 +84,7 @@ class DeepLatentModel(LatentModel):
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        self.decoder = make_decoder(config.net, config.latent_dim, spec.shape, config.hidden, config.activation)
+        self.decoder = make_nets(config).decoder(config.latent_dim, spec.shape)
 
     @property
     def sources(self) -> dict[str, str]:
@@ -87,7 +97,8 @@ class DeepLatentModel(LatentModel):
             )
         posterior = ["posterior"] if isinstance(self, EncoderModel) and isinstance(source, EncoderModel) else []
         prior = ["prior", "prior_components"] if self.config.prior != "normal" else ["prior"]
-        self.refuse_other(field, source, "net", "hidden", "activation", *prior, *posterior)
+        sizes = ["hidden"] if self.config.net == "mlp" else ["depth", "width"]
+        self.refuse_other(field, source, "net", *sizes, "activation", *prior, *posterior)
         theirs = dict(source.named_children())
         for name, net in self.named_children():
             if name in theirs:
@@ -100,7 +111,7 @@ class DeepLatentModel(LatentModel):
             ("observation model", self.observation_model, source.observation_model),
             # Else it may have seen images that this run is tested on.
             ("data digest", self.spec.digest, source.spec.digest),
-            *((name, *(getattr(model.config, name) for model in (self, source))) for name in ("latent_dim", *names)),
+            *((name, *(_field(model, name) for model in (self, source))) for name in ("latent_dim", *names)),
         ):
             if own != theirs:
                 where = f"{field}={getattr(self.config, field)!r}"
@@ -115,14 +126,20 @@ class DeepLatentModel(LatentModel):
         return self.likelihood.params(activations).reshape(*z.shape[:-1], *self.spec.shape)
 
 
+def _field(model: DeepLatentModel, name: str) -> Any:
+    """A field of the model's config; of the depth of conv nets the number, also where it is automatic."""
+    nets = make_nets(model.config)
+    if name == "depth" and isinstance(nets, ConvNets):
+        return nets.depth_for(model.spec.shape)
+    return getattr(model.config, name)
+
+
 class EncoderModel(DeepLatentModel):
     """q(z | x) of the family ``posterior`` with all its parameters from one encoder (Kingma & Welling 2014, eq. 9)."""
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        self.encoder = make_encoder(
-            config.net, spec.shape, self.family.width(config.latent_dim), config.hidden, config.activation
-        )
+        self.encoder = make_nets(config).encoder(spec.shape, self.family.width(config.latent_dim))
         self._ppca: tuple[Tensor, Tensor, float] | None = None
 
     def prepare(self, data: Data) -> None:

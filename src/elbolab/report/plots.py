@@ -259,7 +259,7 @@ def inline(svg: str, name: str, alt: str) -> str:
 
 
 def png(pixels: np.ndarray) -> str:
-    """Encode a uint8 image (H, W, C) of one or three channels as a PNG data address."""
+    """Encode a uint8 image (H, W, C) of one, three or four channels as a PNG data address."""
     buffer = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG", optimize=True)
     return _address(buffer.getvalue())

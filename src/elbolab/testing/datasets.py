@@ -39,7 +39,7 @@ class DatasetTests:
         for images, labels in parts:
             assert images.dtype == np.uint8
             assert images.ndim == 4
-            assert images.shape[1] in (1, 3)
+            assert images.shape[1] in (1, 3, 4)
             assert labels.shape == images.shape[:1]
             assert labels.dtype.kind in "iu"
             assert labels.min() >= 0

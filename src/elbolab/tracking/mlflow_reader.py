@@ -108,19 +108,21 @@ def _record(found: Run) -> RunRecord:
     typed = {key for key in data.params if "-" in key} | ResumeConfig.model_fields.keys()
     params = {key: value for key, value in data.params.items() if key not in typed}
     params |= json.loads(data.tags.get(SOURCES, "{}"))
+    shape, metrics = _train_shape(found), {key: value for key, value in data.metrics.items() if value == value}
     return RunRecord(
         info.run_id, info.run_name or "", info.experiment_id, info.status, info.start_time,
         max(0, (info.end_time or info.start_time) - info.start_time) / 1000,
-        with_added(params), dict(data.tags), {key: value for key, value in data.metrics.items() if value == value},
-        page_of(info.experiment_id, info.run_id), _train_images(found),
+        with_added(params, shape[2:]), dict(data.tags), metrics,
+        page_of(info.experiment_id, info.run_id), shape[0] if shape else None,
     )  # fmt: skip
 
 
-def _train_images(found: Run) -> int | None:
+def _train_shape(found: Run) -> list[int]:
+    """The shape of a run's training images, (N, C, H, W); empty where it has not logged them."""
     for one in found.inputs.dataset_inputs if found.inputs else ():
         if shape := json.loads(one.dataset.profile or "{}").get("features_shape"):
-            return shape[0]
-    return None
+            return shape
+    return []
 
 
 def page_of(experiment: str, run_id: str) -> str | None:

@@ -136,7 +136,7 @@ class RunWriter:
 def _tile(grid: "Tensor") -> np.ndarray:
     """Images (rows, columns, C, H, W) in [0, 1] as one uint8 picture, a white pixel between them.
 
-    It is (height, width, 3), or (height, width) of grey images.
+    It is (height, width, C), or (height, width) of grey images.
     """
     rows, columns, channels, height, width = grid.shape
     pixels = (grid * 255).round().byte().permute(0, 3, 1, 4, 2).cpu().numpy()

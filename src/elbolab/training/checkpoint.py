@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from elbolab.config.version_0_1_0 import with_depth
 from elbolab.data.splits import DataSpec
 from elbolab.models import MODELS
 from elbolab.models.base import Model
@@ -54,7 +55,8 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu", trust: Trust
     with kept({header["config"].get(field): source for field, source in code.items()}):
         try:
             kind = MODELS.checked(load(code["model"]), header["model"]) if "model" in code else MODELS[header["model"]]
-            config, spec = kind.Config.parse(header["config"]), TypeAdapter(DataSpec).validate_python(header["spec"])
+            config = kind.Config.parse(with_depth(header["config"]))
+            spec = TypeAdapter(DataSpec).validate_python(header["spec"])
             with torch.device("meta"):
                 described = {key: value.shape for key, value in kind(config, spec).state_dict().items()}
             if described != {key: value.shape for key, value in weights.items()}:

@@ -174,7 +174,7 @@ def open_study(job: Job, begin: bool = True) -> tuple[optuna.Study, bool]:
         study.set_user_attr(CODE, digest_of(job.study.code))
     refuse_other_code(job.name, study, job.study.code)
     # The trials of a study that goes on are trained by the defaults with which it began.
-    then = study.user_attrs.get(DEFAULTS) or version_0_1_0.defaults(today)
+    then = version_0_1_0.with_depth(study.user_attrs.get(DEFAULTS) or version_0_1_0.defaults(today))
     job.study.defaults.update({key: value for key, value in then.items() if key in today and value != today[key]})
     for key, value in begun.items():
         if is_new:

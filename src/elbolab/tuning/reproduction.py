@@ -178,12 +178,13 @@ def _trained(name: str, study: Reproduction, label: str, config: Config) -> str:
     """The finished run of a training: an earlier one of the same config and data, finished now where it was not."""
     model = study.trainings[label].model
     wanted = MODELS[model].params(config)
-    tags = {STUDY: name, "data.digest": load_for(config, choose_device(config.device)).spec.digest}
+    spec = load_for(config, choose_device(config.device)).spec
+    tags = {STUDY: name, "data.digest": spec.digest}
     for run in mlflow_reader.find_runs("train", {"model": wanted["model"]}, tags):
         if _only_moved(wanted, run.params):
             return run.id
     for run_id, params in free_trainings(tags):
-        if _only_moved(wanted, with_added(params)) and _is_there(run_id):
+        if _only_moved(wanted, with_added(params, spec.shape[1:])) and _is_there(run_id):
             print(f"elbolab: resuming {label}, run {run_id[:8]}", file=sys.stderr, flush=True)
             return resume(run_id)
     return train_model(model, config, {STUDY: name, TRAINING: label})

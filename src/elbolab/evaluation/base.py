@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elbolab.config.schema import EvaluateConfig
-from elbolab.data.splits import Batch, Data
+from elbolab.data.batches import Batch, Data
 from elbolab.models.base import Model
 from elbolab.models.cnn import CNN
 from elbolab.models.fitting import fit_anew

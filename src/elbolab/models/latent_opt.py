@@ -10,7 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from elbolab.data.splits import Batch, Data, DataSpec, Split
+from elbolab.data.batches import Batch, Data, DataSpec, Split
 from elbolab.models.base import Model
 from elbolab.models.fitting import FIT_LR, FIT_STEPS, START_LOG_VAR, choose, fit_anew
 from elbolab.models.neural import BetaConfig, DeepLatentModel, EncoderModel

@@ -7,7 +7,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from pydantic import Field
 from torch import Tensor
 
-from elbolab.data.splits import Batch
+from elbolab.data.batches import Batch
 from elbolab.models.neural import EncoderConfig, EncoderModel
 from elbolab.models.posteriors import Posterior
 

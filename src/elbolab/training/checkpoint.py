@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elbolab.data.splits import DataSpec
+from elbolab.data.batches import DataSpec
 from elbolab.models import MODELS
 from elbolab.models.base import Model
 from elbolab.support.atomic_files import replace

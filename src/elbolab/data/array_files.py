@@ -25,7 +25,7 @@ LAYOUTS: tuple[dict[str, tuple[str, str]], ...] = (
 # So many files are named.
 NAMED = 5
 # An array of more than this part of memory is read row by row.
-WHOLE = 0.25
+WHOLE = 1 / 8
 
 
 def read_npz(path: Path, image_size: int | None = None, folder: Path = Path()) -> Arrays:

@@ -128,8 +128,9 @@ class LatentOpt(DeepLatentModel):
 
     def prepare(self, data: Data) -> None:
         if self.config.latent_init == "pca":
-            ppca = ppca_start(data.train.images, self.config)
-            self._encode = lambda batch: linear_posterior(batch.x.flatten(1), *ppca)
+            mean, loadings, sigma = ppca_start(data.train.images, self.config)
+            mean, loadings = mean.to(self.device), loadings.to(self.device)
+            self._encode = lambda batch: linear_posterior(batch.x.flatten(1), mean, loadings, sigma)
         for split in (data.train, data.val):
             index, order = split.index.sort()
             self.get_buffer(f"{split.name}_index").copy_(index)

@@ -87,7 +87,7 @@ SPLITS = {
 LAYOUTS: dict[str, Callable[[], str]] = {
     "npz": lambda: npz(images=RGB, labels=LABELS),
     "compressed": lambda: npz(np.savez_compressed, images=RGB, labels=LABELS),
-    "splits": lambda: npz(**SPLITS),
+    "splits": lambda: npz(np.savez, **SPLITS),
     "floats": lambda: npz(images=(RGB / 255).astype(np.float32).transpose(0, 3, 1, 2), labels=LABELS),
     "white": lambda: npz(images=RGB // 16, labels=LABELS, white=15),
     "dark": lambda: npz(images=RGB / 2550, labels=LABELS),

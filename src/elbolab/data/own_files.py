@@ -224,16 +224,21 @@ def decode(what: str, pictures: Iterable[Picture], count: int, image_size: int |
 
 def _pixels(stream: BinaryIO, image_size: int | None) -> np.ndarray:
     with Image.open(stream) as picture:
-        # Which way up it is may be said beside it.
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode in ("I", "F"):
-            raise ValueError("pixels of 32 bits, of which nobody says what is white; save it with 8 or 16")
-        if picture.mode.startswith("I;16"):
-            picture = Image.fromarray(np.rint(np.asarray(picture, np.float64) / 257).astype(np.uint8))
-        picture = picture.convert("L" if picture.mode in GREY else "RGB")
-        if image_size is not None:
-            picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.LANCZOS)
-        pixels = np.asarray(picture)
+        return pixels_of(picture, image_size)
+
+
+def pixels_of(picture: Image.Image, image_size: int | None = None) -> np.ndarray:
+    """The pixels uint8 (H, W, C) of a picture; raises ValueError where nobody says what is white."""
+    # Which way up it is may be said beside it.
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("I", "F"):
+        raise ValueError("pixels of 32 bits, of which nobody says what is white; save it with 8 or 16")
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray(np.rint(np.asarray(picture, np.float64) / 257).astype(np.uint8))
+    picture = picture.convert("L" if picture.mode in GREY else "RGB")
+    if image_size is not None:
+        picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.LANCZOS)
+    pixels = np.asarray(picture)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 

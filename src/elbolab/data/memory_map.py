@@ -72,7 +72,9 @@ class Store:
     def of_files(cls, what: str, folder: Path, files: Sequence[Path], *how: object) -> Self:
         """That of images read from these files, as they are now."""
         with suppress(OSError):
-            states = [(os.path.abspath(file), (state := os.stat(file)).st_size, state.st_mtime_ns) for file in files]
+            found = [(os.path.abspath(file), os.stat(file)) for file in files]
+            # Whoever sets a file's time back leaves the time of its change.
+            states = [(file, now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino) for file, now in found]
             return cls(what, folder, *states, *how)
         # Which of them cannot be read is told where it is opened.
         return cls(what, folder, time.time_ns(), os.getpid())

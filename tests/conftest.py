@@ -24,7 +24,8 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 from elbolab import cli
-from elbolab.data.splits import Batch, Data, DataSpec, load_data
+from elbolab.data.batches import Batch, Data, DataSpec
+from elbolab.data.splits import load_data
 from elbolab.models import MODELS
 from elbolab.models.ppca import PPCA, PPCAConfig
 from elbolab.tracking.mlflow_reader import prepare_store

@@ -5,7 +5,7 @@ from common import arguments, plain
 from elbolab_training import measure, prepared
 from torch import Tensor
 
-from elbolab.data.splits import Batch, Data, Split
+from elbolab.data.batches import Batch, Data, Split
 from elbolab.models.base import Model
 
 

@@ -8,6 +8,7 @@ from elbolab.support.old_names import OldNames
 
 if TYPE_CHECKING:
     from elbolab.config.schema import CompareConfig, EvaluateConfig
+    from elbolab.data.saving import save_dataset
     from elbolab.evaluation import Evaluation, Results
     from elbolab.evaluation.importance_sampling import importance_estimate
     from elbolab.experiment.evaluate import evaluate_run
@@ -38,6 +39,7 @@ _MODULES = {
     "importance_estimate": "evaluation.importance_sampling",
     "load_for": "experiment.loading",
     "load_model": "registry.packaging",
+    "save_dataset": "data.saving",
     "train_model": "experiment.train",
 }
 __all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -14,9 +14,10 @@ from conftest import Command, mlflow_run
 from helpers_studies import carry_out, children, define
 
 from elbolab.config.ranges import FloatRange
-from elbolab.data.splits import Data
+from elbolab.data.batches import Data
 from elbolab.experiment.train import prepare, resume, train_model
 from elbolab.models import MODELS
+from elbolab.models.neural import EncoderModel
 from elbolab.registry.packaging import load_model
 from elbolab.support import user_code
 from elbolab.support.errors import UserError
@@ -204,6 +205,7 @@ def test_a_class_of_a_script_is_served_without_elbolab_and_the_script(store: Pat
     assert served.returncode == 0, served.stderr
     pixels, package = served.stdout.split()
     assert "/artifacts/code/elbolab/" in package
+    assert isinstance(model, EncoderModel)
     with torch.no_grad():
         x = torch.zeros(2, 1, 28, 28)
         expected = model.reconstruct(model.family.from_rows(model.encoder(x))).permute(0, 2, 3, 1).numpy()
@@ -253,25 +255,24 @@ def test_a_study_searches_its_own_field_and_goes_on_with_its_own_code_only(store
         carry_out("own", trials=3)
 
 
+INIT = "def __init__(self, config, spec):"
+DECODE, POSTERIOR = "def decode(self, z):", "def posterior(self, batch, generator=None):"
 WRONG = {
-    "def decode(self, z):\n        return self.decoder(z[..., :1])": r"Bad\.decode of latent vectors \(2, 2\) fails: RuntimeError: "
-    r".* \(\w+\.py, line \d+\)",
-    "def decode(self, z):\n        return super().decode(z)[..., :-1]": r"Bad\.decode of latent vectors \(2, 2\) has the shape "
-    r"\(2, 1, 28, 27\), and should have \(2, 1, 28, 28\)",
-    "def decode(self, z):\n        return super().decode(z).numpy()": r"Bad\.decode .* gives 'ndarray', not a tensor",
-    "def decode(self, z):\n        return super().decode(z.reshape(-1, 2))": r"\(2, 2, 2\) has the shape \(4, 1, 28, 28\)",
-    "def posterior(self, batch, generator=None):\n        return self.encoder(batch.x)": r"gives 'Tensor', not a Posterior",
-    "def posterior(self, batch, generator=None):\n        return self.family.from_rows(self.encoder(batch.x)[:, :2])": (
-        r"the mean of Bad\.posterior of images \(2, 1, 28, 28\) has the shape \(2, 1\), and should have \(2, 2\)"
-    ),
-    "def __init__(self, config, spec):\n        super().__init__(config, spec)\n        self.decoder[0].weight.data[0] = float('nan')": (
+    f"{DECODE} return self.decoder(z[..., :1])": r"of latent vectors \(2, 2\) fails: RuntimeError: .*\.py, line \d+\)",
+    f"{DECODE} return super().decode(z)[..., :-1]": r"has the shape \(2, 1, 28, 27\), and should have \(2, 1, 28, 28\)",
+    f"{DECODE} return super().decode(z).numpy()": r"Bad\.decode .* gives 'ndarray', not a tensor",
+    f"{DECODE} return super().decode(z.reshape(-1, 2))": r"\(2, 2, 2\) has the shape \(4, 1, 28, 28\)",
+    f"{POSTERIOR} return self.encoder(batch.x)": r"gives 'Tensor', not a Posterior",
+    f"{POSTERIOR} return self.family.from_rows(self.encoder(batch.x)[:, :2])": r"the mean of Bad\.posterior of images "
+    r"\(2, 1, 28, 28\) has the shape \(2, 1\), and should have \(2, 2\)",
+    f"{INIT} super().__init__(config, spec); self.decoder[0].weight.data[0] = float('nan')": (
         r"Bad\.decoder\.0\.weight has numbers that are not finite"
     ),
-    "def __init__(self, config, spec):\n        super().__init__(config, spec)\n        self.x = torch.nn.Linear(2, 2, device='meta')": (
+    f"{INIT} super().__init__(config, spec); self.x = torch.nn.Linear(2, 2, device='meta')": (
         r"Bad\(config, spec\)\.to\('cpu'\) fails: NotImplementedError: Cannot copy out of meta tensor"
     ),
-    "def __init__(self, config, spec):\n        torch.nn.Module.__init__(self)": r"Bad\.__init__ does not call super\(\)\.__init__",
-    "def __init__(self, config):\n        pass": r"Bad\(config, spec\) fails: TypeError: ",
+    f"{INIT} torch.nn.Module.__init__(self)": r"Bad\.__init__ does not call super\(\)\.__init__",
+    "def __init__(self, config): pass": r"Bad\(config, spec\) fails: TypeError: ",
 }
 
 

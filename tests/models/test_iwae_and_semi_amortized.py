@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from elbolab.data.splits import Batch, Data
+from elbolab.data.batches import Batch, Data
 from elbolab.models.iwae import IWAE
 from elbolab.models.latent import LatentModel
 from elbolab.models.neural import EncoderModel

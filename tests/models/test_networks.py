@@ -16,7 +16,7 @@ from torch import nn
 
 from elbolab.config.schema import EvaluateConfig
 from elbolab.config.version_0_1_0 import with_added, with_depth
-from elbolab.data.splits import Batch, DataSpec
+from elbolab.data.batches import Batch, DataSpec
 from elbolab.experiment.evaluate import evaluate_run
 from elbolab.experiment.train import train_model
 from elbolab.models import MODELS

@@ -6,14 +6,18 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
+from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from elbolab.data.stored import Arrays
+from elbolab.support.entry_points import Extensible, package
 from elbolab.support.errors import UserError
 
+Reader = Callable[[Path], Arrays]
 IDX_IMAGES, IDX_LABELS = bytes((0, 0, 8, 3)), bytes((0, 0, 8, 1))
 IDX_CLASSES = 10
 
@@ -89,9 +93,40 @@ def _broken(file: Path, why: str) -> UserError:
     return UserError(f"{file} is broken: {why}; delete it to have it downloaded again, or put a whole one there")
 
 
-DATASETS: dict[str, Callable[[Path], Arrays]] = {
+def _checked(reader: Reader, entry: EntryPoint) -> Reader:
+    """The reader of another package, what it gives looked at before it is used."""
+
+    def checked(folder: Path) -> Arrays:
+        stored = reader(folder)
+        if (why := _fault(stored)) is not None:
+            raise UserError(
+                f"dataset={entry.name} of the package {package(entry)} gives {why}; {entry.value} must return "
+                "elbolab.data.Arrays of images uint8 (N, C, H, W), C 1, 3 or 4, with a label each"
+            )
+        return stored
+
+    return checked
+
+
+def _fault(stored: Any) -> str | None:
+    """What is wrong with what a reader gave, if anything."""
+    if not isinstance(stored, Arrays):
+        return f"a {type(stored).__name__}"
+    for pair in ((stored.images, stored.labels), stored.val, stored.test):
+        images, labels = pair or (stored.images, stored.labels)
+        if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
+            return f"images and labels that are {type(images).__name__} and {type(labels).__name__}"
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+            return f"images of dtype {images.dtype} and shape {images.shape}"
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or labels.min() < 0:
+            return f"labels of dtype {labels.dtype} and shape {labels.shape} to {len(images)} images"
+    return None
+
+
+DATASETS: Extensible[Reader] = Extensible("elbolab.datasets", checked=_checked, own={
     "mnist5k": _mnist5k,
     "mnist": partial(_torchvision, "MNIST"),
     "fashion_mnist": partial(_torchvision, "FashionMNIST"),
     "kmnist": partial(_torchvision, "KMNIST"),
-}
+})  # fmt: skip
+"""Datasets by name: those of this file, and those that entry points ``elbolab.datasets`` of other packages name."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elbolab.config.schema import EvaluateConfig
-from elbolab.data.splits import Batch, Data
+from elbolab.data.batches import Batch, Data
 from elbolab.models.base import Model
 from elbolab.models.cnn import CNN
 from elbolab.models.fitting import fit_anew
@@ -85,7 +85,7 @@ class Evaluation:
         """The mean of the training images, (C, H, W) in [0, 1]."""
         images = self.data.train.images
         total = torch.stack([part.sum(0, dtype=torch.int64) for part in images.split(IMAGES_AT_ONCE)]).sum(0)
-        return (total.double() / (255 * len(images))).float()
+        return (total.double() / (255 * len(images))).float().to(self.model.device)
 
     def constant(self, x: Tensor) -> Tensor:
         """log p(x) of images (B, C, H, W) if each were decoded to the mean training image, (B,), in nats."""

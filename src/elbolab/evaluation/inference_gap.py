@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from elbolab.config.schema import EvaluateConfig
-from elbolab.data.splits import Batch
+from elbolab.data.batches import Batch
 from elbolab.evaluation import metrics as m
 from elbolab.evaluation.annealing import PriorStart, annealed_estimate, bidirectional_bounds
 from elbolab.evaluation.base import Evaluation, Results, image_rows, with_error

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elbolab.data.splits import EXAMPLES, Batch
+from elbolab.data.batches import EXAMPLES, Batch
 from elbolab.evaluation import metrics as m
 from elbolab.evaluation.base import Evaluation, Results, image_rows, mean_metrics, with_error
 from elbolab.evaluation.importance_sampling import log_weights

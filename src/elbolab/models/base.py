@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from elbolab.config.schema import Config
-from elbolab.data.splits import Batch, Data, DataSpec
+from elbolab.data.batches import Batch, Data, DataSpec
 from elbolab.models import MODELS
 from elbolab.models.objectives import Terms, beta_loss, elbo
 from elbolab.support.user_code import Source, digest_of

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from elbolab.config.schema import Config, RateSchedule
-from elbolab.data.splits import Batch, DataSpec
+from elbolab.data.batches import Batch, DataSpec
 from elbolab.models.base import Model
 from elbolab.models.networks import lenet
 from elbolab.models.objectives import Terms

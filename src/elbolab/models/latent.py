@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from elbolab.config.limits import WIDEST
 from elbolab.config.ranges import Choices, FloatRange, IntRange
 from elbolab.config.schema import Config
-from elbolab.data.splits import Batch, DataSpec
+from elbolab.data.batches import Batch, DataSpec
 from elbolab.models.base import Model
 from elbolab.models.likelihoods import PIXELS, Likelihood, make_likelihood
 from elbolab.models.objectives import Terms, elbo

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from elbolab.config.ranges import Choices, FloatRange, IntRange
-from elbolab.data.splits import Batch, Data, DataSpec, Split
+from elbolab.data.batches import Batch, Data, DataSpec, Split
 from elbolab.models.base import Model
 from elbolab.models.fitting import FIT_LR, FIT_STEPS, START_LOG_VAR, choose, fit_anew
 from elbolab.models.neural import BetaConfig, DeepLatentModel, EncoderModel
@@ -128,8 +128,9 @@ class LatentOpt(DeepLatentModel):
 
     def prepare(self, data: Data) -> None:
         if self.config.latent_init == "pca":
-            ppca = ppca_start(data.train.images, self.config)
-            self._encode = lambda batch: linear_posterior(batch.x.flatten(1), *ppca)
+            mean, loadings, sigma = ppca_start(data.train.images, self.config)
+            mean, loadings = mean.to(self.device), loadings.to(self.device)
+            self._encode = lambda batch: linear_posterior(batch.x.flatten(1), mean, loadings, sigma)
         for split in (data.train, data.val):
             index, order = split.index.sort()
             self.get_buffer(f"{split.name}_index").copy_(index)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from elbolab.config.limits import WIDEST
 from elbolab.config.ranges import Choices, FloatRange, IntRange
-from elbolab.data.splits import Batch, Data, DataSpec
+from elbolab.data.batches import Batch, Data, DataSpec
 from elbolab.models.base import Model
 from elbolab.models.latent import LatentConfig, LatentModel
 from elbolab.models.networks import ConvNets, make_nets

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from elbolab.data.splits import Batch, Data, DataSpec
+from elbolab.data.batches import Batch, Data, DataSpec
 from elbolab.models.latent import LatentConfig, LatentModel
 from elbolab.models.likelihoods import Gaussian
 from elbolab.models.posteriors import LOG_2PI, DiagonalGaussian

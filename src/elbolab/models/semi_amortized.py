@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from elbolab.config.ranges import FloatRange, IntRange
-from elbolab.data.splits import Batch
+from elbolab.data.batches import Batch
 from elbolab.models.neural import EncoderConfig, EncoderModel
 from elbolab.models.posteriors import Posterior
 

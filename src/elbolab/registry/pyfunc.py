@@ -15,7 +15,7 @@ from torch import Tensor
 
 from elbolab.config.limits import LARGEST_INT
 from elbolab.config.schema import LikelihoodConfig
-from elbolab.data.splits import Batch
+from elbolab.data.batches import Batch
 from elbolab.evaluation.log_likelihood import estimate_log_px
 from elbolab.models.base import Model
 from elbolab.models.cnn import CNN

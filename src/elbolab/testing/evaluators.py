@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from elbolab.config.schema import EvaluateConfig
-from elbolab.data.splits import Data
+from elbolab.data.batches import Data
 from elbolab.evaluation import Evaluation, Results
 from elbolab.models import MODELS
 from elbolab.models.base import Model

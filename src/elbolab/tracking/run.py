@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     # To compare runs needs no torch, whose import takes seconds.
     from torch import Tensor
 
-    from elbolab.data.splits import Data
+    from elbolab.data.batches import Data
     from elbolab.training.trainer import Event
 
 CODE = Path(__file__).parent.parent / "__init__.py"

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elbolab.config.version_0_1_0 import with_depth
-from elbolab.data.splits import DataSpec
+from elbolab.data.batches import DataSpec
 from elbolab.models import MODELS
 from elbolab.models.base import Model
 from elbolab.models.latent import LatentModel

@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from elbolab.data.splits import Batch, Data
+from elbolab.data.batches import Batch, Data
 from elbolab.models.base import Model
 from elbolab.models.objectives import Terms
 from elbolab.support.errors import reason

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from elbolab.data.splits import Batch, Data
+from elbolab.data.batches import Batch, Data
 from elbolab.models.base import Model
 from elbolab.support import random_streams
 from elbolab.support.errors import UserError

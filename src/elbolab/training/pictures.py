@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from elbolab.data.splits import Data
+from elbolab.data.batches import Data
 from elbolab.models.base import Model
 from elbolab.models.latent import LatentModel
 from elbolab.training.backend import Backend

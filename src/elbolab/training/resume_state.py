@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbolab.data.splits import Batch
+from elbolab.data.batches import Batch
 from elbolab.models.base import Model
 from elbolab.support.errors import UserError
 from elbolab.training.checkpoint import read, write

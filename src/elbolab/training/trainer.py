@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from elbolab.data.splits import Data, Split
+from elbolab.data.batches import Data, Split
 from elbolab.models.base import Model
 from elbolab.support.errors import UserError
 from elbolab.support.signals import postponed

@@ -112,14 +112,21 @@ def _training(name: str) -> Command:
 
     def act(config: "schema.Config", again: "schema.ResumeConfig") -> None:
         from elbolab.experiment.train import resume, train_model
+        from elbolab.tracking.run import nest_project_run
 
         if again.resume is not None:
             given = {field: getattr(config, field) for field in config.model_fields_set}
             _say_trained(resume(again.resume, name, given, again.new_run), name)
-        elif run_id := train_model(name, config):
+            return
+        # `mlflow run -P model=FILE:CLASS` makes a run whose model is the file; that is of the call.
+        call = None if name in MODELS else os.environ.pop("MLFLOW_RUN_ID", None)
+        if run_id := train_model(name, config):
+            if call is not None:
+                os.environ["MLFLOW_RUN_ID"] = call
+                nest_project_run(run_id, "train call")
             _say_trained(run_id, name)
 
-    if name in MODELS.classes:
+    if name in MODELS:
         summary = MODELS.summary(name)
         act.__doc__ = f"Train {summary[:1].lower()}{summary[1:]}"
     else:

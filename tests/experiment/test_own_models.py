@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,26 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from click import UsageError
+from click.testing import CliRunner
 from conftest import Command, mlflow_run
 from helpers_studies import carry_out, children, define
 
+from elbolab.cli import cli
 from elbolab.config.ranges import FloatRange
+from elbolab.config.schema import EvaluateConfig
 from elbolab.data.batches import Data
+from elbolab.experiment.evaluate import evaluate_run
 from elbolab.experiment.train import prepare, resume, train_model
 from elbolab.models import MODELS
-from elbolab.models.neural import EncoderModel
+from elbolab.models.latent import LatentModel
+from elbolab.models.neural import DeepLatentModel, EncoderModel
 from elbolab.registry.packaging import load_model
 from elbolab.support import user_code
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking.artifacts import list_artifacts, model_of
+from elbolab.tracking.keys import PARENT
 from elbolab.training.checkpoint import load_checkpoint, save_checkpoint
 
 TINY = {"train_size": 40, "val_size": 10, "test_size": 10, "latent_dim": 2, "net": "mlp", "hidden": 8, "epochs": 2}
@@ -36,6 +44,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from elbolab.cli import cli
 from elbolab.config.ranges import FloatRange
 from elbolab.models.vae import VAE, VAEConfig
 from scales import times
@@ -78,9 +87,9 @@ def forget() -> None:
 
 
 def test_a_file_is_trained_evaluated_and_asked_about_by_the_command_line(store: Path, word: str, command: Command):
-    helped = command("train", word, "--help")
-    assert "--gain FLOAT" in helped.stdout
-    assert "Factor of the latent vectors. [> 0; default: 1.0]" in " ".join(helped.stdout.split())
+    helped = " ".join(CliRunner().invoke(cli, ["train", word, "--help"], prog_name="elbolab").output.split())
+    assert f"Usage: elbolab train {word} [OPTIONS]" in helped
+    assert "--gain FLOAT Factor of the latent vectors. [> 0; default: 1.0]" in helped
     trained = command("train", word, "--gain", "1.5", *FLAGS)
     assert trained.returncode == 0, trained.stderr
     assert "--trust` measures it" in trained.stderr
@@ -98,18 +107,28 @@ def test_a_file_is_trained_evaluated_and_asked_about_by_the_command_line(store: 
     assert refused.stderr.count("\n") == 1
     done = command("evaluate", run.id, "--images", "5", "--budget", "16", "--trust", str(store / "mine.py"))
     assert "test/log_px" in done.stdout, done.stderr
-    for arguments, message in (
-        (["train", "mine.py:Other"], "mine.py has no 'Other'; there are: MyConfig, MyVAE"),
-        (["train", "none.py:A"], "none.py is not there; name a Python file"),
-        (["train", "--gain", "1"], "No such option"),
-        (["train"], "train needs a model"),
-        (["train", word, "--gain", "-1"], "gain=-1.0: should be greater than 0"),
-        (["train", "none"], "model='none' does not exist"),
-    ):
-        wrong = command(*arguments)
-        assert wrong.returncode == 2
-        assert message in wrong.stderr
-        assert wrong.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mine.py:Other"], r"^mine\.py has no 'Other'; there are: MyConfig, MyVAE$"),
+        (["none.py:A"], r"none\.py is not there; name a Python file"),
+        (["--gain", "1"], "No such option '--gain'"),
+        ([], "^train needs a model"),
+        (["mine.py:MyVAE", "--gain", "-1"], r"^gain=-1\.0: should be greater than 0"),
+        (["mine.py:MyVAE", "--gains", "1"], r"^No such option '--gains'\.$"),
+        (["none"], "^model='none' does not exist; there are: cnn, vae, .* and path/to/file.py:Name$"),
+        (["vae", "--net", "none"], "^net='none': should be conv, mlp or path/to/file.py:Name"),
+        (["vae", "--net", "none.py:A"], r"none\.py is not there"),
+        (["vae", "--net", "mine.py:MyConfig"], r"^net='mine\.py:MyConfig' has no encoder and no decoder; define"),
+    ],
+)
+def test_a_mistake_in_what_is_trained_is_one_line(word: str, arguments: list[str], message: str):
+    with pytest.raises((UserError, UsageError), match=message) as raised:
+        cli(["train", *arguments], prog_name="elbolab", standalone_mode=False)
+    assert "\n" not in str(raised.value)
+    assert not Path("unfinished").exists()
 
 
 def test_a_resumed_run_is_that_of_the_code_with_which_it_began(store: Path, word: str):
@@ -229,6 +248,7 @@ print(shell.user_ns["run"])
 """
 
 
+@pytest.mark.scale
 def test_a_class_of_a_notebook_cell_is_trained_and_loaded_elsewhere(store: Path):
     text = NOTEBOOK.replace("{fields}", repr(TINY))
     done = subprocess.run([sys.executable, "-c", text], cwd=store, capture_output=True, text=True, timeout=200)
@@ -326,3 +346,108 @@ def test_mlflow_run_trains_a_file(store: Path, word: str):
     assert done.returncode == 0, done.stderr
     (run,) = mlflow_reader.find_runs()
     assert run.params["model"] == "MyVAE"
+    (call,) = mlflow_reader.find_runs("train call")
+    assert call.tags[PARENT] == run.id
+
+
+NETS = """
+from torch import nn
+
+class MyNets:
+    def encoder(self, shape, outputs):
+        pixels = shape[0] * shape[1] * shape[2]
+        return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 16), nn.Softplus(), nn.Linear(16, outputs))
+
+    def decoder(self, latents, shape):
+        pixels = shape[0] * shape[1] * shape[2]
+        return nn.Sequential(nn.Linear(latents, pixels), nn.Unflatten(1, shape))
+
+class Other(MyNets):
+    def encoder(self, shape, outputs):
+        return super().encoder(shape, outputs + 1)
+"""
+
+
+@pytest.mark.parametrize("name", ["vae", "iwae", "semi_amortized", "latent_opt"])
+def test_every_model_takes_nets_of_a_file(store: Path, name: str):
+    (store / "nets.py").write_text(NETS)
+    fields = {key: value for key, value in TINY.items() if key != "hidden"} | {"net": "nets.py:MyNets"}
+    fields |= {"fit_steps": 2} if name == "latent_opt" else {}
+    run = train_model(name, MODELS[name].Config.parse(fields))
+    assert mlflow_reader.get_run(run).params["net"] == "nets.py:MyNets"
+    assert list_artifacts(run, "code") == ["code/nets.py"]
+    (store / "nets.py").unlink()
+    forget()
+    with pytest.raises(UserError, match=r"^nets\.py:MyNets is code that came with the model"):
+        load_model(run)
+    model = load_model(run, trust=True)
+    assert type(model) is MODELS[name]
+    assert isinstance(model, LatentModel)
+    assert model.sample(3, 0).shape == (3, 1, 28, 28)
+    # Whoever starts from it names the same nets.
+    with pytest.raises(UserError, match=r"nets\.py is not there"):
+        train_model(name, MODELS[name].Config.parse({**fields, "start": run}))
+    (store / "nets.py").write_text(NETS)
+    assert train_model(name, MODELS[name].Config.parse({**fields, "start": run}))
+
+
+def test_nets_of_other_sizes_are_told(store: Path):
+    (store / "nets.py").write_text(NETS)
+    config = MODELS["vae"].Config.parse({**TINY, "net": "nets.py:Other"})
+    wrong = (
+        r"^the encoder of nets\.py:Other for images \(2, 1, 28, 28\) has the shape \(2, 5\), and should have \(2, 4\)$"
+    )
+    with pytest.raises(UserError, match=wrong):
+        train_model("vae", config)
+
+
+@pytest.fixture
+def package(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An installed package that adds a model and two evaluators."""
+    (store / "site" / "theirs").mkdir(parents=True)
+    (store / "site" / "theirs" / "__init__.py").touch()
+    (store / "site" / "theirs" / "models.py").write_text(
+        "from elbolab.models.vae import VAE\nfrom theirs.sizes import TWO\n"
+        "class Theirs(VAE):\n    def decode(self, z):\n        return super().decode(TWO * z)\n"
+    )
+    (store / "site" / "theirs" / "sizes.py").write_text("TWO = 2.0\n")
+    (store / "site" / "theirs" / "found.py").write_text(
+        "from elbolab import Results\n"
+        "def images(evaluation):\n    return Results({'test/images': float(len(evaluation.data.test))})\n"
+        "def broken(evaluation):\n    return 1 / 0\n"
+    )
+    info = store / "site" / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[elbolab.models]\ntheirs = theirs.models:Theirs\n"
+        "[elbolab.evaluators]\ncount = theirs.found:images\nfaulty = theirs.found:broken\n"
+    )
+    monkeypatch.syspath_prepend(str(store / "site"))
+    yield "theirs"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "theirs"]:
+        del sys.modules[name]
+
+
+def test_an_installed_package_adds_models_and_evaluators(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert package in MODELS
+    assert MODELS.summary(package) == "A model of the package theirs."
+    run = train_model(package, MODELS[package].Config.parse(TINY))
+    assert mlflow_reader.get_run(run).params["model"] == "theirs"
+    found = evaluate_run(run, EvaluateConfig(images=5, budget=16, simulated=0))
+    assert found["test/images"] == 10
+    said = capsys.readouterr().err
+    assert "evaluator 'faulty' of the package theirs: ZeroDivisionError: division by zero (found.py, line 4)" in said
+    assert type(load_model(run)) is MODELS[package]
+    # Where it is not installed, its code came with the model.
+    monkeypatch.undo()
+    assert package not in MODELS
+    forget()
+    with pytest.raises(UserError, match=r"^theirs/models\.py:Theirs is code that came with the model"):
+        load_model(run)
+    z = torch.ones(1, 2)
+    model = load_model(run, trust=True)
+    assert isinstance(model, DeepLatentModel)
+    assert torch.equal(model.decode(z), model.likelihood.params(model.decoder(2 * z)))

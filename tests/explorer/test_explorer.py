@@ -178,6 +178,7 @@ def test_the_script_decodes_images_of_any_size_as_pytorch_does(shape: tuple[int,
     torch.manual_seed(0)
     model = VAE(VAE.Config.parse({"latent_dim": 4, **fields}), DataSpec(shape, 2, 8, 4, "")).eval()
     z = 3 * torch.randn(1, 4)
+    assert model.layers is not None
     weights = views.packed([weight for module in model.layers for weight in module.parameters()])
     given = {"layers": views.layers(model.layers, z, model), "weights": weights, "z": z[0].tolist()}
     script = Path(views.__file__).with_name("decoder.js").read_text() + (

@@ -60,6 +60,7 @@ def test_the_gradient_of_the_elbo_reaches_every_weight_and_pixel(shape: Shape):
     assert batch.x.grad is not None
     assert (batch.x.grad != 0).all()
     # A pixel of the decoder's image that is cropped would be one that nothing trains.
+    assert isinstance(model.decoder, nn.Sequential)
     bias = dict(model.named_parameters())[f"decoder.{_place(model.decoder, ToImage)}.bias"]
     decoded = model.decoder(torch.randn(2, 3))
     expected = torch.full_like(bias, 2 * math.prod(shape[1:]))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from elbolab.data.own_arrays import CHANNELS
 from elbolab.data.stored import Arrays
 from elbolab.support.entry_points import Extensible, package
 from elbolab.support.errors import UserError
@@ -116,7 +117,7 @@ def _fault(stored: Any) -> str | None:
         images, labels = pair or (stored.images, stored.labels)
         if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
             return f"images and labels that are {type(images).__name__} and {type(labels).__name__}"
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in CHANNELS or 0 in images.shape:
             return f"images of dtype {images.dtype} and shape {images.shape}"
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or labels.min() < 0:
             return f"labels of dtype {labels.dtype} and shape {labels.shape} to {len(images)} images"

@@ -204,11 +204,11 @@ def resume(asked: str, model: str | None = None, fields: dict[str, Any] | None =
 
 def _kind_of(name: str, code: dict[str, Source], asked: type[Model] | None) -> type[Model]:
     """The class of a run's model."""
-    if "model" in code:
+    if "model" in code and name not in MODELS:
         return MODELS.checked(load(code["model"]), name)
     if asked is not None and MODELS.name_of(asked) == name:
         return asked
-    if name not in MODELS.classes:
+    if name not in MODELS:
         raise UserError(f"{name} is a model of the user's own; `elbolab train path/to/file.py:{name}` names its file")
     return MODELS[name]
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 MODELS: "LazyClasses[Model]" = LazyClasses(
     __name__,
     "Model",
+    "elbolab.models",
     cnn="CNN",
     vae="VAE",
     iwae="IWAE",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from elbolab.support.errors import UserError
 from elbolab.support.random_streams import draw
+from elbolab.support.user_code import find, is_word
 
 Shape = tuple[int, int, int]
 # Nothing else reads what a layer gives; to keep it beside its positive part takes log p(x) a thirtieth longer.
@@ -31,11 +32,11 @@ CONV_FEATURES = 256
 class Nets(Protocol):
     """Of one kind of nets an encoder and a decoder, for images of a shape (C, H, W)."""
 
-    def encoder(self, shape: Shape, outputs: int) -> nn.Sequential:
+    def encoder(self, shape: Shape, outputs: int) -> nn.Module:
         """Images (B, C, H, W) to (B, outputs); raises UserError for a shape that it cannot take."""
         ...
 
-    def decoder(self, latents: int, shape: Shape) -> nn.Sequential:
+    def decoder(self, latents: int, shape: Shape) -> nn.Module:
         """Latent vectors (B, latents) to unbounded activations (B, C, H, W), the encoder's mirror."""
         ...
 
@@ -143,8 +144,17 @@ NETS: dict[str, Callable[[Any], Nets]] = {
 
 
 def make_nets(config: Any) -> Nets:
-    """The nets that a model's config asks for."""
-    return NETS[config.net](config)
+    """The nets that a model's config asks for; raises UserError where a file's have no encoder and decoder."""
+    if not is_word(config.net):
+        return NETS[config.net](config)
+    named = find(config.net)
+    nets = named() if isinstance(named, type) else named
+    if missing := [part for part in ("encoder", "decoder") if not callable(getattr(nets, part, None))]:
+        raise UserError(
+            f"net={config.net!r} has no {' and no '.join(missing)}; define encoder(shape, outputs) and "
+            "decoder(latents, shape), each of which returns a module"
+        )
+    return nets
 
 
 def automatic_depth(height: int, width: int) -> int:

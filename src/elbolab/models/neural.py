@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from elbolab.config.limits import WIDEST
@@ -13,11 +13,12 @@ from elbolab.config.ranges import Choices, FloatRange, IntRange
 from elbolab.data.batches import Batch, Data, DataSpec
 from elbolab.models.base import Model
 from elbolab.models.latent import LatentConfig, LatentModel
-from elbolab.models.networks import ConvNets, make_nets
+from elbolab.models.networks import NETS, ConvNets, make_nets
 from elbolab.models.objectives import Terms
 from elbolab.models.posteriors import Posterior
 from elbolab.models.ppca import linear_posterior, ppca_start
 from elbolab.support.errors import UserError
+from elbolab.support.user_code import Source, is_word, source_of
 
 # Halvings of the largest image that is read, down to 2 pixels.
 DEEPEST = 9
@@ -31,8 +32,9 @@ PCA_START = 1
 class DeepLatentConfig(LatentConfig):
     """The nets of models trained by gradient."""
 
-    net: Literal["conv", "mlp"] = "conv"
-    """Kind of the nets: conv (sides from 8 pixels on), or mlp with two hidden layers each way (images of any size)."""
+    net: str = "conv"
+    """Kind of the nets: conv (sides from 8 pixels on), mlp with two hidden layers each way (images of any size), or
+    your own, path/to/file.py:Name, with encoder(shape, outputs) and decoder(latents, shape)."""
     depth: Annotated[int | None, Field(ge=1, le=DEEPEST), IntRange(1, 4)] = None
     """How often conv nets halve the sides of the images, which are padded where need be [default: until the longer side
     has at most 8 pixels, at least twice]."""
@@ -47,6 +49,13 @@ class DeepLatentConfig(LatentConfig):
     start: str | None = None
     """Run whose trained nets are the first ones: decoder, prior and, where both have one, encoder [default: drawn by
     seed]."""
+
+    @field_validator("net")
+    @classmethod
+    def _known_nets(cls, net: str) -> str:
+        if net not in NETS and not is_word(net):
+            raise ValueError(f"should be {', '.join(NETS)} or path/to/file.py:Name")
+        return net
 
     def with_runs(self, find_id: Callable[[str], str]) -> Self:
         return self.model_copy(update={"start": find_id(self.start)}) if self.start else self
@@ -86,6 +95,11 @@ class DeepLatentModel(LatentModel):
         super().__init__(config, spec)
         self.decoder = make_nets(config).decoder(config.latent_dim, spec.shape)
 
+    @classmethod
+    def code_of(cls, config: Any) -> dict[str, Source]:
+        nets = {"net": source_of(config.net)} if is_word(config.net) else {}
+        return {**super().code_of(config), **nets}
+
     @property
     def sources(self) -> dict[str, str]:
         return {"start": self.config.start} if self.config.start else {}
@@ -97,7 +111,7 @@ class DeepLatentModel(LatentModel):
             )
         posterior = ["posterior"] if isinstance(self, EncoderModel) and isinstance(source, EncoderModel) else []
         prior = ["prior", "prior_components"] if self.config.prior != "normal" else ["prior"]
-        sizes = ["hidden"] if self.config.net == "mlp" else ["depth", "width"]
+        sizes = {"mlp": ["hidden"], "conv": ["depth", "width"]}.get(self.config.net, [])
         self.refuse_other(field, source, "net", *sizes, "activation", *prior, *posterior)
         theirs = dict(source.named_children())
         for name, net in self.named_children():
@@ -118,8 +132,15 @@ class DeepLatentModel(LatentModel):
                 raise UserError(f"{where} has {name} {theirs}, but this model has {own}; name a run that has the same")
 
     @property
-    def layers(self) -> nn.Sequential:
+    def layers(self) -> nn.Sequential | None:
+        if not isinstance(self.decoder, nn.Sequential):
+            return None
         return nn.Sequential(*self.decoder, self.likelihood.mean_layer())
+
+    @property
+    def stacks(self) -> bool:
+        # Of nets of the user's own nobody knows.
+        return super().stacks and "net" not in self.code
 
     def decode(self, z: Tensor) -> Tensor:
         activations = self.compute(self.decoder, z.reshape(-1, z.shape[-1]))

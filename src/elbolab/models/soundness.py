@@ -10,6 +10,7 @@ from elbolab.config.schema import Config
 from elbolab.data.splits import Data, DataSpec
 from elbolab.models.base import Model
 from elbolab.models.latent import LatentModel
+from elbolab.models.neural import DeepLatentModel, EncoderModel
 from elbolab.models.posteriors import Posterior
 from elbolab.support.errors import UserError, shown
 from elbolab.support.user_code import failure
@@ -55,6 +56,8 @@ def _refuse_unsound_latent(model: LatentModel, data: Data, name: str) -> None:
     batch = model.observe(data.train.batch(torch.arange(min(IMAGES, len(data.train)))))
     count, dims, shape = len(batch), model.config.latent_dim, tuple(batch.x.shape)
     z = model.prior.sample((count,), torch.Generator().manual_seed(0)).to(model.device)
+    if isinstance(model, DeepLatentModel) and "net" in model.code:
+        _refuse_unsound_nets(model, batch.x, z)
     # Samples of a posterior come as (S, B, D), its mean as (B, D).
     for given in (z, z.expand(IMAGES, *z.shape)):
         what = f"{name}.decode of latent vectors {tuple(given.shape)}"
@@ -68,6 +71,14 @@ def _refuse_unsound_latent(model: LatentModel, data: Data, name: str) -> None:
         raise UserError(f"{what} gives {shown(type(q).__name__)}, not a Posterior; return self.family.from_rows(...)")
     for part in ("mean", "variance"):
         _refuse_other(f"the {part} of {what}", _called(f"the {part} of {what}", getattr, q, part), (count, dims))
+
+
+def _refuse_unsound_nets(model: DeepLatentModel, x: Tensor, z: Tensor) -> None:
+    what = f"the decoder of {model.code['net']} for latent vectors {tuple(z.shape)}"
+    _refuse_other(what, _called(what, model.decoder, z), tuple(x.shape))
+    if isinstance(model, EncoderModel):
+        what = f"the encoder of {model.code['net']} for images {tuple(x.shape)}"
+        _refuse_other(what, _called(what, model.encoder, x), (len(x), model.family.width(z.shape[-1])))
 
 
 def _called(what: str, call: Callable[..., Any], *arguments: Any) -> Any:

@@ -3,10 +3,11 @@
 import ast
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from importlib.metadata import EntryPoint
 from importlib.resources import files
 from typing import Any, Generic, TypeVar
 
-from elbolab.support import user_code
+from elbolab.support import entry_points, user_code
 from elbolab.support.errors import UserError, shown
 
 T = TypeVar("T")
@@ -15,21 +16,29 @@ T = TypeVar("T")
 class LazyClasses(Mapping[str, type[T]], Generic[T]):
     """Classes of ``package`` that derive from ``contract`` of its module ``base``.
 
-    Each is the name of one in the file of its key, or a class itself. Beside them path/to/file.py:Name is a key, but
-    none that is listed. Torch takes two seconds to import, a list of names none.
+    Each of ``classes`` is the name of one in the file of its key, or a class itself. After them come the entry points
+    of ``group`` of other packages. Beside them path/to/file.py:Name is a key, but none that is listed. Torch takes two
+    seconds to import, a list of names none.
     """
 
-    def __init__(self, package: str, contract: str, **classes: str | type[T]) -> None:
+    def __init__(self, package: str, contract: str, group: str | None = None, **classes: str | type[T]) -> None:
         self._package = package
         self._contract = contract
+        self._group = group
         self.classes = classes
 
     def __getitem__(self, name: str) -> type[T]:
         if user_code.is_word(name):
             return self.checked(user_code.find(name), name)
+        if name not in self.classes and name in self._added:
+            return self.checked(entry_points.load(self._added[name]), name)
         if isinstance(found := self.classes[name], str):
             return getattr(import_module(f"{self._package}.{name}"), found)
         return found
+
+    @property
+    def _added(self) -> Mapping[str, EntryPoint]:
+        return entry_points.found(self._group) if self._group else {}
 
     def find(self, which: str | type[T]) -> type[T]:
         """The class of this name, or ``which`` itself; raises UserError where it is none of the contract's."""
@@ -56,17 +65,29 @@ class LazyClasses(Mapping[str, type[T]], Generic[T]):
 
     def name_of(self, kind: type[T]) -> str:
         """The name of a class: its key, or of a class of the user's its own."""
-        listed = (name for name, found in self.classes.items() if kind.__name__ == found or kind is found)
-        return next((name for name in listed if self[name] is kind), kind.__name__)
+        for name, found in self.classes.items():
+            if found in (kind, kind.__name__) and self[name] is kind:
+                return name
+        where = f"{kind.__module__}:{kind.__qualname__}"
+        return next((name for name, entry in self._added.items() if entry.value == where), kind.__name__)
 
     def source_of(self, kind: type[T]) -> "user_code.Source | None":
-        """The code of a class of the user's, which travels with what is made of it; None of a listed one."""
-        return None if self.name_of(kind) in self.classes else user_code.of_class(kind)
+        """The code of a class of the user's, which travels with what is made of it; None of this package's."""
+        name = self.name_of(kind)
+        if name in self.classes:
+            return None
+        try:
+            return user_code.of_class(kind)
+        except UserError:
+            # Of an installed package that is too large, or more than Python, which then has to be installed everywhere.
+            if name in self:
+                return None
+            raise
 
     def summary(self, name: str) -> str:
         """The first line of what documents a class: its own docstring, or that of its file, which is not imported."""
-        if user_code.is_word(name):
-            return self.summary_of(self[name])
+        if name not in self.classes:
+            return f"A model of the package {entry_points.package(self._added[name])}."
         if isinstance(found := self.classes[name], str):
             written = ast.get_docstring(ast.parse(files(self._package).joinpath(f"{name}.py").read_text("utf-8")))
         else:
@@ -78,8 +99,11 @@ class LazyClasses(Mapping[str, type[T]], Generic[T]):
         name = self.name_of(kind)
         return self.summary(name) if name in self.classes else (kind.__doc__ or name).splitlines()[0]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.classes or name in self._added
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self.classes)
+        return iter({**self.classes, **self._added})
 
     def __len__(self) -> int:
-        return len(self.classes)
+        return len({**self.classes, **self._added})

@@ -50,11 +50,15 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu", trust: Trust
     """
     weights, header = read(path)
     code = _code(path, header)
+    # Of a model of a package that is installed here nothing else is executed.
+    if (name := header.get("model", "")) in MODELS:
+        code.pop("model", None)
     for source in code.values():
         refuse_untrusted(source, trust)
-    with kept({header["config"].get(field): source for field, source in code.items()}):
+    words = header.get("config", {})
+    with kept({words.get(field, field): source for field, source in code.items()}):
         try:
-            kind = MODELS.checked(load(code["model"]), header["model"]) if "model" in code else MODELS[header["model"]]
+            kind = MODELS.checked(load(code["model"]), name) if "model" in code else MODELS[name]
             config = kind.Config.parse(with_depth(header["config"]))
             spec = TypeAdapter(DataSpec).validate_python(header["spec"])
             with torch.device("meta"):
@@ -73,7 +77,7 @@ def is_latent(path: Path) -> bool:
     """Whether the model of a checkpoint has latent variables; none of its code is executed."""
     header = read(path)[1]
     # Files of before models could be the user's own do not say it.
-    return header.get("latent", header["model"] != "cnn")
+    return header.get("latent", header.get("model") != "cnn")
 
 
 def _code(path: Path, header: dict[str, Any]) -> dict[str, Source]:

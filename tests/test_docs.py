@@ -1,10 +1,11 @@
-"""What the docs tell a reader to add, added as they tell it to a copy of the package, and run."""
+"""What the docs tell a reader to add, added as they tell it, and run."""
 
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ PAGE = (REPOSITORY / "docs" / "extending.md").read_text()
 TINY = ["--train-size", "40", "--val-size", "10", "--test-size", "10"]
 
 
-def code(heading: str, place: int = 0) -> str:
-    """One of the blocks of Python under a heading."""
+def code(heading: str, language: str = "python") -> str:
+    """The first block of a language under a heading."""
     found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
     assert found is not None
-    return re.findall(r"```python\n(.*?)```", found[1], re.DOTALL)[place]
+    return re.findall(rf"```{language}\n(.*?)```", found[1], re.DOTALL)[0]
 
 
 def said(line: str) -> str:
@@ -27,12 +28,30 @@ def said(line: str) -> str:
     return line
 
 
-def insert(file: Path, name: str, line: str, above: str = "") -> None:
-    """Put ``line`` into the mapping ``name`` of a file, and ``above`` before the mapping."""
+def insert(file: Path, name: str, line: str) -> None:
+    """Put ``line`` into the mapping ``name`` of a file."""
     text = file.read_text()
     mapping = re.search(rf"^{name}\b.* = .*[{{(]\n(?:    .*\n)*", text, re.MULTILINE)
     assert mapping is not None
-    file.write_text(f"{text[: mapping.start()]}{above}\n\n{mapping[0]}    {line},\n{text[mapping.end() :]}")
+    file.write_text(f"{text[: mapping.start()]}{mapping[0]}    {line},\n{text[mapping.end() :]}")
+
+
+def install(folder: Path) -> None:
+    """The package that the page has its reader write, as pip leaves it in ``folder``."""
+    package = folder / "my_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "linear_vae.py").write_text(code("A model"))
+    (package / "datasets.py").write_text(code("A dataset"))
+    (package / "evaluators.py").write_text(code("An evaluator"))
+    info = folder / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    groups = tomllib.loads(code("Entry points", language="toml"))["project"]["entry-points"]
+    lines = [
+        line for group, names in groups.items() for line in (f"[{group}]", *(f"{key}={names[key]}" for key in names))
+    ]
+    (info / "entry_points.txt").write_text("\n".join(lines))
 
 
 @pytest.fixture
@@ -57,27 +76,35 @@ def python(copy: Path, module: str, *arguments: str) -> str:
 
 @pytest.mark.scale
 def test_what_the_page_adds_keeps_its_promises_and_is_trained_and_evaluated(copy: Path):
-    (copy / "models" / "linear_vae.py").write_text(code("A model"))
+    working = copy.parent.parent
+    (working / "linear_vae.py").write_text(code("A model"))
+    (working / "nets.py").write_text(code("Nets"))
     (copy / "models" / "priors" / "laplace.py").write_text(code("A prior"))
     insert(copy / "models" / "priors" / "__init__.py", "PRIORS", said('laplace="Laplace"'))
-    insert(copy / "data" / "readers.py", "DATASETS", said('"digits8": _digits8'), code("A dataset"))
-    (copy / "evaluation" / "posterior_std.py").write_text(code("An evaluator"))
-    above = "from elbolab.evaluation.posterior_std import posterior_std"
-    insert(copy / "evaluation" / "evaluators.py", "EVALUATORS", said('"posterior_std": posterior_std'), above)
-    metrics = copy / "evaluation" / "metrics.py"
-    metrics.write_text(metrics.read_text().replace("\nSE = ", f"\n{code('An evaluator', 1)}SE = ", 1))
-
-    # A model of another package than this has no line in MODELS.
-    (copy.parent.parent / "test_own.py").write_text(code("Test it"))
+    install(copy.parent)
+    (working / "test_own.py").write_text(code("Test it"))
     tests = python(copy, "pytest", "-q", "-p", "no:cacheprovider", "test_own.py")
     assert "failed" not in tests
     assert " passed" in tests
 
-    insert(copy / "models" / "__init__.py", "MODELS", said('linear_vae="LinearVAE"'))
-    options = ["--dataset", "digits8", "--prior", "laplace", "--bias", "false", "--epochs", "1", *TINY]
-    run = python(copy, "elbolab", "linear_vae", *options)
-    printed = python(copy, "elbolab", "evaluate", run, "--samples", "10", "--images", "10", "--budget", "1")
-    assert re.search(r"^test/posterior_std \d+\.\d+$", printed, re.MULTILINE)
+    options = [
+        "--dataset",
+        "digits8",
+        "--net",
+        "nets.py:SiluNets",
+        "--prior",
+        "laplace",
+        "--rank",
+        "3",
+        "--epochs",
+        "1",
+    ]
+    for model in (["train", "linear_vae.py:LinearVAE"], ["linear_vae"]):
+        run = python(copy, "elbolab", *model, *options, *TINY)
+        printed = python(
+            copy, "elbolab", "evaluate", run, "--trust", "--samples", "10", "--images", "10", "--budget", "1"
+        )
+        assert re.search(r"^test/posterior_std \d+\.\d+$", printed, re.MULTILINE)
 
 
 def test_the_tests_and_files_that_the_pages_name_are_there():
@@ -89,5 +116,5 @@ def test_the_tests_and_files_that_the_pages_name_are_there():
     gone = {word for word in words if word.endswith(".py") and not any(f"/{one}".endswith(f"/{word}") for one in paths)}
     gone |= {word for word in words if re.fullmatch(r"test_\w+", word)} - names - {"test_size"}
     # What a page has its reader write.
-    written = {"models/linear_vae.py", "models/priors/laplace.py", "evaluation/posterior_std.py"}
-    assert gone == {f"src/elbolab/{file}" for file in written}
+    package = {f"my_package/{file}" for file in ("datasets.py", "evaluators.py")}
+    assert gone == {"linear_vae.py", "src/elbolab/models/priors/laplace.py", *package}

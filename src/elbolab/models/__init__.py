@@ -11,6 +11,7 @@ MODELS: "LazyClasses[Model]" = LazyClasses(
     __name__,
     "Model",
     "elbolab.models",
+    {"adopted": "Adopted"},
     cnn="CNN",
     vae="VAE",
     iwae="IWAE",

@@ -53,6 +53,11 @@ class Model(nn.Module, ABC):
         return {"model": MODELS.name_of(cls), **({"code": digest_of(code)} if code else {}), **config.params()}
 
     @property
+    def requirements(self) -> tuple[str, ...]:
+        """Packages that a registered version of it needs beside those of every model."""
+        return ()
+
+    @property
     def device(self) -> torch.device:
         return next(chain(self.parameters(), self.buffers())).device
 

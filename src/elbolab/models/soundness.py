@@ -8,6 +8,7 @@ from torch import Tensor
 
 from elbolab.config.schema import Config
 from elbolab.data.splits import Data, DataSpec
+from elbolab.models.adopted import Adopted
 from elbolab.models.base import Model
 from elbolab.models.latent import LatentModel
 from elbolab.models.neural import DeepLatentModel, EncoderModel
@@ -58,6 +59,9 @@ def _refuse_unsound_latent(model: LatentModel, data: Data, name: str) -> None:
     z = model.prior.sample((count,), torch.Generator().manual_seed(0)).to(model.device)
     if isinstance(model, DeepLatentModel) and "net" in model.code:
         _refuse_unsound_nets(model, batch.x, z)
+    if isinstance(model, Adopted):
+        what = f"the decoder of {model.config.origin} for latent vectors {tuple(z.shape)}"
+        _refuse_other(what, _called(what, model.adapter.decode, z), shape)
     # Samples of a posterior come as (S, B, D), its mean as (B, D).
     for given in (z, z.expand(IMAGES, *z.shape)):
         what = f"{name}.decode of latent vectors {tuple(given.shape)}"

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from elbolab.support import entry_points, user_code
@@ -17,22 +18,31 @@ class LazyClasses(Mapping[str, type[T]], Generic[T]):
     """Classes of ``package`` that derive from ``contract`` of its module ``base``.
 
     Each of ``classes`` is the name of one in the file of its key, or a class itself. After them come the entry points
-    of ``group`` of other packages. Beside them path/to/file.py:Name is a key, but none that is listed. Torch takes two
-    seconds to import, a list of names none.
+    of ``group`` of other packages. Beside them path/to/file.py:Name is a key, but none that is listed, nor are the
+    ``unlisted``. Torch takes two seconds to import, a list of names none.
     """
 
-    def __init__(self, package: str, contract: str, group: str | None = None, **classes: str | type[T]) -> None:
+    def __init__(
+        self,
+        package: str,
+        contract: str,
+        group: str | None = None,
+        unlisted: Mapping[str, str] = MappingProxyType({}),
+        **classes: str | type[T],
+    ) -> None:
         self._package = package
         self._contract = contract
         self._group = group
+        self._known = {**classes, **unlisted}
+        self._unlisted = unlisted
         self.classes = classes
 
     def __getitem__(self, name: str) -> type[T]:
         if user_code.is_word(name):
             return self.checked(user_code.find(name), name)
-        if name not in self.classes and name in self._added:
+        if name not in self._known and name in self._added:
             return self.checked(entry_points.load(self._added[name]), name)
-        if isinstance(found := self.classes[name], str):
+        if isinstance(found := self._known[name], str):
             return getattr(import_module(f"{self._package}.{name}"), found)
         return found
 
@@ -65,7 +75,7 @@ class LazyClasses(Mapping[str, type[T]], Generic[T]):
 
     def name_of(self, kind: type[T]) -> str:
         """The name of a class: its key, or of a class of the user's its own."""
-        for name, found in self.classes.items():
+        for name, found in self._known.items():
             if found in (kind, kind.__name__) and self[name] is kind:
                 return name
         where = f"{kind.__module__}:{kind.__qualname__}"
@@ -74,7 +84,7 @@ class LazyClasses(Mapping[str, type[T]], Generic[T]):
     def source_of(self, kind: type[T]) -> "user_code.Source | None":
         """The code of a class of the user's, which travels with what is made of it; None of this package's."""
         name = self.name_of(kind)
-        if name in self.classes:
+        if name in self._known:
             return None
         try:
             return user_code.of_class(kind)
@@ -100,7 +110,7 @@ class LazyClasses(Mapping[str, type[T]], Generic[T]):
         return self.summary(name) if name in self.classes else (kind.__doc__ or name).splitlines()[0]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.classes or name in self._added
+        return name in self._known or name in self._added
 
     def __iter__(self) -> Iterator[str]:
         return iter({**self.classes, **self._added})

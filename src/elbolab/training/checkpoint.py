@@ -35,6 +35,7 @@ def save_checkpoint(path: Path, model: Model, epoch: int, weights: dict[str, Ten
         "spec": asdict(model.spec),
         "epoch": epoch,
         "latent": isinstance(model, LatentModel),
+        "requirements": model.requirements,
         "code": {field: source.as_json() for field, source in model.code.items()},
     }
     write(path, weights or model.state_dict(), header)
@@ -71,6 +72,11 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu", trust: Trust
             model = kind(config, spec)
     model.load_state_dict(weights)
     return model.to(device).eval()
+
+
+def requirements_of(path: Path) -> tuple[str, ...]:
+    """``Model.requirements`` of the model of a checkpoint."""
+    return tuple(read(path)[1].get("requirements", ()))
 
 
 def is_latent(path: Path) -> bool:

@@ -1,0 +1,37 @@
+"""The user's own code of a run: artifacts to read, and beside its journal what a resumed training is made of."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from elbolab.support.atomic_files import replace
+from elbolab.support.errors import UserError
+from elbolab.support.user_code import Source
+from elbolab.tracking.run import RunWriter
+
+FILE = "code.json"
+
+
+def log_code(track: RunWriter, code: Mapping[str, Source]) -> None:
+    """Log the files of ``code`` as artifacts under `code`."""
+    for source in code.values():
+        for file, text in source.files.items():
+            track.log_text(text, f"code/{file}")
+
+
+def keep_code(folder: Path, code: Mapping[str, Source]) -> None:
+    """Keep ``code`` in the folder of an unfinished run for whoever resumes it."""
+    if code:
+        part = folder / f"{FILE}.part"
+        part.write_text(json.dumps({field: source.as_json() for field, source in code.items()}), "utf-8")
+        replace(part, folder / FILE)
+
+
+def read_code(folder: Path) -> dict[str, Source]:
+    """What ``keep_code`` kept, nothing where it kept nothing; raises UserError where it cannot be read."""
+    file = folder / FILE
+    try:
+        found = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        return {field: Source.from_json(value) for field, value in found.items()}
+    except (AttributeError, OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}; begin afresh") from error

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from elbolab.config.click_options import command_line
 from elbolab.data.batches import Data
 from elbolab.experiment.loading import choose_device, data_tags, load_for
+from elbolab.models import params_of
 from elbolab.models.adapters import PACKAGES, Recipe, encoded, make_adapter
 from elbolab.models.adopted import AdoptConfig, Adopted, AdoptedConfig
 from elbolab.models.soundness import refuse_unsound
@@ -145,7 +146,7 @@ def _tracked(model: Adopted, data: Data, recipe: Recipe) -> str:
         ORIGIN_DIGEST: digest.hexdigest()[:12],
         "mlflow.note.content": _description(model, package),
     }
-    params = model.params(config)
+    params = params_of(type(model), config)
     with tracking.start_run("train", f"{config.name} adopted", params, own, package=log_model) as track:
         log_code(track, model.code)
         track.log_value(config.model_dump(mode="json"), "config.json")

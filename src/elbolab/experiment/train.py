@@ -12,7 +12,7 @@ from elbolab.config.schema import Config
 from elbolab.config.version_0_1_0 import with_added
 from elbolab.data.splits import Data
 from elbolab.experiment.loading import choose_device, data_tags, load_for
-from elbolab.models import MODELS
+from elbolab.models import MODELS, params_of
 from elbolab.models.base import Model
 from elbolab.models.soundness import construct, refuse_unsound
 from elbolab.registry.packaging import load_model, log_model
@@ -112,7 +112,9 @@ def _tracked(model: Model, data: Data, tags: dict[str, str], folder: Path | None
     if backend.processes > 1:
         tags = {**tags, tracking.PROCESSES: str(backend.processes)}
     tags = {**tags, "mlflow.note.content": _description(model)}
-    with tracking.start_run("train", run_name, model.params(config), tags, folder=folder, package=log_model) as track:
+    with tracking.start_run(
+        "train", run_name, params_of(type(model), config), tags, folder=folder, package=log_model
+    ) as track:
         if folder is None:
             log_code(track, model.code)
             keep_code(track.folder, model.code)
@@ -176,13 +178,13 @@ def resume(asked: str, model: str | None = None, fields: dict[str, Any] | None =
         kind = _kind_of(name, code, asked_kind)
         params = {key: value for key, value in params.items() if key in kind.Config.model_fields}
         config = kind.Config.parse(params)
-        old = kind.params(config)
+        old = params_of(kind, config)
     if asked_kind is not None:
         is_same = MODELS.name_of(asked_kind) == name
         wanted = asked_kind.Config.parse({**params, **(fields or {})}).with_runs(find_id) if is_same else None
         if new_run and wanted is not None:
             return train_model(asked_kind, wanted)
-        new = {"model": MODELS.name_of(asked_kind)} if wanted is None else asked_kind.params(wanted)
+        new = {"model": MODELS.name_of(asked_kind)} if wanted is None else params_of(asked_kind, wanted)
         if changed := [f"{key}={value} was {old.get(key)}" for key, value in new.items() if value != old.get(key)]:
             remedy = "leave it as it was" + (", or add --new-run to begin afresh" if is_same else "")
             raise UserError(f"{', '.join(changed)} in run {run_id}, whose parameters stay; {remedy}")

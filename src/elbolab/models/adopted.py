@@ -59,9 +59,9 @@ class Adopted(LatentModel):
         return {} if word is None else {word: source_of(word)}
 
     @classmethod
-    def params(cls, config: Any) -> dict[str, str]:
-        told = {"code", "origin", "latent_dim", "prior", "posterior", *SAID} - {"device"}
-        own = super().params(config)
+    def params_of(cls, config: Any) -> dict[str, str]:
+        told = {"origin", "latent_dim", "prior", "posterior", *SAID} - {"device"}
+        own = super().params_of(config)
         return {"model": config.name, **{key: value for key, value in own.items() if key in told}}
 
     @property

@@ -81,19 +81,6 @@ class LazyClasses(Mapping[str, type[T]], Generic[T]):
         where = f"{kind.__module__}:{kind.__qualname__}"
         return next((name for name, entry in self._added.items() if entry.value == where), kind.__name__)
 
-    def source_of(self, kind: type[T]) -> "user_code.Source | None":
-        """The code of a class of the user's, which travels with what is made of it; None of this package's."""
-        name = self.name_of(kind)
-        if name in self._known:
-            return None
-        try:
-            return user_code.of_class(kind)
-        except UserError:
-            # Of an installed package that is too large, or more than Python, which then has to be installed everywhere.
-            if name in self:
-                return None
-            raise
-
     def summary(self, name: str) -> str:
         """The first line of what documents a class: its own docstring, or that of its file, which is not imported."""
         if name not in self.classes:

@@ -21,7 +21,7 @@ from elbolab.support.errors import UserError
 WORD = re.compile(r"(?P<file>.+\.py):(?P<name>[^:/\\]+)", re.DOTALL)
 # Of the modules that text becomes, whatever its files are called: two runs may both have a `model.py`.
 PACKAGE = "elbolab_user_code_"
-MOST_BYTES = 5_000_000
+MOST_BYTES = 20_000_000
 # The file of a class that was defined in a notebook or in the script that runs.
 MAIN = "main.py"
 
@@ -140,6 +140,11 @@ def refuse_untrusted(source: Source, trust: "Trust") -> None:
 def is_known(source: Source) -> bool:
     """Whether this very code was executed in this process, or handed over to it."""
     return source.digest in _objects
+
+
+def is_own(kind: type) -> bool:
+    """Whether a class is of this package, and not the user's."""
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def of_class(kind: type) -> Source:

@@ -23,7 +23,6 @@ from elbolab.support.random_streams import own_stream
 from elbolab.support.torch_settings import default_settings
 from elbolab.support.user_code import Source, failure, is_word, kept, of_class, source_of
 from elbolab.tracking import run as tracking
-from elbolab.tracking.code import log_code
 from elbolab.tracking.keys import ADOPTED, ORIGIN_DIGEST
 from elbolab.training.backend import Backend
 from elbolab.training.checkpoint import save_checkpoint
@@ -148,7 +147,7 @@ def _tracked(model: Adopted, data: Data, recipe: Recipe) -> str:
     }
     params = params_of(type(model), config)
     with tracking.start_run("train", f"{config.name} adopted", params, own, package=log_model) as track:
-        log_code(track, model.code)
+        track.log_code(model.code)
         track.log_value(config.model_dump(mode="json"), "config.json")
         track.log_data(data)
         track.log_pictures(take_pictures(model, data, Backend()), 0)

@@ -21,7 +21,7 @@ from elbolab.support.random_streams import own_stream
 from elbolab.support.torch_settings import default_settings
 from elbolab.support.user_code import Source, kept, load
 from elbolab.tracking import run as tracking
-from elbolab.tracking.code import keep_code, log_code, read_code
+from elbolab.tracking.code import keep_code, read_code
 from elbolab.tracking.journal import read_state
 from elbolab.tracking.keys import CONVERGED, SOURCES
 from elbolab.tracking.meant_runs import LATEST, brief
@@ -116,7 +116,7 @@ def _tracked(model: Model, data: Data, tags: dict[str, str], folder: Path | None
         "train", run_name, params_of(type(model), config), tags, folder=folder, package=log_model
     ) as track:
         if folder is None:
-            log_code(track, model.code)
+            track.log_code(model.code)
             keep_code(track.folder, model.code)
         track.log_value(config.model_dump(mode="json"), "config.json")
         track.log_data(data)

@@ -1,4 +1,4 @@
-"""The user's own code of a run: artifacts to read, and beside its journal what a resumed training is made of."""
+"""The user's own code beside the journal of a run, of which a resumed training is made."""
 
 import json
 from collections.abc import Mapping
@@ -7,16 +7,8 @@ from pathlib import Path
 from elbolab.support.atomic_files import replace
 from elbolab.support.errors import UserError
 from elbolab.support.user_code import Source
-from elbolab.tracking.run import RunWriter
 
 FILE = "code.json"
-
-
-def log_code(track: RunWriter, code: Mapping[str, Source]) -> None:
-    """Log the files of ``code`` as artifacts under `code`."""
-    for source in code.values():
-        for file, text in source.files.items():
-            track.log_text(text, f"code/{file}")
 
 
 def keep_code(folder: Path, code: Mapping[str, Source]) -> None:

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from elbolab.support.lazy_classes import LazyClasses
+from elbolab.support.open_classes import OpenClasses
 from elbolab.support.user_code import digest_of
 
 if TYPE_CHECKING:
     from elbolab.config.schema import Config
     from elbolab.models.base import Model
 
-MODELS: "LazyClasses[Model]" = LazyClasses(
+MODELS: "OpenClasses[Model]" = OpenClasses(
     __name__,
     "Model",
     "elbolab.models",

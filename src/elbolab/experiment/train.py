@@ -179,6 +179,8 @@ def resume(asked: str, model: str | None = None, fields: dict[str, Any] | None =
         params = {key: value for key, value in params.items() if key in kind.Config.model_fields}
         config = kind.Config.parse(params)
         old = params_of(kind, config)
+    if new_run and asked_kind is None:
+        asked_kind = kind
     if asked_kind is not None:
         is_same = MODELS.name_of(asked_kind) == name
         wanted = asked_kind.Config.parse({**params, **(fields or {})}).with_runs(find_id) if is_same else None

@@ -32,12 +32,18 @@ class Model(nn.Module, ABC):
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        self.code = self.code_of(config)
-        """The user's own code, by the field that names it; of its class as ``model``. It travels with the weights."""
         self.spec = spec
         self._as_in_training = False
         self.stage = 0
         """Of its training; steps at one stage are of one loss."""
+
+    @cached_property
+    def code(self) -> dict[str, Source]:
+        """The user's own code, by the field that names it, of its class as ``model``, which travels with the weights.
+
+        As it is when it is first asked for. Raises UserError where it cannot be read.
+        """
+        return self.code_of(self.config)
 
     @classmethod
     def code_of(cls, config: Any) -> dict[str, Source]:

@@ -52,12 +52,12 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu", trust: Trust
     weights, header = read(path)
     code = _code(path, header)
     # Of a model of a package that is installed here nothing else is executed.
-    if (name := header.get("model", "")) in MODELS:
+    if (name := str(header.get("model"))) in MODELS:
         code.pop("model", None)
     for source in code.values():
         refuse_untrusted(source, trust)
-    words = header.get("config", {})
-    with kept({words.get(field, field): source for field, source in code.items()}):
+    fields = given if isinstance(given := header.get("config"), dict) else {}
+    with kept({str(fields.get(field, field)): source for field, source in code.items()}):
         try:
             kind = MODELS.checked(load(code["model"]), name) if "model" in code else MODELS[name]
             config = kind.Config.parse(with_depth(header["config"]))
@@ -70,6 +70,8 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu", trust: Trust
             raise _none(path, error) from error
         with OwnGenerator():
             model = kind(config, spec)
+        # What it was loaded from, and not what files say later.
+        _ = model.code
     model.load_state_dict(weights)
     return model.to(device).eval()
 

@@ -77,7 +77,10 @@ class Reproduction(Settings):
         earlier: dict[str, str] = {}
         fields: set[str] = set()
         for label, training in self.trainings.items():
-            MODELS.find(training.model)
+            try:
+                MODELS.find(training.model)
+            except UserError as error:
+                raise UserError(f"training {label!r}: {error}") from None
             self.config(label, self.seeds[0], earlier)
             earlier[label] = "run"
             fields |= MODELS[training.model].Config.model_fields.keys()

@@ -23,7 +23,7 @@ from elbolab.support.user_code import Source, kept, load
 from elbolab.tracking import run as tracking
 from elbolab.tracking.code import keep_code, read_code
 from elbolab.tracking.journal import read_state
-from elbolab.tracking.keys import CONVERGED, SOURCES
+from elbolab.tracking.keys import CODE, CONVERGED, SOURCES
 from elbolab.tracking.meant_runs import LATEST, brief
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
 from elbolab.tracking.run_names import find_id, find_training
@@ -66,6 +66,8 @@ def prepare(
         "precision": str(model.precision).removeprefix("torch."),
         "compiled": str(backend.compiles(model, data)).lower(),
     }
+    if "model" in model.code and MODELS.name_of(kind) not in MODELS:
+        tags[CODE] = str(model.code["model"])
     if model.sources:
         fields = config.params()
         tags[SOURCES] = json.dumps({field: fields[field] for field in model.sources})

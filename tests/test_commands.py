@@ -85,7 +85,7 @@ def test_a_training_is_one_complete_run(command: Command, store: Path):
         (["latent_opt", "--latent-init", "encoder:nothing"], "run 'nothing' is not on"),
         (["vae", "--new-run"], "new_run=True needs resume, the run whose parameters it takes; add --resume RUN"),
         (["vea"], "No such command 'vea'"),
-        (["vae", "--net", "dense"], "'dense' is not one of 'conv', 'mlp'; see `elbolab vae --help`"),
+        (["vae", "--net", "dense"], "net='dense': should be conv, mlp or path/to/file.py:Name"),
         (["evaluate"], "Missing argument 'RUN'; see `elbolab evaluate --help`"),
         (
             ["evaluate", "x", "--images", "-3"],

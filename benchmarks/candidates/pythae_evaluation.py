@@ -23,7 +23,9 @@ class Counter:
 @torch.no_grad()
 def main() -> None:
     given = arguments()
-    model, counter = make_model(given).eval(), Counter()
+    counter = Counter()
+    # pythae's own type says nothing of get_nll.
+    model: Any = make_model(given).eval()
     model.decoder.register_forward_hook(counter.add)
     x = load_images(given) / SIGMA
     drawn = {}

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from elbolab.data.saving import save_dataset
     from elbolab.evaluation import Evaluation, Results
     from elbolab.evaluation.importance_sampling import importance_estimate
+    from elbolab.experiment.adopt import adopt
     from elbolab.experiment.evaluate import evaluate_run
     from elbolab.experiment.loading import load_for
     from elbolab.experiment.train import train_model
@@ -34,6 +35,7 @@ _MODULES = {
     "Results": "evaluation",
     "Study": "tuning.study",
     "Training": "tuning.reproduction",
+    "adopt": "experiment.adopt",
     "evaluate_run": "experiment.evaluate",
     "history": "tracking.mlflow_reader",
     "importance_estimate": "evaluation.importance_sampling",

@@ -217,6 +217,26 @@ def _evaluate(config: "schema.EvaluateConfig", code: "schema.TrustConfig", run: 
     click.echo(f"elbolab: {in_a_sentence(found)}", err=True)
 
 
+def _adopt(config: "Settings", source: str) -> None:
+    """Make a run of a model that was trained elsewhere: of pythae, of diffusers, or of path/to/file.py:Adapter.
+
+    SOURCE is the folder that pythae or diffusers saved, or a class with encode and decode. What is declared here is the
+    likelihood under which it is evaluated, on which images.
+    """
+    from elbolab.experiment.adopt import adopt
+
+    run_id = adopt(source, **config.model_dump(exclude_unset=True))
+    trust = " --trust" if source.rpartition(":")[0].endswith(".py") else ""
+    click.echo(f"elbolab: `elbolab evaluate {run_id[:8]}{trust}` measures it", err=True)
+    click.echo(run_id)
+
+
+def _adopt_config() -> list[type["Settings"]]:
+    from elbolab.models.adopted import AdoptConfig
+
+    return [AdoptConfig]
+
+
 def _compare(config: "schema.CompareConfig") -> None:
     """Write the report of the newest run of each model, converged if one is, or of the runs that --run names."""
     from elbolab.report.compare import compare
@@ -293,6 +313,9 @@ for _name, _act, _kinds, _arguments in (
     ("main", _main, "MainConfig", []),
 ):
     cli.add_command(Command(_name, _settings(_kinds), _act, *_arguments))
+
+
+cli.add_command(Command("adopt", _adopt_config, _adopt, click.Argument(["source"])))
 
 
 def main() -> None:

@@ -61,6 +61,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     # One distribution is no path.
     "ais_distributions": st.just(0) | st.integers(2, LARGEST_INT),
     "latent_init": st.sampled_from(["zeros", "normal", "pca"]) | st.from_regex(r"encoder:\w+", fullmatch=True),
+    "net": st.sampled_from(["conv", "mlp"]) | TEXT.map(lambda text: f"{text}.py:Nets"),
     "start": st.from_regex(r"[a-zA-Z0-9_]+", fullmatch=True),
 }
 

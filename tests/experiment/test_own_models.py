@@ -429,9 +429,7 @@ def package(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         del sys.modules[name]
 
 
-def test_an_installed_package_adds_models_and_evaluators(
-    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_an_installed_package_adds_models_and_evaluators(package: str, capsys: pytest.CaptureFixture[str]):
     assert package in MODELS
     assert MODELS.summary(package) == "A model of the package theirs."
     run = train_model(package, MODELS[package].Config.parse(TINY))
@@ -439,10 +437,10 @@ def test_an_installed_package_adds_models_and_evaluators(
     found = evaluate_run(run, EvaluateConfig(images=5, budget=16, simulated=0))
     assert found["test/images"] == 10
     said = capsys.readouterr().err
-    assert "evaluator 'faulty' of the package theirs: ZeroDivisionError: division by zero (found.py, line 4)" in said
+    assert "evaluator 'faulty' of the package theirs: ZeroDivisionError: division by zero (found.py, line 5)" in said
     assert type(load_model(run)) is MODELS[package]
     # Where it is not installed, its code came with the model.
-    monkeypatch.undo()
+    sys.path.remove(str(Path("site").absolute()))
     assert package not in MODELS
     forget()
     with pytest.raises(UserError, match=r"^theirs/models\.py:Theirs is code that came with the model"):

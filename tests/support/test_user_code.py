@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from elbolab.support import user_code
+from elbolab.support.code_text import needed
 from elbolab.support.errors import UserError
 from elbolab.support.user_code import Source, find, kept, load, of_class, source_of
 
@@ -157,7 +158,7 @@ WIDTH = 5
 if __name__ == "__main__":
     helper = None
 """
-    kept_text = user_code._needed(text, "Mine")
+    kept_text = needed(text, "Mine")
     scope: dict = {}
     exec(kept_text, scope)
     assert scope["Mine"].x == 6.0

@@ -233,7 +233,7 @@ def test_trainings_that_fewer_passes_make_equal_are_one(study: str, store: Path)
 def test_a_reproduction_says_what_is_wrong_before_it_trains(study: str, store: Path):
     file = store / "studies" / "question.py"
     for wrong, said in (
-        (('model="vae"', 'model="gan"'), "model='gan' of 'short' does not exist"),
+        (('model="vae"', 'model="gan"'), "training 'short': model='gan' does not exist"),
         (('{"epochs": 1}', '{"epochs": 0}'), "epochs=0"),
         (('{"short": {"test', '{"long": {"test'), "references name long"),
         (('"samples": 20', '"sample": 20'), r"evaluation\.sample is not a parameter$"),

@@ -39,11 +39,14 @@ def options_of(settings: type[Settings]) -> list[click.Parameter]:
 
 
 def command_line(command: str, /, *arguments: str, **fields: Any) -> str:
-    """What a person types for ``command`` with these values of fields: a tuple is a flag an item, None is left out."""
+    """What a person types for ``command`` with these values of fields.
+
+    A tuple is a flag an item, True a flag alone, None is left out.
+    """
     words = ["elbolab", command, *arguments]
     for name, value in fields.items():
         for item in value if isinstance(value, tuple) else (value,):
-            words += [] if item is None else [_flag(name), str(item)]
+            words += [] if item is None else [_flag(name)] if item is True else [_flag(name), str(item)]
     return shlex.join(words)
 
 

@@ -27,6 +27,9 @@ def with_added(params: dict[str, str], sides: Sequence[int] = ()) -> dict[str, s
 
     Of images whose ``sides`` are known to be at most 32 the depth of then is today's, and not added.
     """
+    if "origin" in params:
+        # A model that was trained elsewhere has no parameters of a training.
+        return params
     if not sides or max(sides) > HALVED_TWICE:
         params = {key: str(value) for key, value in with_depth(params).items()}
     for field, added in ADDED.items():

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import psutil
 
 from elbolab.support.atomic_files import replace
 from elbolab.support.errors import UserError
@@ -27,6 +26,9 @@ GROUPS = Path("/sys/fs/cgroup")
 
 def memory() -> int:
     """The bytes of memory that this process may have: the machine's, or the limit of its container or control group."""
+    # Without it where a registered model is loaded, which reads no images.
+    import psutil
+
     found, groups = [psutil.virtual_memory().total], {GROUPS / "memory.max", GROUPS / "memory/memory.limit_in_bytes"}
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():

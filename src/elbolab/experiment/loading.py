@@ -1,5 +1,6 @@
 """What a job begins with: the device, the data that a config names, the trained model of a run, its classifier."""
 
+import json
 import os
 import time
 from contextlib import suppress
@@ -16,6 +17,7 @@ from elbolab.registry.packaging import load_model
 from elbolab.support.errors import UserError
 from elbolab.support.user_code import Trust
 from elbolab.tracking import mlflow_reader
+from elbolab.tracking.keys import CLASS_NAMES, CLASSES
 from elbolab.tracking.run_names import find_id
 
 
@@ -24,6 +26,18 @@ def choose_device(wanted: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("device='cuda', but CUDA is not available; use device=cpu or device=auto")
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+# A server cuts a longer one.
+LONGEST_TAG = 8000
+
+
+def data_tags(data: Data) -> dict[str, str]:
+    """The tags by which a run says what it was trained on."""
+    tags = {"data.name": data.name, "data.digest": data.spec.digest, CLASSES: str(data.spec.classes)}
+    if data.names and len(names := json.dumps(data.names)) <= LONGEST_TAG:
+        tags[CLASS_NAMES] = names
+    return tags
 
 
 # By which the clock of a file system may be late: a file that changed so lately may change again unnoticed.

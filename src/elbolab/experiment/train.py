@@ -11,19 +11,19 @@ from elbolab.config.click_options import command_line
 from elbolab.config.schema import Config
 from elbolab.config.version_0_1_0 import with_added
 from elbolab.data.splits import Data
-from elbolab.experiment.loading import choose_device, load_for
-from elbolab.models import MODELS
+from elbolab.experiment.loading import choose_device, data_tags, load_for
+from elbolab.models import MODELS, params_of
 from elbolab.models.base import Model
 from elbolab.models.soundness import construct, refuse_unsound
 from elbolab.registry.packaging import load_model, log_model
-from elbolab.support.atomic_files import replace
 from elbolab.support.errors import UserError
 from elbolab.support.random_streams import own_stream
 from elbolab.support.torch_settings import default_settings
 from elbolab.support.user_code import Source, kept, load
 from elbolab.tracking import run as tracking
+from elbolab.tracking.code import keep_code, read_code
 from elbolab.tracking.journal import read_state
-from elbolab.tracking.keys import CLASS_NAMES, CLASSES, CONVERGED, SOURCES
+from elbolab.tracking.keys import CODE, CONVERGED, SOURCES
 from elbolab.tracking.meant_runs import LATEST, brief
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
 from elbolab.tracking.run_names import find_id, find_training
@@ -34,8 +34,6 @@ from elbolab.training.compiled_steps import CompiledSteps
 from elbolab.training.pictures import take_pictures
 from elbolab.training.progress import Progress
 from elbolab.training.trainer import Event, train
-
-LONGEST_TAG = 8000
 
 
 def prepare(
@@ -62,17 +60,14 @@ def prepare(
     for field, run_id in model.sources.items():
         model.start_from(field, load_model(run_id, device))
     tags = {
-        "data.name": data.name,
-        "data.digest": data.spec.digest,
-        CLASSES: str(data.spec.classes),
+        **data_tags(data),
         "observation_model": model.observation_model,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "precision": str(model.precision).removeprefix("torch."),
         "compiled": str(backend.compiles(model, data)).lower(),
     }
-    # A server keeps a tag of 8,000 letters at most.
-    if data.names and len(names := json.dumps(data.names)) <= LONGEST_TAG:
-        tags[CLASS_NAMES] = names
+    if "model" in model.code and MODELS.name_of(kind) not in MODELS:
+        tags[CODE] = str(model.code["model"])
     if model.sources:
         fields = config.params()
         tags[SOURCES] = json.dumps({field: fields[field] for field in model.sources})
@@ -119,9 +114,12 @@ def _tracked(model: Model, data: Data, tags: dict[str, str], folder: Path | None
     if backend.processes > 1:
         tags = {**tags, tracking.PROCESSES: str(backend.processes)}
     tags = {**tags, "mlflow.note.content": _description(model)}
-    with tracking.start_run("train", run_name, model.params(config), tags, folder=folder, package=log_model) as track:
+    with tracking.start_run(
+        "train", run_name, params_of(type(model), config), tags, folder=folder, package=log_model
+    ) as track:
         if folder is None:
-            _keep_code(track, model)
+            track.log_code(model.code)
+            keep_code(track.folder, model.code)
         track.log_value(config.model_dump(mode="json"), "config.json")
         track.log_data(data)
         with Progress(run_name, config.epochs) as progress:
@@ -174,7 +172,7 @@ def resume(asked: str, model: str | None = None, fields: dict[str, Any] | None =
         run = find_training(asked, any_status=True)
         params, tags, run_id = run.params, run.tags, run.id
     params = with_added(params)
-    name, code = params["model"], {} if folder is None else _read_code(folder)
+    name, code = params["model"], {} if folder is None else read_code(folder)
     # Of a run that is resumed the code with which it began, whatever files say now.
     began = {params.get(field, field): source for field, source in code.items()}
     asked_kind = None if model is None else MODELS.find(model)
@@ -182,13 +180,15 @@ def resume(asked: str, model: str | None = None, fields: dict[str, Any] | None =
         kind = _kind_of(name, code, asked_kind)
         params = {key: value for key, value in params.items() if key in kind.Config.model_fields}
         config = kind.Config.parse(params)
-        old = kind.params(config)
+        old = params_of(kind, config)
+    if new_run and asked_kind is None:
+        asked_kind = kind
     if asked_kind is not None:
         is_same = MODELS.name_of(asked_kind) == name
         wanted = asked_kind.Config.parse({**params, **(fields or {})}).with_runs(find_id) if is_same else None
         if new_run and wanted is not None:
             return train_model(asked_kind, wanted)
-        new = {"model": MODELS.name_of(asked_kind)} if wanted is None else asked_kind.params(wanted)
+        new = {"model": MODELS.name_of(asked_kind)} if wanted is None else params_of(asked_kind, wanted)
         if changed := [f"{key}={value} was {old.get(key)}" for key, value in new.items() if value != old.get(key)]:
             remedy = "leave it as it was" + (", or add --new-run to begin afresh" if is_same else "")
             raise UserError(f"{', '.join(changed)} in run {run_id}, whose parameters stay; {remedy}")
@@ -211,31 +211,6 @@ def _kind_of(name: str, code: dict[str, Source], asked: type[Model] | None) -> t
     if name not in MODELS:
         raise UserError(f"{name} is a model of the user's own; `elbolab train path/to/file.py:{name}` names its file")
     return MODELS[name]
-
-
-# Beside a run's journal, while it can be resumed.
-CODE_FILE = "code.json"
-
-
-def _keep_code(track: tracking.RunWriter, model: Model) -> None:
-    """Log the user's own code, and keep it for whoever resumes the run."""
-    if not model.code:
-        return
-    part = track.folder / f"{CODE_FILE}.part"
-    part.write_text(json.dumps({field: source.as_json() for field, source in model.code.items()}))
-    replace(part, track.folder / CODE_FILE)
-    for source in model.code.values():
-        for file, text in source.files.items():
-            track.log_text(text, f"code/{file}")
-
-
-def _read_code(folder: Path) -> dict[str, Source]:
-    file = folder / CODE_FILE
-    try:
-        found = json.loads(file.read_text()) if file.exists() else {}
-        return {field: Source.from_json(value) for field, value in found.items()}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}; begin afresh") from error
 
 
 # Where a training's data are, and what it runs on, tells no run from another.

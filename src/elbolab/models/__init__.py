@@ -2,15 +2,18 @@
 
 from typing import TYPE_CHECKING
 
-from elbolab.support.lazy_classes import LazyClasses
+from elbolab.support.open_classes import OpenClasses
+from elbolab.support.user_code import digest_of
 
 if TYPE_CHECKING:
+    from elbolab.config.schema import Config
     from elbolab.models.base import Model
 
-MODELS: "LazyClasses[Model]" = LazyClasses(
+MODELS: "OpenClasses[Model]" = OpenClasses(
     __name__,
     "Model",
     "elbolab.models",
+    {"adopted": "Adopted"},
     cnn="CNN",
     vae="VAE",
     iwae="IWAE",
@@ -18,3 +21,9 @@ MODELS: "LazyClasses[Model]" = LazyClasses(
     latent_opt="LatentOpt",
     ppca="PPCA",
 )
+
+
+def params_of(kind: "type[Model]", config: "Config") -> dict[str, str]:
+    """The parameters of a run of this model: its name, the digest of the user's own code, the config."""
+    code = kind.code_of(config)
+    return {"model": MODELS.name_of(kind), **({"code": digest_of(code)} if code else {}), **kind.params_of(config)}

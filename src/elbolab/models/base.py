@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from elbolab.config.schema import Config
 from elbolab.data.batches import Batch, Data, DataSpec
-from elbolab.models import MODELS
 from elbolab.models.objectives import Terms, beta_loss, elbo
-from elbolab.support.user_code import Source, digest_of
+from elbolab.support.user_code import Source, is_own, of_class
 
 
 @cache
@@ -33,24 +32,33 @@ class Model(nn.Module, ABC):
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        self.code = self.code_of(config)
-        """The user's own code, by the field that names it; of its class as ``model``. It travels with the weights."""
         self.spec = spec
         self._as_in_training = False
         self.stage = 0
         """Of its training; steps at one stage are of one loss."""
 
+    @cached_property
+    def code(self) -> dict[str, Source]:
+        """The user's own code, by the field that names it, of its class as ``model``, which travels with the weights.
+
+        As it is when it is first asked for. Raises UserError where it cannot be read.
+        """
+        return self.code_of(self.config)
+
     @classmethod
     def code_of(cls, config: Any) -> dict[str, Source]:
         """What ``code`` of a model of this config is; raises UserError where it cannot be read."""
-        source = MODELS.source_of(cls)
-        return {} if source is None else {"model": source}
+        return {} if is_own(cls) else {"model": of_class(cls)}
 
     @classmethod
-    def params(cls, config: Any) -> dict[str, str]:
-        """The parameters of a run that trains it: its name, the digest of code of the user's, the config."""
-        code = cls.code_of(config)
-        return {"model": MODELS.name_of(cls), **({"code": digest_of(code)} if code else {}), **config.params()}
+    def params_of(cls, config: Any) -> dict[str, str]:
+        """What of its config a run has as parameters."""
+        return config.params()
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """Packages that a registered version of it needs beside those of every model."""
+        return ()
 
     @property
     def device(self) -> torch.device:

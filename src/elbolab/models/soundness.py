@@ -8,23 +8,27 @@ from torch import Tensor
 
 from elbolab.config.schema import Config
 from elbolab.data.splits import Data, DataSpec
+from elbolab.models.adopted import Adopted
 from elbolab.models.base import Model
 from elbolab.models.latent import LatentModel
 from elbolab.models.neural import DeepLatentModel, EncoderModel
 from elbolab.models.posteriors import Posterior
 from elbolab.support.errors import UserError, shown
-from elbolab.support.user_code import failure
+from elbolab.support.user_code import failure, kept
 
 IMAGES = 2
 
 
 def construct(kind: type[Model], config: Config, spec: DataSpec, device: str) -> Model:
     """``kind(config, spec)`` on ``device``; raises UserError where code of the user's own fails in it."""
-    if not kind.code_of(config):
+    if not (code := kind.code_of(config)):
         return kind(config, spec).to(device)
-    model = _called(f"{kind.__name__}(config, spec)", kind, config, spec)
-    if not hasattr(model, "spec"):
-        raise UserError(f"{kind.__name__}.__init__ does not call super().__init__(config, spec); call it first")
+    # While the model is trained its files may be edited.
+    with kept({str(getattr(config, field, field)): source for field, source in code.items()}):
+        model = _called(f"{kind.__name__}(config, spec)", kind, config, spec)
+        if not hasattr(model, "spec"):
+            raise UserError(f"{kind.__name__}.__init__ does not call super().__init__(config, spec); call it first")
+        _ = model.code
     return _called(f"{kind.__name__}(config, spec).to({device!r})", model.to, device)
 
 
@@ -58,6 +62,9 @@ def _refuse_unsound_latent(model: LatentModel, data: Data, name: str) -> None:
     z = model.prior.sample((count,), torch.Generator().manual_seed(0)).to(model.device)
     if isinstance(model, DeepLatentModel) and "net" in model.code:
         _refuse_unsound_nets(model, batch.x, z)
+    if isinstance(model, Adopted):
+        what = f"the decoder of {model.config.origin} for latent vectors {tuple(z.shape)}"
+        _refuse_other(what, _called(what, model.adapter.decode, z), shape)
     # Samples of a posterior come as (S, B, D), its mean as (B, D).
     for given in (z, z.expand(IMAGES, *z.shape)):
         what = f"{name}.decode of latent vectors {tuple(given.shape)}"

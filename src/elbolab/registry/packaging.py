@@ -26,7 +26,7 @@ from elbolab.tracking.artifacts import model_of
 from elbolab.tracking.mlflow_reader import address, prepare_store
 from elbolab.tracking.moved_folders import refuse_moved
 from elbolab.tracking.run_names import find_run
-from elbolab.training.checkpoint import is_latent, load_checkpoint
+from elbolab.training.checkpoint import is_latent, load_checkpoint, requirements_of
 
 # What MLflow allows in no name of a model.
 FORBIDDEN = str.maketrans({".": ",", **dict.fromkeys("/:%\"'", "-")})
@@ -51,6 +51,7 @@ def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
     kind = LatentModel if is_latent(checkpoint) else CNN
     params = {"op": next(iter(pyfunc.OPERATIONS[kind])), **pyfunc.PARAMS}
     declared = [ParamSpec(key, "string" if isinstance(value, str) else "long", value) for key, value in params.items()]
+    needed = (*REQUIREMENTS, *requirements_of(checkpoint))
     with TemporaryDirectory() as folder:
         # What mlflow.pyfunc.log_model does, which begins a new model whenever it is called.
         mlflow.pyfunc.save_model(
@@ -61,7 +62,7 @@ def log_model(run_id: str, checkpoint: Path, example: np.ndarray) -> None:
             artifacts={"checkpoint": checkpoint.absolute().as_uri()},
             code_paths=[str(Path(__file__).parent.parent)],
             # A build's own label, as in torch 2.11.0+cpu, is on no package index.
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in needed],
             signature=ModelSignature(Schema([images]), params=ParamSchema(declared)),
             input_example=(example, params),
         )

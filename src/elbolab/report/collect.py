@@ -24,7 +24,7 @@ from elbolab.evaluation.split_means import noise_of
 from elbolab.report.select import EXACT, inference_of
 from elbolab.support.paths import public
 from elbolab.support.statistics import accuracy, is_heavy_tailed
-from elbolab.tracking.keys import CLASS_NAMES, CONVERGED
+from elbolab.tracking.keys import ADOPTED, CLASS_NAMES, CONVERGED
 from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -74,7 +74,12 @@ class Entry:
     @property
     def closed_form(self) -> bool:
         """Whether the run took no steps, which have a rate: of its one pass over the data no epoch is to be told."""
-        return LR.at(TRAIN) not in self.run.metrics
+        return LR.at(TRAIN) not in self.run.metrics and not self.origin
+
+    @property
+    def origin(self) -> str:
+        """What a model that was trained elsewhere was adopted from; empty for the others."""
+        return self.run.tags.get(ADOPTED, "")
 
     @property
     def evaluated(self) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from elbolab.config.click_options import command_line
 from elbolab.config.schema import DATA_FIELDS, Config, EvaluateConfig
-from elbolab.tracking.keys import EVALUATION_PROTOCOL
+from elbolab.tracking.keys import CODE, EVALUATION_PROTOCOL
 from elbolab.tracking.mlflow_reader import RunRecord
 
 
@@ -14,11 +14,17 @@ def evaluate_again(run: RunRecord) -> str:
     return command_line("evaluate", run.id, **_given(run))
 
 
+def train_again(run: RunRecord, epochs: int) -> str:
+    """Return the command that trains as a run did until the score stops improving, for at most ``epochs``."""
+    words = ["train", run.tags[CODE]] if CODE in run.tags else [run.params["model"]]
+    return command_line(*words, resume=run.id, new_run=True, schedule="plateau", epochs=epochs)
+
+
 def evaluate_surer(run: RunRecord) -> str:
     """Return the command that makes a run's estimates surer: as it was evaluated, with twice the budget."""
     given = _given(run)
     if given.get("method") != "auto":
-        return command_line("evaluate", run.id, method="auto")
+        return command_line("evaluate", run.id, **_trust(run), method="auto")
     return command_line("evaluate", run.id, **given | {"budget": 2 * int(given.get("budget", EvaluateConfig().budget))})
 
 
@@ -30,4 +36,8 @@ def train_classifier(run: RunRecord) -> str:
 
 
 def _given(run: RunRecord) -> dict[str, Any]:
-    return json.loads(run.tags.get(EVALUATION_PROTOCOL, "[{}]"))[0]
+    return {**_trust(run), **json.loads(run.tags.get(EVALUATION_PROTOCOL, "[{}]"))[0]}
+
+
+def _trust(run: RunRecord) -> dict[str, Any]:
+    return {"trust": True} if "code" in run.params else {}

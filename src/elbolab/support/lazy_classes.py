@@ -1,109 +1,39 @@
-"""Classes by name, each in a file of that name, or in one of the user's; imported when it is asked for."""
+"""Classes by name, each in a file of that name, imported when it is asked for."""
 
 import ast
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from importlib.metadata import EntryPoint
 from importlib.resources import files
-from typing import Any, Generic, TypeVar
-
-from elbolab.support import entry_points, user_code
-from elbolab.support.errors import UserError, shown
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
 class LazyClasses(Mapping[str, type[T]], Generic[T]):
-    """Classes of ``package`` that derive from ``contract`` of its module ``base``.
+    """Classes of ``package``, each the name of one in the file of its key, or a class itself.
 
-    Each of ``classes`` is the name of one in the file of its key, or a class itself. After them come the entry points
-    of ``group`` of other packages. Beside them path/to/file.py:Name is a key, but none that is listed. Torch takes two
-    seconds to import, a list of names none.
+    Torch takes two seconds to import, a list of names none.
     """
 
-    def __init__(self, package: str, contract: str, group: str | None = None, **classes: str | type[T]) -> None:
+    def __init__(self, package: str, **classes: str | type[T]) -> None:
         self._package = package
-        self._contract = contract
-        self._group = group
         self.classes = classes
 
     def __getitem__(self, name: str) -> type[T]:
-        if user_code.is_word(name):
-            return self.checked(user_code.find(name), name)
-        if name not in self.classes and name in self._added:
-            return self.checked(entry_points.load(self._added[name]), name)
         if isinstance(found := self.classes[name], str):
             return getattr(import_module(f"{self._package}.{name}"), found)
         return found
 
-    @property
-    def _added(self) -> Mapping[str, EntryPoint]:
-        return entry_points.found(self._group) if self._group else {}
-
-    def find(self, which: str | type[T]) -> type[T]:
-        """The class of this name, or ``which`` itself; raises UserError where it is none of the contract's."""
-        if not isinstance(which, str):
-            return self.checked(which, getattr(which, "__name__", shown(which)))
-        try:
-            return self[which]
-        except KeyError:
-            known = f"there are: {', '.join(self)}, and path/to/file.py:Name"
-            raise UserError(f"model={which!r} does not exist; {known}") from None
-
-    def checked(self, kind: Any, name: str) -> type[T]:
-        """``kind`` itself; raises UserError where it is no class that derives from the contract and is whole."""
-        contract = getattr(import_module(f"{self._package}.base"), self._contract)
-        if not isinstance(kind, type) or not issubclass(kind, contract):
-            bases = [one.__name__ for one in kind.__bases__] if isinstance(kind, type) else []
-            other = f"a class that derives from {', '.join(bases)}" if bases else shown(kind)
-            raise UserError(f"{name} is {other}; derive a class from elbolab's {self._contract} or one of its classes")
-        if missing := sorted(getattr(kind, "__abstractmethods__", ())):
-            raise UserError(f"{name} has no {', '.join(missing)}; define what {contract.__module__} says of it")
-        if (own := kind.__name__) in self.classes and self[own] is not kind:
-            raise UserError(f"{name} has the name of one of elbolab's own; rename the class")
-        return kind
-
-    def name_of(self, kind: type[T]) -> str:
-        """The name of a class: its key, or of a class of the user's its own."""
-        for name, found in self.classes.items():
-            if found in (kind, kind.__name__) and self[name] is kind:
-                return name
-        where = f"{kind.__module__}:{kind.__qualname__}"
-        return next((name for name, entry in self._added.items() if entry.value == where), kind.__name__)
-
-    def source_of(self, kind: type[T]) -> "user_code.Source | None":
-        """The code of a class of the user's, which travels with what is made of it; None of this package's."""
-        name = self.name_of(kind)
-        if name in self.classes:
-            return None
-        try:
-            return user_code.of_class(kind)
-        except UserError:
-            # Of an installed package that is too large, or more than Python, which then has to be installed everywhere.
-            if name in self:
-                return None
-            raise
-
     def summary(self, name: str) -> str:
         """The first line of what documents a class: its own docstring, or that of its file, which is not imported."""
-        if name not in self.classes:
-            return f"A model of the package {entry_points.package(self._added[name])}."
         if isinstance(found := self.classes[name], str):
             written = ast.get_docstring(ast.parse(files(self._package).joinpath(f"{name}.py").read_text("utf-8")))
         else:
             written = found.__doc__
         return (written or name).splitlines()[0]
 
-    def summary_of(self, kind: type[T]) -> str:
-        """The same of a class."""
-        name = self.name_of(kind)
-        return self.summary(name) if name in self.classes else (kind.__doc__ or name).splitlines()[0]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.classes or name in self._added
-
     def __iter__(self) -> Iterator[str]:
-        return iter({**self.classes, **self._added})
+        return iter(self.classes)
 
     def __len__(self) -> int:
-        return len({**self.classes, **self._added})
+        return len(self.classes)

@@ -1,11 +1,10 @@
-"""Code of the user's own: from a file or a class to text that travels with a run, and from that text to objects."""
+"""Code of the user's own: text that travels with a run, and what it defines once it is executed."""
 
 import ast
 import hashlib
 import json
 import re
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,12 +15,13 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType, ModuleType
 from typing import Any
 
+from elbolab.support.code_text import OwnImports, add, add_package, classes_of, failure, needed, text_of_main
 from elbolab.support.errors import UserError
 
 WORD = re.compile(r"(?P<file>.+\.py):(?P<name>[^:/\\]+)", re.DOTALL)
 # Of the modules that text becomes, whatever its files are called: two runs may both have a `model.py`.
 PACKAGE = "elbolab_user_code_"
-MOST_BYTES = 5_000_000
+MOST_BYTES = 20_000_000
 # The file of a class that was defined in a notebook or in the script that runs.
 MAIN = "main.py"
 
@@ -110,7 +110,7 @@ def load(source: Source, where: str = "") -> Any:
         except (Exception, SystemExit) as error:
             _forget(digest)
             if isinstance(error, AttributeError) and module in str(error) and source.name in str(error):
-                defined = _classes_of(source.files[source.file])
+                defined = classes_of(source.files[source.file])
                 there = f"; there are: {', '.join(defined)}" if defined else ""
                 raise UserError(f"{source.file} has no {source.name!r}{there}") from error
             raise UserError(f"{source.file} cannot be executed{where}: {failure(error)}") from error
@@ -142,6 +142,11 @@ def is_known(source: Source) -> bool:
     return source.digest in _objects
 
 
+def is_own(kind: type) -> bool:
+    """Whether a class is of this package, and not the user's."""
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
 def of_class(kind: type) -> Source:
     """The code of a class that was defined in a file, a notebook or the script that runs.
 
@@ -156,21 +161,11 @@ def of_class(kind: type) -> Source:
     if kind.__module__ != "__main__" and file is not None:
         source = _of_file(Path(file), kind.__name__)
     else:
-        source = Source(MAIN, kind.__name__, {MAIN: _needed(_text_of_main(kind), kind.__name__)})
+        source = Source(MAIN, kind.__name__, {MAIN: needed(text_of_main(kind), kind.__name__)})
         # Else it would fail only where it is loaded, after the hours of a training.
         load(source, " by itself, so that it could not be loaded again; define it in a file")
     _sources[source.digest], _objects[source.digest] = source, kind
     return source
-
-
-def failure(error: BaseException) -> str:
-    """What an error in the user's code was, and in which line of which file, in one line."""
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    line = f" ({Path(last[0].filename).name}, line {last[0].lineno})" if last else ""
-    if isinstance(error, SyntaxError):
-        line = f" ({Path(error.filename or '').name}, line {error.lineno})"
-    text = " ".join(str(getattr(error, "msg", None) or error).split())
-    return f"{type(error).__name__}: {text:.200}{line}"
 
 
 def _of_file(path: Path, name: str) -> Source:
@@ -185,9 +180,9 @@ def _of_file(path: Path, name: str) -> Source:
         root = root.parent
     files: dict[str, str] = {}
     if root != path.parent:
-        _add_package(root, root / path.relative_to(root).parts[0], files)
+        add_package(root, root / path.relative_to(root).parts[0], files)
     else:
-        _add(root, path, files)
+        add(root, path, files)
     if (size := sum(map(len, files.values()))) > MOST_BYTES:
         raise UserError(f"{path} imports {size:,} bytes of code beside it, more than {MOST_BYTES:,}; move it elsewhere")
     source = Source(path.relative_to(root).as_posix(), name, MappingProxyType(files))
@@ -199,100 +194,6 @@ _roots: dict[str, Path] = {}
 """Folders of what was read in this process, by digest."""
 
 
-def _add(root: Path, path: Path, files: dict[str, str]) -> None:
-    """Read a file, and every file and package beside it that it imports."""
-    if (name := path.relative_to(root).as_posix()) in files:
-        return
-    try:
-        files[name] = path.read_text("utf-8")
-        tree = ast.parse(files[name], str(path))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {failure(error)}") from error
-    for module in sorted(_imported(tree)):
-        if (file := root / f"{module}.py").is_file():
-            _add(root, file, files)
-        elif (root / module / "__init__.py").is_file():
-            _add_package(root, root / module, files)
-
-
-def _add_package(root: Path, folder: Path, files: dict[str, str]) -> None:
-    for file in sorted(folder.rglob("*.py")):
-        _add(root, file, files)
-
-
-def _imported(tree: ast.AST) -> set[str]:
-    """The first parts of the names of the modules that a file imports by their whole names."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            found.add(node.module.partition(".")[0])
-    return found
-
-
-def _classes_of(text: str) -> list[str]:
-    return [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
-
-
-def _text_of_main(kind: type) -> str:
-    """All that was executed in a notebook, else the script that runs."""
-    if (shell := getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()) is not None:
-        # As Python has it: %magic is a call.
-        return "\n".join(shell.history_manager.input_hist_parsed)
-    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    if file is None:
-        raise UserError(f"the code of {kind.__name__} cannot be read; define it in a file or a notebook")
-    return Path(file).read_text("utf-8")
-
-
-def _needed(text: str, name: str) -> str:
-    """The statements at the top of ``text`` that the class ``name`` needs, in their order.
-
-    A cell is often executed again: the class is the last of its name, and of anything else every binding is kept, each
-    text once.
-    """
-    statements = [node for node in _statements(text) if not _is_guard(node)]
-    texts = [ast.unparse(node) for node in statements]
-    bound = [set() if own in texts[:place] else _bound(statements[place]) for place, own in enumerate(texts)]
-    needed = {place for place, node in enumerate(statements) if getattr(node, "module", None) == "__future__"}
-    new = {max((place for place, node in enumerate(statements) if name in _bound(node)), default=0)}
-    known = {name}
-    while new:
-        needed |= new
-        nodes = [node for place in new for node in ast.walk(statements[place]) if isinstance(node, ast.Name)]
-        wanted = {node.id for node in nodes if isinstance(node.ctx, ast.Load)} - known
-        known |= wanted
-        new = {place for place, names in enumerate(bound) if names & wanted} - needed
-    return "\n\n".join(texts[place] for place in sorted(needed)) + "\n"
-
-
-def _statements(text: str) -> list[ast.stmt]:
-    try:
-        return ast.parse(text).body
-    except SyntaxError as error:
-        raise UserError(f"the code here cannot be read: {failure(error)}; define the class in a file") from error
-
-
-def _is_guard(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
-
-
-def _bound(node: ast.stmt) -> set[str]:
-    """The names that a statement binds."""
-    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        return {node.name}
-    found = set()
-    for part in ast.walk(node):
-        if isinstance(part, ast.Import | ast.ImportFrom):
-            found |= {alias.asname or alias.name.partition(".")[0] for alias in part.names}
-        elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
-            found.add(part.id)
-        elif isinstance(part, ast.ClassDef | ast.FunctionDef):
-            found.add(part.name)
-    return found
-
-
 def _module_name(digest: str, file: str) -> str:
     parts = PurePosixPath(file).with_suffix("").parts
     return ".".join((PACKAGE + digest, *(parts[:-1] if parts[-1] == "__init__" else parts)))
@@ -301,33 +202,6 @@ def _module_name(digest: str, file: str) -> str:
 def _forget(digest: str) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE + digest]:
         del sys.modules[name]
-
-
-class _Whole(ast.NodeTransformer):
-    """Has a file import what came with it by the names that its modules have here."""
-
-    def __init__(self, package: str, own: Sequence[str]) -> None:
-        self._package, self._own = package, own
-
-    def _is_own(self, module: str | None) -> bool:
-        return module is not None and module.partition(".")[0] in self._own
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.stmt:
-        if not node.level and self._is_own(node.module):
-            node.module = f"{self._package}.{node.module}"
-        return node
-
-    def visit_Import(self, node: ast.Import) -> list[ast.stmt]:
-        found: list[ast.stmt] = []
-        for alias in node.names:
-            if not self._is_own(alias.name):
-                found.append(ast.Import([alias]))
-                continue
-            whole, first = f"{self._package}.{alias.name}", alias.name.partition(".")[0]
-            found.append(ast.Import([ast.alias(whole, alias.asname or "_")]))
-            if alias.asname is None:
-                found.append(ast.ImportFrom(self._package, [ast.alias(first)], 0))
-        return [ast.copy_location(one, node) for one in found]
 
 
 class _Loader(InspectLoader):
@@ -353,7 +227,7 @@ class _Loader(InspectLoader):
     def get_code(self, fullname: str) -> Any:
         own = {PurePosixPath(file).with_suffix("").parts[0] for file in self._source.files}
         tree = ast.parse(self.get_source(fullname))
-        whole = ast.fix_missing_locations(_Whole(fullname.partition(".")[0], sorted(own)).visit(tree))
+        whole = ast.fix_missing_locations(OwnImports(fullname.partition(".")[0], sorted(own)).visit(tree))
         return compile(whole, self.get_filename(fullname), "exec", dont_inherit=True)
 
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -21,6 +21,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from PIL import Image
 
 from elbolab.support.errors import UserError, reason, redacted
+from elbolab.support.user_code import Source
 from elbolab.tracking import records
 from elbolab.tracking.journal import Journal
 from elbolab.tracking.keys import FAILED, FAILURE, FINISHED, KIND, PARENT, PROCESSES, RUNNING
@@ -90,11 +91,13 @@ class RunWriter:
             else:
                 file.write_text(json.dumps(value, indent=1))
 
-    def log_text(self, text: str, path: str) -> None:
-        """Log text as the artifact ``path``."""
-        folder, _, name = path.rpartition("/")
-        with self.journal.append_file(name, folder=folder or None) as file:
-            file.write_text(text, "utf-8")
+    def log_code(self, code: Mapping[str, Source]) -> None:
+        """Log the files of the user's own code as artifacts under `code`."""
+        for source in code.values():
+            for path, text in source.files.items():
+                folder, _, name = f"code/{path}".rpartition("/")
+                with self.journal.append_file(name, folder=folder) as file:
+                    file.write_text(text, "utf-8")
 
     def log_data(self, data: "Data") -> None:
         """Log the training images as the run's input, with the digest of all the content of all splits."""

@@ -35,6 +35,7 @@ def save_checkpoint(path: Path, model: Model, epoch: int, weights: dict[str, Ten
         "spec": asdict(model.spec),
         "epoch": epoch,
         "latent": isinstance(model, LatentModel),
+        "requirements": model.requirements,
         "code": {field: source.as_json() for field, source in model.code.items()},
     }
     write(path, weights or model.state_dict(), header)
@@ -51,12 +52,12 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu", trust: Trust
     weights, header = read(path)
     code = _code(path, header)
     # Of a model of a package that is installed here nothing else is executed.
-    if (name := header.get("model", "")) in MODELS:
+    if (name := str(header.get("model"))) in MODELS:
         code.pop("model", None)
     for source in code.values():
         refuse_untrusted(source, trust)
-    words = header.get("config", {})
-    with kept({words.get(field, field): source for field, source in code.items()}):
+    fields = given if isinstance(given := header.get("config"), dict) else {}
+    with kept({str(fields.get(field, field)): source for field, source in code.items()}):
         try:
             kind = MODELS.checked(load(code["model"]), name) if "model" in code else MODELS[name]
             config = kind.Config.parse(with_depth(header["config"]))
@@ -69,8 +70,15 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu", trust: Trust
             raise _none(path, error) from error
         with OwnGenerator():
             model = kind(config, spec)
+        # What it was loaded from, and not what files say later.
+        _ = model.code
     model.load_state_dict(weights)
     return model.to(device).eval()
+
+
+def requirements_of(path: Path) -> tuple[str, ...]:
+    """``Model.requirements`` of the model of a checkpoint."""
+    return tuple(read(path)[1].get("requirements", ()))
 
 
 def is_latent(path: Path) -> bool:

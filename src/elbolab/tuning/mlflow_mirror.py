@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from optuna.trial import FrozenTrial, TrialState
 
-from elbolab.models import MODELS
+from elbolab.models import MODELS, params_of
 from elbolab.support.errors import UserError, reason
 from elbolab.tracking.keys import FAILED, FAILURE, FINISHED, KILLED, KIND, PARENT, STUDY, TRIAL
 from elbolab.tracking.mlflow_reader import address
@@ -181,7 +181,7 @@ class Mirror:
         known = trial.params.keys() == self._study.space.keys()
         kind = MODELS[self._study.model]
         if known:
-            return kind.params(self._study.config_of(trial.params))
+            return params_of(kind, self._study.config_of(trial.params))
         return {"model": MODELS.name_of(kind), **{name: str(value) for name, value in trial.params.items()}}
 
     def _create(self, number: int, started: datetime | None, params: dict[str, str], tags: dict[str, str]) -> str:

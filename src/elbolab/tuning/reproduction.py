@@ -21,7 +21,7 @@ from elbolab.evaluation.metrics import is_doubtful
 from elbolab.experiment.evaluate import evaluate_run, protocol
 from elbolab.experiment.loading import choose_device, load_for
 from elbolab.experiment.train import resume, train_model
-from elbolab.models import MODELS
+from elbolab.models import MODELS, params_of
 from elbolab.report.chart import Chart
 from elbolab.report.plots import chart_png
 from elbolab.report.sections.reproductions import FOUND, insert, markdown, summarise
@@ -77,7 +77,10 @@ class Reproduction(Settings):
         earlier: dict[str, str] = {}
         fields: set[str] = set()
         for label, training in self.trainings.items():
-            MODELS.find(training.model)
+            try:
+                MODELS.find(training.model)
+            except UserError as error:
+                raise UserError(f"training {label!r}: {error}") from None
             self.config(label, self.seeds[0], earlier)
             earlier[label] = "run"
             fields |= MODELS[training.model].Config.model_fields.keys()
@@ -177,7 +180,7 @@ def _commit(run: RunRecord) -> str:
 def _trained(name: str, study: Reproduction, label: str, config: Config) -> str:
     """The finished run of a training: an earlier one of the same config and data, finished now where it was not."""
     model = study.trainings[label].model
-    wanted = MODELS[model].params(config)
+    wanted = params_of(MODELS[model], config)
     spec = load_for(config, choose_device(config.device)).spec
     tags = {STUDY: name, "data.digest": spec.digest}
     for run in mlflow_reader.find_runs("train", {"model": wanted["model"]}, tags):

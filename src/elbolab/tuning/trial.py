@@ -25,6 +25,7 @@ from elbolab.evaluation import Evaluation
 from elbolab.evaluation.likelihood import mean_log_px
 from elbolab.evaluation.metrics import LOG_PX, PARETO_K, is_doubtful
 from elbolab.experiment.train import prepare
+from elbolab.models import params_of
 from elbolab.support.errors import UserError, redacted
 from elbolab.support.number_formats import dagger
 from elbolab.support.random_streams import own_stream
@@ -74,7 +75,7 @@ def _train_and_judge(job: Job, mirror: Mirror, trial: optuna.Trial, backend: Bac
         refuse_other_data(job, trial.study, data.spec.digest)
         refuse_other_code(job.name, trial.study, model.code)
         data = data.without_test()
-        params = model.params(config)
+        params = params_of(type(model), config)
         mirror.open(trial.number, trial.datetime_start, params, tags)
         judged: dict[str, float] = {}
         last = 0

@@ -6,7 +6,6 @@ from elbolab.support.lazy_classes import LazyClasses
 
 POSTERIORS: LazyClasses[Posterior] = LazyClasses(
     __name__,
-    "Posterior",
     diagonal="DiagonalGaussian",
     full="FullGaussian",
 )

@@ -5,7 +5,6 @@ from elbolab.support.lazy_classes import LazyClasses
 
 PRIORS: LazyClasses[Prior] = LazyClasses(
     __name__,
-    "Prior",
     normal="StandardNormal",
     mixture="Mixture",
 )

@@ -21,6 +21,7 @@ from elbolab.report import blocks as b
 from elbolab.report import plots, sentences
 from elbolab.report.blocks import Block, Card, Cards, Cell, Missing, Ref, Table
 from elbolab.report.collect import SPLITS, Comparison, Entry
+from elbolab.report.commands import train_again
 from elbolab.report.differences import fitted_apart
 from elbolab.report.plots import FLOOR_SLOT, Series
 from elbolab.report.sections.conclusion import conclusion_blocks
@@ -113,6 +114,10 @@ def unconverged(entries: Sequence[Entry]) -> list[Missing]:
     """Return a notice for each entry that has not converged or may not have, with the command that trains it so."""
     notices = []
     for entry in [entry for entry in entries if not entry.converged]:
+        if entry.origin:
+            text = f"{entry.label} was trained elsewhere ({entry.origin}): whether it has converged is not known."
+            notices.append(Missing(f"{text} Nothing here ranks it.", "", "Adopted"))
+            continue
         # Of several seeds the first that is to go on.
         run = next(run for run in entry.runs if run.tags.get(CONVERGED) != "true")
         epochs = run.tags.get(LAST_EPOCH, run.params.get("epochs", ""))
@@ -120,7 +125,7 @@ def unconverged(entries: Sequence[Entry]) -> list[Missing]:
         if entry.converged is None:
             text = f"The run of {entry.label}, by an earlier version, does not say whether {epochs} epochs were enough."
         most = max(300, 2 * int(epochs or 0), 8 * patience(run))
-        command = f"elbolab {entry.model} --resume {run.id} --new-run --schedule plateau --epochs {most}"
+        command = train_again(run, most)
         remedy = "Nothing here ranks it. A training from the beginning that ends when the score stops improving:"
         notices.append(Missing(f"{text} {remedy}", command, "Not converged"))
     return notices

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -116,7 +116,8 @@ def _training(name: str) -> Command:
 
         if again.resume is not None:
             given = {field: getattr(config, field) for field in config.model_fields_set}
-            _say_trained(resume(again.resume, name, given, again.new_run), name)
+            run_id = resume(again.resume, name, given, again.new_run)
+            _say_trained(run_id, MODELS.find(name).code_of(config))
             return
         # `mlflow run -P model=FILE:CLASS` makes a run whose model is the file; that is of the call.
         call = None if name in MODELS else os.environ.pop("MLFLOW_RUN_ID", None)
@@ -124,19 +125,16 @@ def _training(name: str) -> Command:
             if call is not None:
                 os.environ["MLFLOW_RUN_ID"] = call
                 nest_project_run(run_id, "train call")
-            _say_trained(run_id, name)
+            _say_trained(run_id, MODELS.find(name).code_of(config))
 
-    if name in MODELS:
-        summary = MODELS.summary(name)
-        act.__doc__ = f"Train {summary[:1].lower()}{summary[1:]}"
-    else:
-        act.__doc__ = f"Train {name}, a model of your own."
+    summary = MODELS.summary(name) if name in MODELS else MODELS.summary_of(MODELS.find(name))
+    act.__doc__ = f"Train {summary[:1].lower()}{summary[1:]}"
     return Command(name, kinds, act)
 
 
-def _say_trained(run_id: str, name: str | None = None) -> None:
-    """Print the id for scripts, and for people what is to be done next."""
-    trust = "" if name in (None, *MODELS) else " --trust"
+def _say_trained(run_id: str, code: Mapping[str, Any]) -> None:
+    """Print the id for scripts, and for people what is to be done next with a run that carries this ``code``."""
+    trust = " --trust" if code else ""
     click.echo(f"elbolab: `elbolab evaluate {run_id[:8]}{trust}` measures it, `elbolab runs` lists all", err=True)
     click.echo(run_id)
 
@@ -152,8 +150,12 @@ def _train(_: "Settings") -> None:
 def _resume(_: "Settings", run: str) -> None:
     """Go on with the interrupted training RUN from its newest state, in the folder in which it was begun."""
     from elbolab.experiment.train import resume
+    from elbolab.tracking.code import read_code
+    from elbolab.tracking.offline import find_unfinished
 
-    _say_trained(resume(run))
+    folder = find_unfinished(run)
+    code = {} if folder is None else read_code(folder)
+    _say_trained(resume(run), code)
 
 
 def _sync(_: "Settings") -> None:

@@ -141,7 +141,9 @@ def test_a_resumed_run_is_that_of_the_code_with_which_it_began(store: Path, word
     (folder,) = Path("unfinished").iterdir()
     forget()
     # Of a file that was changed since nothing is mixed into the run.
-    with pytest.raises(UserError, match=r"code=\w+ was \w+ in run \w+, whose parameters stay; .*--new-run"):
+    with pytest.raises(
+        UserError, match=r"code=\w+ was \w+ in run \w+, whose parameters stay; `elbolab resume \w+` goes"
+    ):
         resume("latest", word, {})
     run = resume("latest")
     assert not folder.exists()
@@ -156,7 +158,10 @@ def test_its_code_is_executed_where_it_is_asked_for(store: Path, word: str):
     run = train_model(word, config(word))
     assert type(load_model(run)) is MODELS[word]
     forget()
-    for trust, message in ((False, "not executed unasked"), ("scales.py", "is not the code of scales.py:MyVAE")):
+    Path("other.py").write_text(MODEL.replace("begin_epoch", "end_epoch"))
+    Path("away").mkdir()
+    Path("away/other.py").write_text("class MyVAE: ...")
+    for trust, message in ((False, "not executed unasked"), ("away/other.py", "is not the code of other.py:MyVAE")):
         with pytest.raises(UserError, match=message):
             load_model(run, trust=trust)
     assert load_model(run, trust="mine.py").config.gain == 1

@@ -124,13 +124,16 @@ def test_code_that_fails_is_told_in_a_line_with_its_place(tmp_path: Path, text: 
 
 
 def test_code_is_executed_where_it_is_trusted_and_not_before(tmp_path: Path):
-    write(tmp_path, model="class A: ...\nclass B: ...", other="class A: x = 1")
+    write(tmp_path, model="class A: ...\nclass B: ...", nets="")
+    write(tmp_path / "else", other="class A: x = 1")
     source = Source.from_json(source_of(f"{tmp_path}/model.py:A").as_json())
     with pytest.raises(UserError, match=r"^model\.py:A is code that came with the model and is not executed unasked"):
         user_code.refuse_untrusted(source, False)
     with pytest.raises(UserError, match=r"^model\.py:A, which came with the model, is not the code of other\.py:A"):
-        user_code.refuse_untrusted(source, tmp_path / "other.py")
-    user_code.refuse_untrusted(source, tmp_path / "model.py")
+        user_code.refuse_untrusted(source, tmp_path / "else" / "other.py")
+    # Who names a file means what lies beside it too.
+    for file in ("model.py", "nets.py"):
+        user_code.refuse_untrusted(source, tmp_path / file)
     user_code.refuse_untrusted(source, True)
     load(source)
     user_code.refuse_untrusted(source, False)

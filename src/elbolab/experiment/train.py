@@ -191,6 +191,8 @@ def resume(asked: str, model: str | None = None, fields: dict[str, Any] | None =
         new = {"model": MODELS.name_of(asked_kind)} if wanted is None else params_of(asked_kind, wanted)
         if changed := [f"{key}={value} was {old.get(key)}" for key, value in new.items() if value != old.get(key)]:
             remedy = "leave it as it was" + (", or add --new-run to begin afresh" if is_same else "")
+            if code and any(change.startswith("code=") for change in changed):
+                remedy = f"`elbolab resume {run_id}` goes on with the code with which it began, --new-run begins afresh"
             raise UserError(f"{', '.join(changed)} in run {run_id}, whose parameters stay; {remedy}")
     if (processes := tags.get(tracking.PROCESSES)) is not None:
         raise UserError(

@@ -129,8 +129,15 @@ def refuse_untrusted(source: Source, trust: "Trust") -> None:
     remedy = "add --trust to execute it, or --trust FILE to do so only where it is that of the file"
     if isinstance(trust, type):
         found = of_class(trust)
+    elif trust and source.file == MAIN:
+        raise UserError(
+            f"{source} is what a script or notebook executed, and equals no file; {remedy.partition(',')[0]}"
+        )
     elif trust:
-        found = _of_file(Path(trust).expanduser(), source.name)
+        # Who names a file means what lies beside it too, such as nets.
+        path = Path(trust).expanduser()
+        beside = path.with_name(PurePosixPath(source.file).name)
+        found = _of_file(beside if beside.is_file() else path, source.name)
     else:
         raise UserError(f"{source} is code that came with the model and is not executed unasked; {remedy}")
     if found.digest != source.digest:

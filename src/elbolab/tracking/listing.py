@@ -31,10 +31,8 @@ def list_trainings(defaults: Mapping[str, Mapping[str, str]], limit: int) -> lis
     best = _best(runs[:limit])
     here = {run_id for run_id, _ in free_trainings({})}.intersection(run.id for run in runs)
     stopped = {run.id for run in runs if run.id in here and run.status == RUNNING}
-    # Of a model of the user's own those of any that has the field.
-    of_any = {key: value for one in defaults.values() for key, value in one.items()}
     rows = [
-        _row(run, run.id in stopped, best.get(run.id), defaults.get(run.params.get("model", ""), of_any))
+        _row(run, run.id in stopped, best.get(run.id), defaults.get(run.params.get("model", "")))
         for run in runs[:limit]
     ]
     end = [f"`elbolab resume RUN` resumes what is {STOPPED}, {KILLED} or {FAILED} here"] if here else []
@@ -61,11 +59,18 @@ def _best(runs: Sequence[RunRecord]) -> dict[str, float]:
     return found
 
 
-def _row(run: RunRecord, stopped: bool, validation: float | None, defaults: Mapping[str, str]) -> tuple[str, ...]:
+def _row(
+    run: RunRecord, stopped: bool, validation: float | None, defaults: Mapping[str, str] | None
+) -> tuple[str, ...]:
     model = run.params.get("model", "unknown")
     params = {key: value for key, value in run.params.items() if key not in LEFT_OUT}
-    changes = [f"{key}={brief(value)}" for key, value in params.items() if value != defaults.get(key)]
-    named = [] if run.name.split(" ")[0] == model else [f"({run.name})"]
+    name, *named = run.name.split(" ")
+    if defaults is None:
+        # Of a model of the user's own its name alone says what is not at its default.
+        changes = [*([f"code={params['code']}"] if "code" in params else []), *(named if name == model else [])]
+    else:
+        changes = [f"{key}={brief(value)}" for key, value in params.items() if value != defaults.get(key)]
+    named = [] if name == model else [f"({run.name})"]
     data = public(run.tags.get("data.name", "unknown"))
     data = data if len(data) <= LONGEST else f"{data[: LONGEST - 1]}…"
     test = _test(run)

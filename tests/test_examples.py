@@ -52,3 +52,14 @@ def test_pictures_of_its_own_are_learnt_and_explored(examples: Path, command: Co
     explored = command(*explore[1:])
     assert explored.returncode == 0, explored.stderr
     assert Path("explorer.html").exists()
+
+
+def test_a_model_of_pythae_is_trained_adopted_and_evaluated(examples: Path):
+    pytest.importorskip("pythae")
+    _, (_, script) = commands("adopted_pythae.py")
+    done = subprocess.run([sys.executable, script], env=os.environ, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    run = re.search(r"^run (\w+)$", done.stdout, re.MULTILINE)
+    assert run is not None, done.stdout
+    assert mlflow_reader.get_run(run[1]).tags["adopted"].startswith("pythae 0.1.2: ")
+    assert re.search(r"^test log p\(x\) -\d+", done.stdout, re.MULTILINE), done.stdout

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from mlflow.artifacts import download_artifacts
 from torch import nn
 
@@ -200,6 +202,18 @@ def test_a_class_of_a_file_is_adopted_with_the_weights_that_it_reads(store: Path
     logits = nn.functional.linear(z, weights["decoder.weight"], weights["decoder.bias"]).view(2, 1, 28, 28)
     torch.testing.assert_close(again.decode(z), logits.sigmoid() if likelihood == "gaussian" else logits)
     explore([run], ExploreConfig(images=5, out=store / "page.html"))
+
+
+def test_the_adapter_of_the_page_is_adopted(store: Path):
+    page = (REPOSITORY / "docs" / "adopting.md").read_text()
+    found = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    (store / "page.py").write_text(found[1])
+    module = user_code.find("page.py:Mine")()
+    torch.save(module.state_dict(), "mine.pt")
+    _, model = adopted("page.py:Mine", sigma=0.3)
+    z = torch.randn(2, 16)
+    assert torch.equal(model.decode(z), module.decode(z))
 
 
 class Instance(nn.Module):

@@ -76,9 +76,9 @@ def train(data: Data, loss: str) -> tuple[Any, str]:
     torch.manual_seed(0)
     model = VAE(VAEConfig(input_dim=data.spec.shape, latent_dim=LATENT_DIM, reconstruction_loss=loss))
     config = BaseTrainerConfig(output_dir=loss, num_epochs=EPOCHS, learning_rate=1e-3, no_cuda=True)
-    images = (split.batch(torch.arange(len(split))).x for split in (data.train, data.val))
+    train_x, val_x = (split.batch(torch.arange(len(split))).x for split in (data.train, data.val))
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-        TrainingPipeline(model=model, training_config=config)(*images)
+        TrainingPipeline(model=model, training_config=config)(train_x, val_x)
     saved = str(next(Path(loss).glob("*/final_model")))
     return AutoModel.load_from_folder(saved).eval(), saved
 

@@ -67,7 +67,7 @@ def main() -> None:
         table(model, saved, binary, [*SETTINGS, LARGE], {"likelihood": "bernoulli", "binarise": "half"})
 
 
-def train(data: Data, loss: str) -> tuple[Any, str]:
+def train(data: Data, loss: Any) -> tuple[Any, str]:
     """A VAE of pythae's own nets and trainer, at its epoch of best validation loss, and the folder that it is in."""
     from pythae.models import VAE, AutoModel, VAEConfig
     from pythae.pipelines import TrainingPipeline

@@ -55,7 +55,13 @@ class Command(click.Command):
         if not self._has_options:
             from elbolab.config.click_options import options_of
 
-            self.params += [option for kind in self._kinds() for option in options_of(kind)]
+            options = [option for kind in self._kinds() for option in options_of(kind)]
+            names = [option.name for option in options]
+            if twice := [str(name) for name in names if names.count(name) > 1]:
+                raise UserError(
+                    f"{self.name}: {twice[0]} is the name of a flag that every training has; rename the field"
+                )
+            self.params += options
             self._has_options = True
         return super().get_params(ctx)
 
@@ -219,7 +225,7 @@ def _evaluate(config: "schema.EvaluateConfig", code: "schema.TrustConfig", run: 
     click.echo(f"elbolab: {in_a_sentence(found)}", err=True)
 
 
-def _adopt(config: "Settings", source: str) -> None:
+def _adopt(config: "Settings", code: "schema.TrustConfig", source: str) -> None:
     """Make a run of a model that was trained elsewhere: of pythae, of diffusers, or of path/to/file.py:Adapter.
 
     SOURCE is the folder that pythae or diffusers saved, or a class with encode and decode. What is declared here is the
@@ -227,16 +233,17 @@ def _adopt(config: "Settings", source: str) -> None:
     """
     from elbolab.experiment.adopt import adopt
 
-    run_id = adopt(source, **config.model_dump(exclude_unset=True))
+    run_id = adopt(source, code.trust is True, **config.model_dump(exclude_unset=True))
     trust = " --trust" if source.rpartition(":")[0].endswith(".py") else ""
     click.echo(f"elbolab: `elbolab evaluate {run_id[:8]}{trust}` measures it", err=True)
     click.echo(run_id)
 
 
 def _adopt_config() -> list[type["Settings"]]:
+    from elbolab.config.schema import TrustConfig
     from elbolab.models.adopted import AdoptConfig
 
-    return [AdoptConfig]
+    return [AdoptConfig, TrustConfig]
 
 
 def _compare(config: "schema.CompareConfig") -> None:

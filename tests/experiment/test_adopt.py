@@ -286,3 +286,14 @@ def test_what_cannot_be_adopted_is_one_line(store: Path, folders: dict[str, Path
     np.savez("other_shape.npz", images=np.random.default_rng(0).integers(0, 255, (40, 16, 16), np.uint8))
     with pytest.raises(UserError, match=r"final_model does not encode images \(1, 16, 16\) of .*RuntimeError"):
         adopt(str(folders["VAE"]), dataset="npz:other_shape.npz")
+
+
+def test_pickles_of_a_folder_are_read_where_it_is_trusted(store: Path):
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.nn.default_architectures import Encoder_VAE_MLP
+
+    config = VAEConfig(input_dim=(1, 28, 28), latent_dim=3)
+    VAE(config, encoder=Encoder_VAE_MLP(config)).save("own")
+    with pytest.raises(UserError, match=r"^own has nets as pickles, which execute code when they are read; add"):
+        adopt("own", **SIZES)
+    assert adopt("own", trust=True, **SIZES)

@@ -297,6 +297,15 @@ WRONG = {
         r"Bad\(config, spec\)\.to\('cpu'\) fails: NotImplementedError: Cannot copy out of meta tensor"
     ),
     f"{INIT} torch.nn.Module.__init__(self)": r"Bad\.__init__ does not call super\(\)\.__init__",
+    f"{INIT} super().__init__(config, spec); self.lost = torch.randn(2, 2)\n    {DECODE}"
+    " return super().decode(z @ self.lost)": (
+        r"^Bad, made anew from the code that travels, decodes otherwise with the same weights; keep what it needs as"
+    ),
+    "def loss(self, terms, kl_weight): return terms.kl": r"^Bad\.loss has the shape \(2,\), and should have \(\)",
+    "def metrics(self, terms): return {'kl': 1.0}": r"^Bad's kl gives 'float', not a tensor of shape \(2,\)",
+    "def optimizers(self): return None": r"^Bad\.optimizers gives None; it must be a list of torch's optimizers",
+    f"{INIT} raise SystemExit(3)": r"^Bad\(config, spec\) fails: SystemExit: 3",
+    f"{INIT} super().__init__(config, spec); self.lazy = torch.nn.LazyLinear(2)": r"^Bad\.lazy\.weight is no dense",
     "def __init__(self, config): pass": r"Bad\(config, spec\) fails: TypeError: ",
 }
 
@@ -454,3 +463,35 @@ def test_an_installed_package_adds_models_and_evaluators(package: str, capsys: p
     model = load_model(run, trust=True)
     assert isinstance(model, DeepLatentModel)
     assert torch.equal(model.decode(z), model.likelihood.params(model.decoder(2 * z)))
+
+
+ODD = """
+import torch
+from elbolab.models.vae import VAE
+
+class Odd(VAE):
+    def __init__(self, config, spec):
+        super().__init__(config, spec)
+        self.steps = [x.item() for x in torch.linspace(0, 1, 3)]
+        self.again = self.decoder
+
+    def decode(self, z):
+        return super().decode(z) + 0 * self.steps[1]
+"""
+
+
+def test_weights_of_two_names_and_numbers_of_tensors_are_loaded_again(store: Path):
+    (store / "odd.py").write_text(ODD)
+    weights = load_model(train_model("odd.py:Odd", config("odd.py:Odd"))).state_dict()
+    assert torch.equal(weights["again.0.weight"], weights["decoder.0.weight"])
+
+
+@pytest.mark.parametrize("kind", ["object", "torch.Tensor", "dict[str, Base]"])
+def test_a_field_that_no_flag_takes_is_told(store: Path, kind: str):
+    (store / "odd.py").write_text(
+        "import torch\nfrom elbolab.models.vae import VAE, VAEConfig\nclass Base: ...\n"
+        "class OddConfig(VAEConfig, arbitrary_types_allowed=True):\n"
+        f"    thing: {kind} = None\n    '''A thing.'''\nclass Odd(VAE):\n    Config = OddConfig\n"
+    )
+    with pytest.raises(UserError, match=r"^OddConfig.* no flag takes.*; take int, float, bool, str"):
+        cli(["train", "odd.py:Odd"], prog_name="elbolab", standalone_mode=False)

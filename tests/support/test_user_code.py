@@ -151,6 +151,7 @@ def helper(x):
 class Base:
     '''Kept.'''
 class Other(Base): ...
+Base.y = 3
 run = os.environ["no such thing"]
 class Mine(Base):
     x: int = helper(3)
@@ -161,11 +162,12 @@ WIDTH = 5
 if __name__ == "__main__":
     helper = None
 """
-    kept_text = needed(text, "Mine")
+    kept_text = needed([text, "broken = ("], "Mine")
     scope: dict = {}
     exec(kept_text, scope)
     assert scope["Mine"].x == 6.0
     assert scope["WIDTH"] == 5
+    assert scope["Mine"].y == 3
     assert scope["Base"].__doc__ == "Kept."
     assert not {"json", "Other", "run"} & scope.keys()
     assert "print" not in kept_text

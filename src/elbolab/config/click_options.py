@@ -4,20 +4,29 @@ import shlex
 from typing import Any
 
 import click
+from pydantic.errors import PydanticInvalidForJsonSchema
 
 from elbolab.config.base import Settings
+from elbolab.support.errors import UserError, reason
 
 # What a field's JSON schema says, as a person writes it, and as click does.
 BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+REMEDY = "take int, float, bool, str, Path, a Literal, or a tuple of one of them"
 TYPES = {"integer": click.INT, "number": click.FLOAT, "boolean": click.BOOL}
 
 
 def options_of(settings: type[Settings]) -> list[click.Parameter]:
     """A click option for each field: `--latent-dim` and `--latent_dim`, with its type, bounds, default and help."""
     options: list[click.Parameter] = []
-    for name, schema in settings.model_json_schema().get("properties", {}).items():
+    try:
+        properties = settings.model_json_schema().get("properties", {})
+    except PydanticInvalidForJsonSchema as error:
+        raise UserError(f"{settings.__name__} has a field that no flag takes: {reason(error)}; {REMEDY}") from error
+    for name, schema in properties.items():
         field = settings.model_fields[name]
-        kinds = [kind for kind in schema.get("anyOf", [schema]) if kind["type"] != "null"]
+        kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+        if not kinds or not all("type" in kind for kind in kinds):
+            raise UserError(f"{settings.__name__}.{name} is of a type that no flag takes; {REMEDY}")
         many = kinds[0]["type"] == "array"
         # `--sync` says true, and `--sync true` is how `mlflow run -P sync=true` says it.
         is_switch = kinds[0]["type"] == "boolean"

@@ -71,7 +71,13 @@ def _put_together(
     """All images uint8 (N, C, H, W), split after split, and what their white is, where that is known."""
     highs = {split: _highest(f"{what} {_named(split, parts)}", one) for split, (one, _) in parts.items()}
     # Of floats from 0 to 1 it is known what white is.
-    scaled = all(one.dtype.kind == "f" and highs[split] <= 1 for split, (one, _) in parts.items())
+    from_0_to_1 = [split for split, (one, _) in parts.items() if one.dtype.kind == "f" and highs[split] <= 1]
+    scaled = len(from_0_to_1) == len(parts)
+    if from_0_to_1 and not scaled:
+        raise UserError(
+            f"{what} has floats from 0 to 1 in {', '.join(from_0_to_1)} and other pixels in the other splits; bring "
+            "all to one range"
+        )
     if scaled and white not in (None, 1):
         raise UserError(f"{what} has white={white} beside floats from 0 to 1, where white is 1; leave it out")
     white = 255 if scaled else white

@@ -132,6 +132,8 @@ def _items(what: str, items: Iterable[Any]) -> tuple[np.ndarray, np.ndarray | No
                 f"{what} item {row} has an image of shape {image.shape}, and item 0 of {images[0].shape}; bring all to "
                 "one, as by torchvision.transforms.v2.Resize"
             )
+        if images and (image.dtype.kind == "f") != (images[0].dtype.kind == "f"):
+            raise UserError(f"{what} item {row} has pixels of {image.dtype}, and item 0 of {images[0].dtype}; give one")
         images.append(image)
         labels += [label.item() if isinstance(label, Tensor) and label.numel() == 1 else label for label in pair[1:]]
     if not images or len(labels) not in (0, len(images)):

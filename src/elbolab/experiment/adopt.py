@@ -39,18 +39,18 @@ NO_LIKELIHOOD = (
 
 @own_stream()
 @default_settings()
-def adopt(source: str | Path | nn.Module | type[nn.Module], **fields: Any) -> str:
+def adopt(source: str | Path | nn.Module | type[nn.Module], trust: bool = False, **fields: Any) -> str:
     """Make a run of a model that was trained elsewhere, with its origin and digest as tags; returns the run's id.
 
     ``source`` is a folder that pythae or diffusers saved, path/to/file.py:Adapter, or an adapter's class or instance
     (``elbolab.models.adapters.Adapter`` says what is asked of it). ``fields`` are those of AdoptConfig: the dataset and
-    the likelihood under which it is evaluated. Raises UserError where the model cannot be read, or does not take and
-    give images of the dataset.
+    the likelihood under which it is evaluated. Pickles of a folder are executed with ``trust`` only. Raises UserError
+    where the model cannot be read, or does not take and give images of the dataset.
     """
     said = AdoptConfig.parse(fields).model_dump(exclude_none=True)
     base = AdoptedConfig.parse(said)
     data = load_for(base, device := choose_device(base.device))
-    recipe, weights, code = _read(source, data.spec.shape)
+    recipe, weights, code = _read(source, data.spec.shape, trust)
     word = recipe.get("word")
     with kept({} if word is None or code is None else {word: code}):
         model = _made(base.model_copy(update=_of_recipe(recipe, said, source)), weights, data)
@@ -93,7 +93,7 @@ def _made(config: AdoptedConfig, weights: dict[str, Tensor], data: Data) -> Adop
     return model
 
 
-def _read(source: Any, shape: tuple[int, int, int]) -> tuple[Recipe, dict[str, Tensor], Source | None]:
+def _read(source: Any, shape: tuple[int, int, int], trust: bool) -> tuple[Recipe, dict[str, Tensor], Source | None]:
     """The recipe, the weights and the code of what is adopted for images of a shape (C, H, W)."""
     if isinstance(source, nn.Module | type):
         kind = source if isinstance(source, type) else type(source)
@@ -113,7 +113,7 @@ def _read(source: Any, shape: tuple[int, int, int]) -> tuple[Recipe, dict[str, T
     if found is None:
         raise UserError(f"{folder} has neither of {', '.join(SAVED_BY)}, as pythae and diffusers save a model")
     try:
-        return *PACKAGES[found].read(folder, shape), None
+        return *PACKAGES[found].read(folder, shape, trust), None
     except UserError:
         raise
     except Exception as error:
@@ -126,7 +126,7 @@ def _weights(recipe: Recipe) -> dict[str, Tensor]:
     if callable(load := getattr(adapter, "load", None)):
         try:
             load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"{recipe['name']}.load() fails: {failure(error)}") from error
     return adapter.state_dict()
 
@@ -135,7 +135,8 @@ def _tracked(model: Adopted, data: Data, recipe: Recipe) -> str:
     config, package = model.config, recipe["kind"]
     digest = hashlib.sha256()
     for key, value in sorted(model.adapter.state_dict().items()):
-        digest.update(key.encode() + value.cpu().numpy().tobytes())
+        # Numpy has no bfloat16.
+        digest.update(key.encode() + value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     own = {
         **data_tags(data),
         **model.axes,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from elbolab.support.errors import UserError
+from elbolab.support.errors import UserError, shown
 from elbolab.support.user_code import failure, find
 
 Recipe = dict[str, Any]
@@ -49,10 +49,10 @@ class PythaeAdapter(Adapter):
         self.model = getattr(models, recipe["name"])(config, **parts)
 
     @classmethod
-    def read(cls, folder: Path, shape: tuple[int, int, int]) -> tuple[Recipe, dict[str, Tensor]]:
+    def read(cls, folder: Path, shape: tuple[int, int, int], trust: bool) -> tuple[Recipe, dict[str, Tensor]]:
         """The recipe and the weights of a folder that pythae saved; raises UserError where it is not one of ``known``.
 
-        Nets of one's own lie there as pickles, which pythae executes.
+        Nets of one's own lie there as pickles, which pythae executes: only with ``trust``.
         """
         models = _package("pythae.models", cls.package)
         config = json.loads((folder / "model_config.json").read_text())
@@ -61,17 +61,22 @@ class PythaeAdapter(Adapter):
             raise UserError(
                 f"{folder} has a {name or 'model'} of pythae; there are adapters of: {', '.join(cls.known)}"
             )
+        own = [part for part in ("encoder", "decoder") if config.get(f"uses_default_{part}") is not True]
+        if (own or [*folder.glob("*.pkl")]) and not trust:
+            raise UserError(
+                f"{folder} has nets as pickles, which execute code when they are read; add --trust if you trust "
+                "whoever made it, or adopt path/to/file.py:Adapter"
+            )
         model = models.AutoModel.load_from_folder(str(folder))
         parts = {}
-        for part in ("encoder", "decoder"):
-            if not config[f"uses_default_{part}"]:
-                kind = type(getattr(model, part))
-                parts[part] = f"{kind.__module__}:{kind.__qualname__}"
-                if kind.__module__.partition(".")[0] != cls.package:
-                    raise UserError(
-                        f"the {part} of {folder} is {kind.__qualname__}, a class that is kept as a pickle only; write "
-                        "an adapter whose __init__ makes it, and adopt path/to/file.py:Adapter"
-                    )
+        for part in own:
+            kind = type(getattr(model, part))
+            parts[part] = f"{kind.__module__}:{kind.__qualname__}"
+            if kind.__module__.partition(".")[0] != cls.package:
+                raise UserError(
+                    f"the {part} of {folder} is {kind.__qualname__}, a class that is kept as a pickle only; write "
+                    "an adapter whose __init__ makes it, and adopt path/to/file.py:Adapter"
+                )
         return {"kind": cls.package, "name": name, "config": config, "parts": parts}, _within_model(model)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +113,7 @@ class DiffusersAdapter(Adapter):
         self._shape: tuple[int, ...] = tuple(recipe["latent_shape"])
 
     @classmethod
-    def read(cls, folder: Path, shape: tuple[int, int, int]) -> tuple[Recipe, dict[str, Tensor]]:
+    def read(cls, folder: Path, shape: tuple[int, int, int], trust: bool) -> tuple[Recipe, dict[str, Tensor]]:
         """The recipe, for images of a shape (C, H, W), and the weights of a folder of ``save_pretrained``.
 
         Raises UserError where it is no such model.
@@ -148,10 +153,12 @@ def make_adapter(recipe: Recipe) -> nn.Module:
     kind = find(recipe["word"])
     try:
         adapter = kind()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{recipe['name']}() fails: {failure(error)}; it must be made without arguments") from error
     if not isinstance(adapter, nn.Module):
         raise UserError(f"{recipe['name']} is no torch.nn.Module; derive it from that")
+    if (gives := getattr(adapter, "gives", "images")) not in ("images", "logits"):
+        raise UserError(f"{recipe['name']}.gives is {shown(gives)}; it must be 'images' or 'logits'")
     if missing := [part for part in ("encode", "decode") if not callable(getattr(adapter, part, None))]:
         raise UserError(
             f"{recipe['name']} has no {' and no '.join(missing)}; define encode(x), which gives mean and log-variance, "

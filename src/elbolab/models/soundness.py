@@ -5,16 +5,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from elbolab.config.schema import Config
-from elbolab.data.splits import Data, DataSpec
+from elbolab.data.batches import Batch, Data, DataSpec
+from elbolab.models import MODELS
 from elbolab.models.adopted import Adopted
 from elbolab.models.base import Model
 from elbolab.models.latent import LatentModel
 from elbolab.models.neural import DeepLatentModel, EncoderModel
 from elbolab.models.posteriors import Posterior
 from elbolab.support.errors import UserError, shown
-from elbolab.support.user_code import failure, kept
+from elbolab.support.user_code import executed, failure, kept
 
 IMAGES = 2
 
@@ -40,6 +43,8 @@ def refuse_unsound(model: Model, data: Data) -> None:
     """
     name = type(model).__name__
     for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or is_lazy(value):
+            raise UserError(f"{name}.{key} is no dense tensor with values, as a checkpoint keeps; make it one")
         if value.device != model.device:
             where = f"{name}.{key} is on {value.device}, and the model on {model.device}"
             raise UserError(f"{where}; leave it where the model is moved to")
@@ -52,6 +57,7 @@ def refuse_unsound(model: Model, data: Data) -> None:
         model.eval()
         try:
             _refuse_unsound_latent(model, data, name)
+            _refuse_what_is_lost(model, name)
         finally:
             model.train(was_training)
 
@@ -78,6 +84,35 @@ def _refuse_unsound_latent(model: LatentModel, data: Data, name: str) -> None:
         raise UserError(f"{what} gives {shown(type(q).__name__)}, not a Posterior; return self.family.from_rows(...)")
     for part in ("mean", "variance"):
         _refuse_other(f"the {part} of {what}", _called(f"the {part} of {what}", getattr, q, part), (count, dims))
+    if not isinstance(model, Adopted):
+        _refuse_unsound_loss(model, batch, name)
+
+
+def _refuse_unsound_loss(model: LatentModel, batch: Batch, name: str) -> None:
+    terms = _called(f"{name}.terms", model.terms, batch, model.train_samples)
+    _refuse_other(f"{name}.loss", _called(f"{name}.loss", model.loss, terms, 1.0), ())
+    metrics = _called(f"{name}.metrics", model.metrics, terms)
+    for key, value in (*metrics.items(), ("score", _called(f"{name}.score", model.score, terms))):
+        _refuse_other(f"{name}'s {key}", value, (len(batch),))
+    optimizers = _called(f"{name}.optimizers", model.optimizers)
+    if not isinstance(optimizers, list) or not all(isinstance(one, Optimizer) for one in optimizers):
+        raise UserError(f"{name}.optimizers gives {shown(optimizers)}; it must be a list of torch's optimizers")
+
+
+def _refuse_what_is_lost(model: LatentModel, name: str) -> None:
+    """Raise UserError where the model, made anew from its code and its weights, decodes otherwise."""
+    remedy = "keep what it needs as parameters or buffers, and what its code needs in one file"
+    with kept({str(getattr(model.config, field, field)): source for field, source in model.code.items()}):
+        what = f"{name}, made anew from the code that travels,"
+        kind: type[Model] = type(model)
+        if "model" in model.code and MODELS.name_of(kind) not in MODELS:
+            kind = _called(what, executed, model.code["model"])
+        again = _called(what, lambda: kind(model.config, model.spec).to(model.device).eval())
+    _called(what, again.load_state_dict, model.state_dict())
+    z = model.prior.sample((IMAGES,), torch.Generator().manual_seed(0)).to(model.device)
+    one, other = (_called(what, each.decode, z) for each in (model, again))
+    if not torch.allclose(one, other, rtol=1e-3, atol=1e-4):
+        raise UserError(f"{what} decodes otherwise with the same weights; {remedy}")
 
 
 def _refuse_unsound_nets(model: DeepLatentModel, x: Tensor, z: Tensor) -> None:
@@ -93,7 +128,7 @@ def _called(what: str, call: Callable[..., Any], *arguments: Any) -> Any:
         return call(*arguments)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{what} fails: {failure(error)}") from error
 
 

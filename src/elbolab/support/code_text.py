@@ -2,8 +2,11 @@
 
 import ast
 import sys
+import tokenize
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from elbolab.support.errors import UserError
@@ -24,21 +27,38 @@ def add(root: Path, path: Path, files: dict[str, str]) -> None:
     if (name := path.relative_to(root).as_posix()) in files:
         return
     try:
-        files[name] = path.read_text("utf-8")
+        # As Python reads it: a line of the file may name its encoding.
+        with tokenize.open(path) as file:
+            files[name] = file.read()
         tree = ast.parse(files[name], str(path))
     except (OSError, SyntaxError, ValueError) as error:
+        files.pop(name, None)
         raise UserError(f"{path} cannot be read: {failure(error)}") from error
+    follow(root, tree, files)
+
+
+def follow(root: Path, tree: ast.AST, files: dict[str, str]) -> None:
+    """Read the files and packages in ``root`` that a file imports."""
     for module in sorted(_imported(tree)):
         if (file := root / f"{module}.py").is_file():
             add(root, file, files)
-        elif (root / module / "__init__.py").is_file():
+        elif (root / module / "__init__.py").is_file() or _is_namespace(root / module):
             add_package(root, root / module, files)
 
 
 def add_package(root: Path, folder: Path, files: dict[str, str]) -> None:
-    """The same of every file of a package."""
+    """The same of every file of a package that can be read; where another is imported, that fails."""
     for file in sorted(folder.rglob("*.py")):
-        add(root, file, files)
+        with suppress(UserError):
+            add(root, file, files)
+
+
+def _is_namespace(folder: Path) -> bool:
+    """Whether Python takes a folder without __init__.py as a package: no other of that name is installed."""
+    if next(folder.glob("*.py"), None) is None:
+        return False
+    spec = find_spec(folder.name)
+    return spec is None or spec.origin is None
 
 
 def _imported(tree: ast.AST) -> set[str]:
@@ -57,28 +77,32 @@ def classes_of(text: str) -> list[str]:
     return [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
 
 
-def text_of_main(kind: type) -> str:
-    """All that was executed in a notebook, else the script that runs."""
+def cells_of_main(kind: type) -> tuple[list[str], Path]:
+    """The cells that were executed in a notebook, else the script that runs; and the folder that it imports from."""
     if (shell := getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()) is not None:
         # As Python has it: %magic is a call.
-        return "\n".join(shell.history_manager.input_hist_parsed)
+        return list(shell.history_manager.input_hist_parsed), Path.cwd()
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     if file is None:
         raise UserError(f"the code of {kind.__name__} cannot be read; define it in a file or a notebook")
-    return Path(file).read_text("utf-8")
+    with tokenize.open(file) as script:
+        return [script.read()], Path(file).absolute().parent
 
 
-def needed(text: str, name: str) -> str:
-    """The statements at the top of ``text`` that the class ``name`` needs, in their order.
+def needed(cells: Sequence[str], name: str) -> str:
+    """The statements at the top of ``cells`` that the class ``name`` needs, in their order.
 
     A cell is often executed again: the class is the last of its name, and of anything else every binding is kept, each
     text once.
     """
-    statements = [node for node in _statements(text) if not _is_guard(node)]
+    statements = [node for cell in cells for node in _statements(cell) if not _is_guard(node)]
     texts = [ast.unparse(node) for node in statements]
     bound = [set() if own in texts[:place] else _bound(statements[place]) for place, own in enumerate(texts)]
-    kept = {place for place, node in enumerate(statements) if getattr(node, "module", None) == "__future__"}
-    new = {max((place for place, node in enumerate(statements) if name in _bound(node)), default=0)}
+    kept = {place for place, node in enumerate(statements) if _is_always_needed(node)}
+    own = [place for place, node in enumerate(statements) if name in _bound(node)]
+    first = max((place for place in own if isinstance(statements[place], ast.ClassDef)), default=0)
+    # What is added to the class after it, too.
+    new = {place for place in own if place >= first} or {first}
     known = {name}
     while new:
         kept |= new
@@ -90,10 +114,15 @@ def needed(text: str, name: str) -> str:
 
 
 def _statements(text: str) -> list[ast.stmt]:
-    try:
+    # A cell that could not be read was not executed.
+    with suppress(SyntaxError):
         return ast.parse(text).body
-    except SyntaxError as error:
-        raise UserError(f"the code here cannot be read: {failure(error)}; define the class in a file") from error
+    return []
+
+
+def _is_always_needed(node: ast.stmt) -> bool:
+    """Whether it says how all is read, or binds names that it does not name."""
+    return isinstance(node, ast.ImportFrom) and (node.module == "__future__" or node.names[0].name == "*")
 
 
 def _is_guard(node: ast.stmt) -> bool:
@@ -110,6 +139,12 @@ def _bound(node: ast.stmt) -> set[str]:
             found |= {alias.asname or alias.name.partition(".")[0] for alias in part.names}
         elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
             found.add(part.id)
+        elif isinstance(part, ast.Attribute | ast.Subscript) and isinstance(part.ctx, ast.Store):
+            # It changes what the name has.
+            whole = part.value
+            while isinstance(whole, ast.Attribute | ast.Subscript):
+                whole = whole.value
+            found |= {whole.id} if isinstance(whole, ast.Name) else set()
         elif isinstance(part, ast.ClassDef | ast.FunctionDef):
             found.add(part.name)
     return found

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from elbolab.support.code_text import OwnImports, add, add_package, classes_of, failure, needed, text_of_main
+from elbolab.support.code_text import OwnImports, add, add_package, cells_of_main, classes_of, failure, follow, needed
 from elbolab.support.errors import UserError
 
 WORD = re.compile(r"(?P<file>.+\.py):(?P<name>[^:/\\]+)", re.DOTALL)
@@ -144,6 +144,13 @@ def refuse_untrusted(source: Source, trust: "Trust") -> None:
         raise UserError(f"{source}, which came with the model, is not the code of {found}; {remedy}")
 
 
+def executed(source: Source) -> Any:
+    """What the text of ``source`` defines, also where a class of this process is known for it; raises what that does."""
+    _sources.setdefault(digest := source.digest, source)
+    __import__(module := _module_name(digest, source.file))
+    return getattr(sys.modules[module], source.name)
+
+
 def is_known(source: Source) -> bool:
     """Whether this very code was executed in this process, or handed over to it."""
     return source.digest in _objects
@@ -168,7 +175,10 @@ def of_class(kind: type) -> Source:
     if kind.__module__ != "__main__" and file is not None:
         source = _of_file(Path(file), kind.__name__)
     else:
-        source = Source(MAIN, kind.__name__, {MAIN: needed(text_of_main(kind), kind.__name__)})
+        cells, root = cells_of_main(kind)
+        files = {MAIN: needed(cells, kind.__name__)}
+        follow(root, ast.parse(files[MAIN]), files)
+        source = Source(MAIN, kind.__name__, files)
         # Else it would fail only where it is loaded, after the hours of a training.
         load(source, " by itself, so that it could not be loaded again; define it in a file")
     _sources[source.digest], _objects[source.digest] = source, kind

@@ -21,7 +21,7 @@ from elbolab.support.atomic_files import replace
 from elbolab.support.errors import UserError
 from elbolab.support.random_streams import OwnGenerator
 from elbolab.support.torch_settings import default_settings
-from elbolab.support.user_code import Source, Trust, kept, load, refuse_untrusted
+from elbolab.support.user_code import Source, Trust, failure, kept, load, refuse_untrusted
 
 
 def save_checkpoint(path: Path, model: Model, epoch: int, weights: dict[str, Tensor] | None = None) -> None:
@@ -62,12 +62,17 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu", trust: Trust
             kind = MODELS.checked(load(code["model"]), name) if "model" in code else MODELS[name]
             config = kind.Config.parse(with_depth(header["config"]))
             spec = TypeAdapter(DataSpec).validate_python(header["spec"])
-            with torch.device("meta"):
+            # Code that is trusted may want numbers of its weights, which there are none of on "meta".
+            with torch.device("cpu" if code else "meta"), OwnGenerator():
                 described = {key: value.shape for key, value in kind(config, spec).state_dict().items()}
             if described != {key: value.shape for key, value in weights.items()}:
                 raise UserError(f"its weights are not those of the {header['model']} that its header describes")
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise _none(path, error) from error
+        except Exception as error:
+            if not code:
+                raise
+            raise UserError(f"the code that came with {name} fails: {failure(error)}") from error
         with OwnGenerator():
             model = kind(config, spec)
         # What it was loaded from, and not what files say later.
@@ -110,7 +115,7 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Non
 
     Raises UserError where it cannot be written.
     """
-    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    tensors = _apart({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     text = json.dumps(header)
     part = path.with_name(path.name + ".part")
     try:
@@ -118,6 +123,17 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Non
         replace(part, path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be written: {error}; what was written before is as it was") from error
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same, each in memory of its own, as safetensors wants them: weights of two names are kept twice."""
+    seen = set[int]()
+    found = {}
+    for key, value in tensors.items():
+        where = value.untyped_storage().data_ptr()
+        found[key] = value.clone() if where in seen and value.numel() else value
+        seen.add(where)
+    return found
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -292,7 +292,7 @@ def test_pickles_of_a_folder_are_read_where_it_is_trusted(store: Path):
     from pythae.models import VAE, VAEConfig
     from pythae.models.nn.default_architectures import Encoder_VAE_MLP
 
-    config = VAEConfig(input_dim=(1, 28, 28), latent_dim=3)
+    config: Any = VAEConfig(input_dim=(1, 28, 28), latent_dim=3)
     VAE(config, encoder=Encoder_VAE_MLP(config)).save("own")
     with pytest.raises(UserError, match=r"^own has nets as pickles, which execute code when they are read; add"):
         adopt("own", **SIZES)

@@ -145,7 +145,7 @@ def refuse_untrusted(source: Source, trust: "Trust") -> None:
 
 
 def executed(source: Source) -> Any:
-    """What the text of ``source`` defines, also where a class of this process is known for it; raises what that does."""
+    """What the text of ``source`` defines, also where a class of this process is known for it."""
     _sources.setdefault(digest := source.digest, source)
     __import__(module := _module_name(digest, source.file))
     return getattr(sys.modules[module], source.name)

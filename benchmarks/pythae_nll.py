@@ -3,7 +3,7 @@
     pip install 'elbolab[pythae]'
     OMP_NUM_THREADS=1 python benchmarks/pythae_nll.py
 
-Prints tables in Markdown, after two to three minutes on one core. get_nll returns the mean over the images that it
+Prints tables in Markdown, after about two minutes on one core. get_nll returns the mean over the images that it
 gets, so that it is called with one image at a time. Every figure has three seeds.
 """
 

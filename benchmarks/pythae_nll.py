@@ -3,7 +3,7 @@
     pip install 'elbolab[pythae]'
     OMP_NUM_THREADS=1 python benchmarks/pythae_nll.py
 
-Prints tables in Markdown, after two to three minutes on one core. get_nll returns the mean over the images that it
+Prints tables in Markdown, after about two minutes on one core. get_nll returns the mean over the images that it
 gets, so that it is called with one image at a time. Every figure has three seeds.
 """
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ def main() -> None:
         table(model, saved, binary, [*SETTINGS, LARGE], {"likelihood": "bernoulli", "binarise": "half"})
 
 
-def train(data: Data, loss: Any) -> tuple[Any, str]:
+def train(data: Data, loss: Literal["mse", "bce"]) -> tuple[Any, str]:
     """A VAE of pythae's own nets and trainer, at its epoch of best validation loss, and the folder that it is in."""
     from pythae.models import VAE, AutoModel, VAEConfig
     from pythae.pipelines import TrainingPipeline
@@ -76,9 +76,9 @@ def train(data: Data, loss: Any) -> tuple[Any, str]:
     torch.manual_seed(0)
     model = VAE(VAEConfig(input_dim=data.spec.shape, latent_dim=LATENT_DIM, reconstruction_loss=loss))
     config = BaseTrainerConfig(output_dir=loss, num_epochs=EPOCHS, learning_rate=1e-3, no_cuda=True)
-    train_x, val_x = (split.batch(torch.arange(len(split))).x for split in (data.train, data.val))
+    images, held_out = (split.batch(torch.arange(len(split))).x for split in (data.train, data.val))
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-        TrainingPipeline(model=model, training_config=config)(train_x, val_x)
+        TrainingPipeline(model=model, training_config=config)(train_data=images, eval_data=held_out)
     saved = str(next(Path(loss).glob("*/final_model")))
     return AutoModel.load_from_folder(saved).eval(), saved
 

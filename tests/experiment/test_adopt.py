@@ -21,6 +21,7 @@ from elbolab.data.splits import load_data
 from elbolab.evaluation.log_likelihood import estimate_log_px
 from elbolab.experiment.adopt import adopt
 from elbolab.experiment.evaluate import evaluate_run
+from elbolab.experiment.train import resume
 from elbolab.explorer.page import explore
 from elbolab.models.adopted import Adopted
 from elbolab.registry.packaging import load_model
@@ -109,6 +110,8 @@ def test_a_model_of_pythae_is_the_same_density_here(store: Path, folders: dict[s
 
 def test_what_is_adopted_is_evaluated_explored_registered_and_served(store: Path, folders: dict[str, Path]):
     run, model = adopted(str(folders["VAE"]), sigma=0.4, name="theirs")
+    with pytest.raises(UserError, match=rf"^run {run} is adopted, and is not trained here"):
+        resume(run, "vae", {}, new_run=True)
     found = evaluate_run(run, FEW)
     assert "test/log_px" in found
     page = explore([run], ExploreConfig(images=10, out=store / "page.html"))
@@ -209,9 +212,9 @@ def test_the_adapter_of_the_page_is_adopted(store: Path):
     found = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert found is not None
     (store / "page.py").write_text(found[1])
-    module = user_code.find("page.py:Mine")()
-    torch.save(module.state_dict(), "mine.pt")
-    _, model = adopted("page.py:Mine", sigma=0.3)
+    module = user_code.find("page.py:Adapter")()
+    torch.save(module.state_dict(), "weights.pt")
+    _, model = adopted("page.py:Adapter", sigma=0.3)
     z = torch.randn(2, 16)
     assert torch.equal(model.decode(z), module.decode(z))
 
@@ -272,6 +275,8 @@ def test_what_cannot_be_adopted_is_one_line(store: Path, folders: dict[str, Path
     Path("other/model_config.json").write_text(json.dumps({"name": "VQVAEConfig"}))
     Path("unet").mkdir()
     Path("unet/config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    Path("weightless").mkdir()
+    Path("weightless/model_config.json").write_text((folders["VAE"] / "model_config.json").read_text())
     Path("torn").mkdir()
     Path("torn/model_config.json").write_text("{")
     for source, message in (
@@ -279,11 +284,15 @@ def test_what_cannot_be_adopted_is_one_line(store: Path, folders: dict[str, Path
         ("empty", r"^empty has neither of model_config\.json, config\.json"),
         ("other", r"^other has a VQVAE of pythae; there are adapters of: VAE, BetaVAE, IWAE, VAMP"),
         ("unet", r"^unet has a UNet2DModel of diffusers; there are adapters of: AutoencoderKL"),
+        (".", r"^\. has neither of model_config\.json, config\.json.*; there is one in \./(torn|unet|other)"),
+        ("weightless", r"^weightless has no model\.pt"),
         ("torn", r"^torn cannot be read as a model of pythae: JSONDecodeError"),
     ):
         with pytest.raises(UserError, match=message):
             adopt(source, **SIZES)
     np.savez("other_shape.npz", images=np.random.default_rng(0).integers(0, 255, (40, 16, 16), np.uint8))
+    with pytest.raises(UserError, match=r"^name='vae' is the name of a model of elbolab's own"):
+        adopt(str(folders["VAE"]), name="vae", **SIZES)
     with pytest.raises(UserError, match=r"final_model does not encode images \(1, 16, 16\) of .*RuntimeError"):
         adopt(str(folders["VAE"]), dataset="npz:other_shape.npz")
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from elbolab.config.click_options import command_line
 from elbolab.data.batches import Data
 from elbolab.experiment.loading import choose_device, data_tags, load_for
-from elbolab.models import params_of
+from elbolab.models import MODELS, params_of
 from elbolab.models.adapters import PACKAGES, Recipe, encoded, make_adapter
-from elbolab.models.adopted import AdoptConfig, Adopted, AdoptedConfig
+from elbolab.models.adopted import SAID, AdoptConfig, Adopted, AdoptedConfig
 from elbolab.models.soundness import refuse_unsound
 from elbolab.registry.packaging import log_model
 from elbolab.support.errors import UserError
@@ -48,6 +48,8 @@ def adopt(source: str | Path | nn.Module | type[nn.Module], trust: bool = False,
     where the model cannot be read, or does not take and give images of the dataset.
     """
     said = AdoptConfig.parse(fields).model_dump(exclude_none=True)
+    if (name := said.get("name")) in MODELS:
+        raise UserError(f"name={name!r} is the name of a model of elbolab's own; take another")
     base = AdoptedConfig.parse(said)
     data = load_for(base, device := choose_device(base.device))
     recipe, weights, code = _read(source, data.spec.shape, trust)
@@ -111,7 +113,9 @@ def _read(source: Any, shape: tuple[int, int, int], trust: bool) -> tuple[Recipe
         raise UserError(f"{source} is no folder and no path/to/file.py:Adapter; name what is to be adopted")
     found = next((package for file, package in SAVED_BY.items() if (folder / file).is_file()), None)
     if found is None:
-        raise UserError(f"{folder} has neither of {', '.join(SAVED_BY)}, as pythae and diffusers save a model")
+        below = next((file.parent for name in SAVED_BY for file in sorted(folder.rglob(name))), None)
+        there = "" if below is None else f"; there is one in {folder}/{below.relative_to(folder)}"
+        raise UserError(f"{folder} has neither of {', '.join(SAVED_BY)}, as pythae and diffusers save a model{there}")
     try:
         return *PACKAGES[found].read(folder, shape, trust), None
     except UserError:
@@ -163,7 +167,9 @@ def _tracked(model: Adopted, data: Data, recipe: Recipe) -> str:
 
 def _description(model: Adopted, package: str) -> str:
     config = model.config
-    fields = {name: getattr(config, name) for name in ("dataset", "likelihood", "sigma")}
+    usual = AdoptConfig().params()
+    said = {name: value for name, value in config.params().items() if name in SAID and value != usual.get(name)}
+    fields = {"name": config.name, **said}
     note = f"\n\n{NO_LIKELIHOOD[:1].upper()}{NO_LIKELIHOOD[1:]}." if package == "diffusers" else ""
     command = command_line("adopt", config.origin, **fields)
     return f"A model that was trained elsewhere, adopted from {config.origin}.{note}\n\n    {command}"

@@ -23,7 +23,7 @@ from elbolab.support.user_code import Source, kept, load
 from elbolab.tracking import run as tracking
 from elbolab.tracking.code import keep_code, read_code
 from elbolab.tracking.journal import read_state
-from elbolab.tracking.keys import CODE, CONVERGED, SOURCES
+from elbolab.tracking.keys import ADOPTED, CODE, CONVERGED, SOURCES
 from elbolab.tracking.meant_runs import LATEST, brief
 from elbolab.tracking.offline import UNFINISHED, begun, find_unfinished
 from elbolab.tracking.run_names import find_id, find_training
@@ -171,6 +171,8 @@ def resume(asked: str, model: str | None = None, fields: dict[str, Any] | None =
     else:
         run = find_training(asked, any_status=True)
         params, tags, run_id = run.params, run.tags, run.id
+    if ADOPTED in tags:
+        raise UserError(f"run {run_id} is adopted, and is not trained here; name a run that elbolab has trained")
     params = with_added(params)
     name, code = params["model"], {} if folder is None else read_code(folder)
     # Of a run that is resumed the code with which it began, whatever files say now.

@@ -61,6 +61,8 @@ class PythaeAdapter(Adapter):
             raise UserError(
                 f"{folder} has a {name or 'model'} of pythae; there are adapters of: {', '.join(cls.known)}"
             )
+        if not (folder / "model.pt").is_file():
+            raise UserError(f"{folder} has no model.pt, in which pythae keeps the weights; name the folder that has it")
         own = [part for part in ("encoder", "decoder") if config.get(f"uses_default_{part}") is not True]
         if (own or [*folder.glob("*.pkl")]) and not trust:
             raise UserError(

@@ -115,7 +115,10 @@ def unconverged(entries: Sequence[Entry]) -> list[Missing]:
     notices = []
     for entry in [entry for entry in entries if not entry.converged]:
         if entry.origin:
-            text = f"{entry.label} was trained elsewhere ({entry.origin}): whether it has converged is not known."
+            text = (
+                f"{entry.label} was trained elsewhere ({entry.origin}): on which images, and whether it has converged,"
+            )
+            text += " is not known."
             notices.append(Missing(f"{text} Nothing here ranks it.", "", "Adopted"))
             continue
         # Of several seeds the first that is to go on.

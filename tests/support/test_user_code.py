@@ -162,7 +162,7 @@ WIDTH = 5
 if __name__ == "__main__":
     helper = None
 """
-    kept_text = needed([text, "broken = ("], "Mine")
+    kept_text = needed(["import sys", text, "broken = ("], "Mine")
     scope: dict = {}
     exec(kept_text, scope)
     assert scope["Mine"].x == 6.0

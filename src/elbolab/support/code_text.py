@@ -110,7 +110,9 @@ def needed(cells: Sequence[str], name: str) -> str:
         wanted = {node.id for node in nodes if isinstance(node.ctx, ast.Load)} - known
         known |= wanted
         new = {place for place, names in enumerate(bound) if names & wanted} - kept
-    return "\n\n".join(texts[place] for place in sorted(kept)) + "\n"
+    # Python wants those of __future__ first.
+    order = sorted(kept, key=lambda place: (getattr(statements[place], "module", None) != "__future__", place))
+    return "\n\n".join(texts[place] for place in order) + "\n"
 
 
 def _statements(text: str) -> list[ast.stmt]:

@@ -115,11 +115,8 @@ def unconverged(entries: Sequence[Entry]) -> list[Missing]:
     notices = []
     for entry in [entry for entry in entries if not entry.converged]:
         if entry.origin:
-            text = (
-                f"{entry.label} was trained elsewhere ({entry.origin}): on which images, and whether it has converged,"
-            )
-            text += " is not known."
-            notices.append(Missing(f"{text} Nothing here ranks it.", "", "Adopted"))
+            text = f"{entry.label} was trained elsewhere ({entry.origin}): on which images is not known, nor whether it"
+            notices.append(Missing(f"{text} has converged. Nothing here ranks it.", "", "Adopted"))
             continue
         # Of several seeds the first that is to go on.
         run = next(run for run in entry.runs if run.tags.get(CONVERGED) != "true")

@@ -98,6 +98,7 @@ def work_on_ray(job: Job, parent: str, config: StudyConfig) -> None:
         from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
         raise UserError("executor='ray' needs Ray; pip install 'elbolab[ray]'") from error
+    was_there = ray.is_initialized()
     try:
         ray.init(address=config.address, ignore_reinit_error=True, log_to_driver=True, include_dashboard=False)
     except (ConnectionError, ValueError) as error:
@@ -140,6 +141,9 @@ def work_on_ray(job: Job, parent: str, config: StudyConfig) -> None:
         # An interrupted trial is queued again by its worker.
         if pending:
             ray.wait(pending, num_returns=len(pending), timeout=30)
+        # It prints what its nodes say, on standard output, whose last line is the run's id.
+        if not was_there:
+            ray.shutdown()
 
 
 def _one_trial(job: Job, parent: str, environment: dict[str, str]) -> None:

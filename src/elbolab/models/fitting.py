@@ -34,12 +34,12 @@ def fit_posterior(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for _ in range(steps):
         with torch.enable_grad(), model.as_in_training():
-            bound = model.bound(x, type(start)(*free), samples, generator)
+            bound = model.bound(x, start.with_tensors(free), samples, generator)
             bound.sum().neg().backward(inputs=free)
         adam.step()
         adam.zero_grad()
         schedule.step()
-    return type(start)(*free).detach()
+    return start.with_tensors(free).detach()
 
 
 def fit_anew(
@@ -60,4 +60,4 @@ def choose(candidates: Sequence[Q], scores: Tensor) -> Q:
     """For each of B images the candidate of the highest score, (N, B) for N candidates of one family."""
     own = scores.argmax(0), torch.arange(scores.shape[1], device=scores.device)
     stacked = (torch.stack(values) for values in zip(*(q.tensors for q in candidates), strict=True))
-    return type(candidates[0])(*(values[own] for values in stacked))
+    return candidates[0].with_tensors(values[own] for values in stacked)

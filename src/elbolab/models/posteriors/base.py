@@ -1,8 +1,8 @@
 """The contract of a family of posteriors q(z | x)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -22,7 +22,8 @@ class Density(Protocol):
 class Posterior(ABC):
     """A distribution of z (D,) for each of B images: a frozen dataclass of unconstrained tensors (B, ...).
 
-    Whatever optimises a posterior may move its tensors freely.
+    Whatever optimises a posterior may move its tensors freely. Fields that are no tensors, such as a net, are shared by
+    all images.
     """
 
     mean: Tensor
@@ -87,7 +88,16 @@ class Posterior(ABC):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that make it, in the order of the constructor, (B, ...) each."""
-        return tuple(getattr(self, field.name) for field in fields(self))  # pyright: ignore[reportArgumentType]
+        return tuple(getattr(self, name) for name in self._names)
+
+    @property
+    def _names(self) -> list[str]:
+        names = [field.name for field in fields(self)]  # pyright: ignore[reportArgumentType]
+        return [name for name in names if isinstance(getattr(self, name), Tensor)]
+
+    def with_tensors(self, values: Iterable[Tensor]) -> Self:
+        """The posteriors that have these in place of ``tensors``."""
+        return replace(self, **dict(zip(self._names, values, strict=True)))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     @property
     def rows(self) -> Tensor:
@@ -102,19 +112,19 @@ class Posterior(ABC):
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
         """The posteriors of all images of ``parts``, which are of one family."""
-        return cls(*map(torch.cat, zip(*(part.tensors for part in parts), strict=True)))
+        return parts[0].with_tensors(map(torch.cat, zip(*(part.tensors for part in parts), strict=True)))
 
     def detach(self) -> Self:
         """The same without gradients."""
-        return type(self)(*(value.detach() for value in self.tensors))
+        return self.with_tensors(value.detach() for value in self.tensors)
 
     def double(self) -> Self:
         """The same in double precision."""
-        return type(self)(*(value.double() for value in self.tensors))
+        return self.with_tensors(value.double() for value in self.tensors)
 
     def __getitem__(self, rows: Any) -> Self:
         """The posteriors of these images."""
-        return type(self)(*(value[rows] for value in self.tensors))
+        return self.with_tensors(value[rows] for value in self.tensors)
 
     def __len__(self) -> int:
         return len(self.tensors[0])

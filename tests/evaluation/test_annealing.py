@@ -1,8 +1,10 @@
 """Annealed importance sampling, bounds from both sides and the inference gap, against a decoder that is exact."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import batch_of, linear_gaussian, trained
@@ -14,7 +16,7 @@ from elbolab.evaluation.annealing import ACCEPTANCE, PriorStart, annealed_estima
 from elbolab.evaluation.importance_sampling import importance_estimate
 from elbolab.evaluation.inference_gap import best_of_family, gap
 from elbolab.evaluation.likelihood import likelihood
-from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.models.posteriors import POSTERIORS, DiagonalGaussian
 from elbolab.models.posteriors.full import FullGaussian
 from elbolab.models.ppca import PPCA, PPCAConfig
 from elbolab.support.errors import UserError
@@ -205,6 +207,28 @@ def test_without_chains_from_the_prior_the_gap_is_below_the_quoted_log_px(digits
         assert parts[0] + parts[1] == pytest.approx(parts[2])
         assert f"{split}/log_px_ais" not in found.metrics
     assert not [key for key in found.metrics if key.startswith("simulated/")]
+
+
+def test_the_approximation_gap_shrinks_from_family_to_family(digits: Data):
+    model = trained("vae", digits, latent_dim=6, net="mlp", hidden=32, activation="tanh", epochs=20)
+    values = {"images": 12, "gap_images": 12, "samples": 2000, "ais_distributions": 0, "local_steps": 400}
+    found = gap(Evaluation(model, digits, EvaluateConfig.parse({**values, "local_family": "all"})))
+    table, quoted = found.files["gap.parquet"], found.metrics
+    gaps = {name: table[f"approximation_gap_of_{name}"] for name in POSTERIORS}
+    # The model's own family is one of them, and each that follows has the one before within it, from which it starts.
+    pd.testing.assert_series_equal(gaps["diagonal"], table.approximation_gap, check_names=False)
+    for narrow, wide in pairwise(POSTERIORS):
+        assert (gaps[wide] < gaps[narrow] + 0.05).all()
+        assert gaps[wide].mean() < gaps[narrow].mean() + 0.005
+    # Of so small a net the posteriors are nearly Gaussian, but correlated.
+    for split in ("train", "test"):
+        of = {name: quoted[f"{split}/approximation_gap_of_{name}"] for name in POSTERIORS}
+        assert -0.1 < of["flow"] < 0.8 * of["diagonal"]
+        bounds = {name: quoted[f"{split}/elbo_best_of_{name}"] for name in POSTERIORS}
+        assert bounds["full"] - bounds["diagonal"] == pytest.approx(of["diagonal"] - of["full"], abs=1e-3)
+    alone = gap(Evaluation(model, digits, EvaluateConfig.parse(values)))
+    assert alone.metrics["test/elbo_best"] == quoted["test/elbo_best"]
+    assert not [key for key in alone.metrics if "_of_" in key]
 
 
 def test_one_distribution_is_refused():

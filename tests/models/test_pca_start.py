@@ -62,7 +62,7 @@ def test_their_loss_is_that_of_the_decoder_and_that_of_the_encoder_each_with_its
     torch.manual_seed(1)
     z = exact(model, digits).posterior(batch).sample(1)
     # Of the encoder alone: no refinement, and nothing through the decoder.
-    nll = -model.encoded(batch).log_prob(z).mean()
+    nll = -model.encode(batch.x).log_prob(z).mean()
     torch.testing.assert_close(loss, nll - terms.log_px_z.mean())
     for own, expected in (("decoder", -terms.log_px_z.mean()), ("encoder", nll)):
         for got, wanted in zip(gradients(model, loss, own), gradients(model, expected, own), strict=True):

@@ -30,6 +30,7 @@ from elbolab.data.splits import Data, load_data
 from elbolab.experiment.evaluate import protocol
 from elbolab.models.base import Model
 from elbolab.models.latent import LatentModel
+from elbolab.models.priors import PRIORS
 from elbolab.support.errors import UserError
 from elbolab.support.statistics import mean_and_half_width
 from elbolab.tracking import artifacts, mlflow_reader
@@ -630,3 +631,25 @@ def test_a_killed_worker_costs_its_trial_a_retry_and_nothing_else(store: Path):
     runs = children(out.split()[-1])
     assert Counter(run.info.status for run in runs.values()) == {"FINISHED": 4, "FAILED": 1}
     assert runs[lost.number].data.tags["failure"] == DIED
+
+
+def test_a_search_of_priors_has_those_that_the_model_can_have():
+    vae, table = (Study(model=name, search=("prior",)).space["prior"] for name in ("vae", "latent_opt"))
+    assert vae.choices == tuple(PRIORS)  # pyright: ignore[reportAttributeAccessIssue]
+    assert table.choices == ("normal", "mixture", "flow")  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(UserError, match="has no encoder; choose one of normal, mixture, flow"):
+        Study.parse({"model": "latent_opt", "search": ["prior"], "narrow": {"prior": ["normal", "vamp"]}})
+
+
+def test_a_search_goes_on_with_the_choices_that_it_began_with():
+    study = optuna.create_study()
+    study.add_trial(
+        optuna.trial.create_trial(
+            params={"prior": "mixture"},
+            distributions={"prior": optuna.distributions.CategoricalDistribution(["normal", "mixture"])},
+            value=1.0,
+        )
+    )
+    search = Study(model="vae", search=("prior",))
+    found = [search.suggest(study.ask()) for _ in range(12)]
+    assert {config.prior for config in found} <= {"normal", "mixture"}  # pyright: ignore[reportAttributeAccessIssue]

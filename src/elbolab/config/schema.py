@@ -117,8 +117,10 @@ class GapConfig(Settings):
     ais_start: Literal["prior", "q"] = "prior"
     """Where the chains begin."""
     local_start: Literal["both", "prior", "q"] = "both"
-    """Where the search for the best posterior of each image, in the model's own family, begins; of two searches the
-    better counts."""
+    """Where the search for the best posterior of each image begins; of two searches the better counts."""
+    local_family: Literal["own", "all"] = "own"
+    """In which families of posteriors it is searched: the model's own, or beside it every family that there is, each
+    search from what the one before found."""
     local_steps: Annotated[int, Field(gt=0)] = 1000
     """Adam steps of that search."""
     local_lr: Annotated[float, Field(gt=0)] = 0.03

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 
 import pandas as pd
 import torch
@@ -18,7 +19,7 @@ from elbolab.evaluation.split_means import split_mean
 from elbolab.evaluation.weights import Estimate
 from elbolab.models.fitting import Q, choose, fit_posterior
 from elbolab.models.latent import LatentModel
-from elbolab.models.posteriors import Posterior
+from elbolab.models.posteriors import POSTERIORS, Posterior
 from elbolab.support.counters import counted
 
 # All chains of so many images are one batch.
@@ -31,8 +32,9 @@ def gap(evaluation: Evaluation) -> Results:
     log p(x) is the estimate that is quoted (or exact). With ``ais_distributions`` it is annealed from the prior too,
     and the larger counts: both are lower bounds in expectation, the larger a little too high where they are close.
     Bidirectional Monte Carlo on images that the model makes then says how tight AIS is. q is the model's own, q* the
-    best member of its family that local optimisation finds, or q where that is better; in nats. Means are over the
-    whole split, by regression on the ELBO of every image.
+    best member of its family that local optimisation finds, or q where that is better; in nats. With
+    ``local_family=all`` the same is found in every family. Means are over the whole split, by regression on the ELBO of
+    every image.
     """
     model, config = evaluation.model, evaluation.config
     if not isinstance(model, LatentModel) or not config.gap_images:
@@ -56,6 +58,10 @@ def gap(evaluation: Evaluation) -> Results:
                 if annealed or metric is not m.LOG_PX_AIS:
                     key = (m.STORED[metric] if stored else metric).at(str(split))
                     metrics |= with_error(key, *split_mean(pd.Series(part[column]), known))
+            if not stored and config.local_family == "all":
+                for family, metric in product(POSTERIORS, (m.ELBO_BEST_OF, m.APPROXIMATION_GAP_OF)):
+                    key = metric.at(str(split), FAMILY=family)
+                    metrics |= with_error(key, *split_mean(pd.Series(part[key.partition("/")[2]]), known))
     tags = {
         "evaluation.ais": f"{config.ais_chains} chains, {config.ais_distributions} distributions, "
         f"{config.ais_leapfrog} leapfrog steps, {config.ais_schedule} schedule, from {config.ais_start}, "
@@ -63,7 +69,7 @@ def gap(evaluation: Evaluation) -> Results:
         if annealed
         else f"none, {config.gap_images} images, seed {config.seed}",
         "evaluation.local_optimisation": f"{config.local_steps} Adam steps at rate {config.local_lr:g} falling to 0, "
-        f"{config.local_samples} samples, start: {config.local_start}",
+        f"{config.local_samples} samples, start: {config.local_start}, families: {config.local_family}",
     }
     return Results(metrics, tags, {"gap.parquet": table})
 
@@ -85,6 +91,24 @@ def best_of_family(
     ]
     found += known
     return choose(found, torch.stack([log_weights(model, x, q, config.samples, generator).mean(0) for q in found]))
+
+
+def _in_every_family(
+    model: LatentModel, x: Tensor, best: Posterior, config: EvaluateConfig, generator: torch.Generator | None
+) -> dict[str, Posterior]:
+    """q* of each family, where ``best`` is that of the model's own: a search begins at what the family before, which is
+    narrower, has found.
+    """
+    found: dict[str, Posterior] = {}
+    narrower = best
+    for name, family in POSTERIORS.items():
+        if not isinstance(best, family):
+            start = family.of(narrower)
+            found[name] = best_of_family(model, x, [start], config, generator, known=[start])
+        else:
+            found[name] = best
+        narrower = found[name]
+    return found
 
 
 def _chosen(evaluation: Evaluation, split: str) -> Iterator[tuple[Batch, dict[str, Posterior]]]:
@@ -127,14 +151,21 @@ def _rows(
         ais = annealed_estimate(model, x, start, config, generator)
         # A closed form is not to be beaten by the noise of an estimate.
         log_px = quoted if model.exact_log_px(x) is not None else torch.maximum(ais.log_px, quoted)
+    bests = _in_every_family(model, x, best, config, generator) if config.local_family == "all" else {}
     # New samples judge q*, since the best of noisy values is above its expectation, and q the same, whose noise then
     # is no part of the difference.
     fresh = generator.get_state()
-    elbo_best = log_weights(model, x, best, config.samples, generator).mean(0)
-    elbos = {}
-    for name, each in posteriors.items():
+
+    def judged(each: Posterior) -> Tensor:
         generator.set_state(fresh)
-        elbos[name] = log_weights(model, x, each, config.samples, generator).mean(0)
+        return log_weights(model, x, each, config.samples, generator).mean(0)
+
+    elbo_best, elbos = judged(best), {name: judged(each) for name, each in posteriors.items()}
+    in_families: dict[str, Tensor] = {}
+    for family, each in bests.items():
+        bound = judged(each)
+        in_families |= {m.ELBO_BEST_OF.name.format(FAMILY=family): bound}
+        in_families |= {m.APPROXIMATION_GAP_OF.name.format(FAMILY=family): log_px - bound}
     assert ais.acceptance is not None
     frames = []
     for name, elbo in elbos.items():
@@ -149,6 +180,7 @@ def _rows(
             "approximation_gap": log_px - elbo_best,
             "amortization_gap": elbo_best - elbo,
             "inference_gap": log_px - elbo,
+            **in_families,
         }
         frames.append(image_rows(batch, name, columns))
     return pd.concat(frames, ignore_index=True)

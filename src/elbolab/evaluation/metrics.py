@@ -9,7 +9,7 @@ from elbolab.support.statistics import is_unreliable
 
 TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
 EPOCHS, GAP, SIMULATED = (TRAIN, VAL), (TRAIN, TEST), "simulated"
-PLACES = {"D": r"\d+", "N": r"(own|\d+)", "NAME": r"\w+"}
+PLACES = {"D": r"\d+", "N": r"(own|\d+)", "NAME": r"\w+", "FAMILY": r"[a-z]+"}
 """What may stand at a place of a name."""
 
 
@@ -211,6 +211,13 @@ ELBO_BEST = Metric(
 GAP_ELBO = Metric("gap_elbo", "L[q]", "nats", "maximize", "and under q", "", GAP, SE)
 APPROXIMATION_GAP = Metric(
     "approximation_gap", "Approximation", "nats", "minimize", "log p(x) - L[q*]", "Cremer et al. 2018, eq. 6", GAP, SE
+)
+ELBO_BEST_OF = replace(
+    ELBO_BEST, name="elbo_best_of_{FAMILY}", label="L[q*]",
+    meaning="with `local_family=all`: the same of each family of posteriors, whichever is the model's",
+)  # fmt: skip
+APPROXIMATION_GAP_OF = replace(
+    APPROXIMATION_GAP, name="approximation_gap_of_{FAMILY}", meaning="and log p(x) less that"
 )
 AMORTIZATION_GAP = Metric(
     "amortization_gap", "Amortization", "nats", "minimize", "L[q*] - L[q]", "Cremer et al. 2018, eq. 7", GAP, SE

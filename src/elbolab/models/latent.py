@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -38,10 +38,24 @@ class LatentConfig(Config):
     sigma: Annotated[float, Field(gt=0), FloatRange(0.05, 1.0, log=True)] = 0.4
     """Standard deviation of the gaussian observation model, in units of the pixel range."""
     prior: Annotated[Literal[tuple(PRIORS)], Choices(tuple(PRIORS))] = "normal"  # pyright: ignore
-    """Prior p(z): normal is N(0, I), mixture a mixture of Gaussians that is trained with the decoder."""
+    """Prior p(z): N(0, I), or one that is trained with the decoder: a mixture of Gaussians, vamp, which mixes the
+    encoder's posteriors of trained pseudo-inputs, or a normalising flow."""
     posterior: Annotated[Literal[tuple(POSTERIORS)], Choices(tuple(POSTERIORS))] = "diagonal"  # pyright: ignore
-    """Family of the posteriors q(z | x): Gaussians with a diagonal covariance, or with a full one, which takes
-    D (D + 3) / 2 numbers an image for D latent dimensions."""
+    """Family of the posteriors q(z | x): Gaussians with a diagonal covariance; with a full one, which takes
+    D (D + 3) / 2 numbers an image for D latent dimensions; or a flow, a full one that affine couplings bend."""
+
+    has_encoder: ClassVar[bool] = False
+    """Whether models of this config have an encoder."""
+
+    @model_validator(mode="after")
+    def _prior_of_an_encoder(self) -> Self:
+        if PRIORS[self.prior].needs_encoder and not self.has_encoder:
+            others = ", ".join(name for name in PRIORS if not PRIORS[name].needs_encoder)
+            raise ValueError(
+                f"prior={self.prior!r} is made of an encoder's posteriors, and this model has no encoder; choose one "
+                f"of {others}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _posterior_of_a_size(self) -> Self:
@@ -140,9 +154,10 @@ class LatentModel(Model):
         """The log-densities of a batch at samples z of q, (S, B, D)."""
         params = self.decode(z)
         error = (self.likelihood.mean(params.detach()) - batch.x).square().mean(PIXELS).mean(0)
-        log_px_z = self.likelihood.log_prob(batch.x, params)
-        kl = q.kl(self.prior, z)
-        return Terms(log_px_z, self.prior.log_prob(z), q.log_prob(z), kl, {"mse": error})
+        log_px_z, log_pz, log_qz = self.likelihood.log_prob(batch.x, params), self.prior.log_prob(z), q.log_prob(z)
+        # Not by q.kl, which would take the two densities again.
+        kl = (log_qz - log_pz).mean(0) if (exact := self.prior.kl(q)) is None else exact
+        return Terms(log_px_z, log_pz, log_qz, kl, {"mse": error})
 
     def bound(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, field_validator
@@ -45,7 +45,7 @@ class DeepLatentConfig(LatentConfig):
     activation: Annotated[Literal["relu", "tanh", "elu"], Choices(["relu", "tanh", "elu"])] = "relu"
     """Nonlinearity between the layers of either kind."""
     prior_components: Annotated[int, Field(gt=0, le=WIDEST), IntRange(2, 100, log=True)] = 10
-    """Components of a mixture prior; other priors have none."""
+    """Components of a mixture prior, pseudo-inputs of vamp; other priors have none."""
     start: str | None = None
     """Run whose trained nets are the first ones: decoder, prior and, where both have one, encoder [default: drawn by
     seed]."""
@@ -64,6 +64,7 @@ class DeepLatentConfig(LatentConfig):
 class EncoderConfig(DeepLatentConfig):
     """Where the nets of a model with an encoder start."""
 
+    has_encoder: ClassVar[bool] = True
     pca_epochs: Annotated[int, Field(ge=0)] = 3
     """Epochs at the beginning in which latent vectors are drawn from the exact posterior of a PPCA of the training
     images, where rows of latent_opt start too: the decoder learns to decode them, the encoder to give them; 0 for none,
@@ -161,9 +162,12 @@ class EncoderModel(DeepLatentModel):
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.encoder = make_nets(config).encoder(spec.shape, self.family.width(config.latent_dim))
+        self.prior.attach(self)
         self._ppca: tuple[Tensor, Tensor, float] | None = None
 
     def prepare(self, data: Data) -> None:
+        if not self.config.start:
+            self.prior.begin(data.train.images)
         if self.config.epochs_from_pca:
             mean, loadings, sigma = ppca_start(data.train.images, self.config)
             self._ppca = mean.to(self.device), loadings.to(self.device), sigma
@@ -177,11 +181,11 @@ class EncoderModel(DeepLatentModel):
         return self.config.net == "mlp" and self.stacks
 
     def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> Posterior:
-        return self.encoded(batch)
+        return self.encode(batch.x)
 
-    def encoded(self, batch: Batch) -> Posterior:
-        """The posterior that the encoder gives of each image."""
-        return self.family.from_rows(self.compute(self.encoder, batch.x))
+    def encode(self, x: Tensor) -> Posterior:
+        """The posterior that the encoder gives of each of the images (B, C, H, W)."""
+        return self.family.from_rows(self.compute(self.encoder, x))
 
     @property
     def starts(self) -> bool:
@@ -195,7 +199,7 @@ class EncoderModel(DeepLatentModel):
         q = self.family.of(linear_posterior(batch.x.flatten(1), *self._ppca))
         z = q.sample(samples, generator)
         terms = self.terms_at(batch, q, z)
-        return replace(terms, also={**terms.also, "encoder_nll": -self.encoded(batch).log_prob(z).mean(0)})
+        return replace(terms, also={**terms.also, "encoder_nll": -self.encode(batch.x).log_prob(z).mean(0)})
 
     def metrics(self, terms: Terms) -> dict[str, Tensor]:
         # Of the first epochs only, while every other figure is one of all epochs.

@@ -101,10 +101,11 @@ class Entry:
         """A metric's last value, NaN where it was not logged; raises ValueError where it is not of that split."""
         return self.run.metrics.get(metric.at(split, **places), nan)
 
-    def measures(self, metric: Metric, split: str) -> Row:
+    def measures(self, metric: Metric, split: str, **places: object) -> Row:
         """A metric with its errors, by name; NaN as above, and raises the same."""
-        metric.at(split)
-        return {name: self.run.metrics.get(f"{split}/{name}", nan) for name in metric.names}
+        metric.at(split, **places)
+        names = {name: name.format(**places) for name in metric.names}
+        return {name: self.run.metrics.get(f"{split}/{filled}", nan) for name, filled in names.items()}
 
     def has(self, metric: Metric, split: str) -> bool:
         """Whether the run has a metric; raises as above."""

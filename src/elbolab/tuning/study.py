@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import BaseTrial
+from optuna.trial import BaseTrial, Trial
 from pydantic import Field, model_validator
 
 from elbolab.config.base import Settings, Value, Values
@@ -77,7 +77,9 @@ class Study(Settings):
             raise ValueError(f"narrow names {', '.join(sorted(unsearched))}, which search does not")
         for values in self.configs or ({},):
             self.config_of(values)
-        _ = self.space
+        for name, wide in self.space.items() if self.search else ():
+            for value in wide.choices if isinstance(wide, CategoricalDistribution) else ():
+                self.config_of({name: value})
         return self
 
     def _check_metrics(self) -> None:
@@ -119,7 +121,23 @@ class Study(Settings):
                 "seed": CategoricalDistribution(list(self.seeds)),
             }
         ranges = {name: MODELS[self.model].Config.search_range(name) for name in self.search}
-        return {name: _narrowed(name, whole, self.narrow.get(name)) for name, whole in ranges.items()}
+        ranges = {name: _narrowed(name, whole, self.narrow.get(name)) for name, whole in ranges.items()}
+        return {name: wide if name in self.narrow else self._taken(name, wide) for name, wide in ranges.items()}
+
+    def _taken(self, name: str, wide: BaseDistribution) -> BaseDistribution:
+        """Of choices those that the model takes beside the values of base."""
+        if not isinstance(wide, CategoricalDistribution):
+            return wide
+        taken = [value for value in wide.choices if self._takes({name: value})]
+        # Where it takes none, something else is wrong, and the first trial says what.
+        return CategoricalDistribution(taken) if taken else wide
+
+    def _takes(self, params: Mapping[str, Any]) -> bool:
+        try:
+            self.config_of(params)
+        except UserError:
+            return False
+        return True
 
     @property
     def points(self) -> list[dict[str, Any]]:
@@ -161,8 +179,9 @@ class Study(Settings):
         return f"val/{kind.score_metric}"
 
     def suggest(self, trial: BaseTrial) -> Config:
-        """The config of a trial."""
-        return self.config_of({name: _suggest(trial, name, wide) for name, wide in self.space.items()})
+        """The config of a trial; of choices those with which the study began, where there are more today."""
+        space = {name: _as_begun(trial, name, wide) for name, wide in self.space.items()}
+        return self.config_of({name: _suggest(trial, name, wide) for name, wide in space.items()})
 
     def config_of(self, params: Mapping[str, Any]) -> Config:
         """The config of these parameters of a trial; raises UserError where they are out of bounds."""
@@ -175,6 +194,15 @@ def with_distortion(metrics: Mapping[str, float]) -> dict[str, float]:
     """``metrics`` with the distortion, where they have a rate: -ELBO = distortion + rate (Alemi et al. 2018, eq. 4)."""
     elbo, rate, distortion = (metric.at("val") for metric in (ELBO, KL, DISTORTION))
     return {**metrics, distortion: -metrics[elbo] - metrics[rate]} if rate in metrics else dict(metrics)
+
+
+def _as_begun(trial: BaseTrial, name: str, wide: BaseDistribution) -> BaseDistribution:
+    if not isinstance(wide, CategoricalDistribution) or not isinstance(trial, Trial):
+        return wide
+    earlier = (one.distributions.get(name) for one in trial.study.get_trials(deepcopy=False))
+    begun = next((one for one in earlier if isinstance(one, CategoricalDistribution)), wide)
+    # Optuna takes no others than those of the first trial.
+    return begun if set(begun.choices) < set(wide.choices) else wide
 
 
 def _suggest(trial: BaseTrial, name: str, wide: BaseDistribution) -> Any:

@@ -8,6 +8,7 @@ POSTERIORS: LazyClasses[Posterior] = LazyClasses(
     __name__,
     diagonal="DiagonalGaussian",
     full="FullGaussian",
+    flow="CouplingFlow",
 )
 
 __all__ = ["LOG_2PI", "POSTERIORS", "DiagonalGaussian", "Posterior"]

@@ -7,6 +7,8 @@ PRIORS: LazyClasses[Prior] = LazyClasses(
     __name__,
     normal="StandardNormal",
     mixture="Mixture",
+    vamp="Vamp",
+    flow="SplineFlow",
 )
 
 __all__ = ["PRIORS", "Prior"]

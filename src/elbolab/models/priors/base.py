@@ -1,12 +1,32 @@
 """The contract of a prior p(z)."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from itertools import chain
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from elbolab.data.batches import DataSpec
 from elbolab.models.posteriors import Posterior
+
+T = TypeVar("T")
+
+
+class Encoder(Protocol):
+    """What a prior may take of a model with an encoder."""
+
+    spec: DataSpec
+
+    @property
+    def encoder(self) -> Any:
+        """The net."""
+        ...
+
+    def encode(self, x: Tensor) -> Posterior:
+        """q(z | x) of images (B, C, H, W), without any refinement."""
+        ...
 
 
 class Prior(nn.Module, ABC):
@@ -15,8 +35,12 @@ class Prior(nn.Module, ABC):
     It is made from the config of its model, of which it reads ``latent_dim`` and what fields it needs beside.
     """
 
+    needs_encoder: ClassVar[bool] = False
+    """Whether it is made of what an encoder gives, so that models without one cannot have it."""
+
     def __init__(self, config: Any) -> None:
         super().__init__()
+        self._remembered: tuple[Any, Any] = None, None
         self.latent_dim: int = config.latent_dim
         # Where it computes, also without parameters; it is no part of a checkpoint.
         self.register_buffer("zero", torch.zeros(self.latent_dim), persistent=False)
@@ -44,6 +68,25 @@ class Prior(nn.Module, ABC):
     def kl(self, q: Posterior) -> Tensor | None:
         """KL(q || p), (B,), in nats; None where it has no closed form."""
         return None
+
+    def attach(self, model: Encoder) -> None:
+        """Take what it needs of its model; called once the encoder is made, and of models with an encoder alone."""
+
+    def begin(self, images: Tensor) -> None:
+        """Begin at the training images, uint8 (N, C, H, W); called before a training of a model with an encoder."""
+
+    def remembered(self, make: Callable[[], T], *others: Tensor) -> T:
+        """What ``make`` gives of the prior's parameters and of ``others``, made anew when one of these has changed.
+
+        While the model trains it is made at every call; otherwise it has no gradients.
+        """
+        if self.training:
+            return make()
+        at = [(id(value), value._version, value.device) for value in chain(self.parameters(), others)]
+        if self._remembered[0] != at:
+            with torch.no_grad():
+                self._remembered = at, make()
+        return self._remembered[1]
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         """Draws (*shape, D) of N(0, I), made where ``generator`` is."""

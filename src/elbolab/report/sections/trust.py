@@ -1,6 +1,8 @@
 """The section of trust in the likelihoods: importance weights, the bound by its samples, and the inference gap."""
 
 from collections import Counter
+from collections.abc import Sequence
+from math import isnan
 from statistics import median
 
 from elbolab.evaluation import metrics as m
@@ -108,8 +110,33 @@ def gap_blocks(comparison: Comparison) -> list[Block]:
     return [
         Table("inference gap", caption, heads, rows, left=4),
         *notes(*map(tightness, entries)),
+        *family_blocks(entries),
         Table("gap protocol", how, names, protocols, left=4),
     ]
+
+
+def family_blocks(entries: Sequence[Entry]) -> list[Table]:
+    """Return the approximation gap that is left in each family of posteriors, where it was searched in all."""
+    prefix = m.APPROXIMATION_GAP_OF.name.partition("{")[0]
+    gaps: dict[str, list[float]] = {}
+    for key, value in ((key, value) for entry in entries for key, value in entry.run.metrics.items()):
+        name = key.partition("/")[2]
+        if name.startswith(prefix) and not name.endswith("_se"):
+            gaps.setdefault(name.removeprefix(prefix), []).append(value)
+    # From the widest gap to the narrowest.
+    families = sorted(gaps, key=lambda family: -sum(gaps[family]) / len(gaps[family]))
+    rows: list[list[Cell]] = []
+    for entry in entries:
+        for split in m.GAP:
+            row = [entry.measures(m.APPROXIMATION_GAP_OF, split, FAMILY=family) for family in families]
+            if not all(isnan(one[m.APPROXIMATION_GAP_OF.name]) for one in row):
+                rows.append([*start(entry), SPLITS[split], *(shown(m.APPROXIMATION_GAP_OF, one) for one in row)])
+    caption = (
+        "(d) Approximation gap of the best posterior that a search finds in each family, nats: log p(x) less its ELBO, "
+        "means over the split ± standard error. The decoder is the same in a row; the model's own family is under "
+        "Models."
+    )
+    return [Table("families", caption, ["Model", "Run", "Split", *families], rows, left=3)] if rows else []
 
 
 def tightness(entry: Entry) -> Sentence | None:

@@ -31,7 +31,7 @@ from elbolab.support.errors import UserError
 SMALL = {"train_size": 64, "val_size": 20, "test_size": 20, "epochs": 1}
 OWN: dict[str, dict[str, Any]] = {
     "vae": {"latent_dim": 12},
-    "iwae": {"latent_dim": 3, "net": "mlp", "activation": "tanh", "prior": "mixture"},
+    "iwae": {"latent_dim": 3, "net": "mlp", "activation": "glu", "prior": "mixture"},
     "semi_amortized": {
         **{"latent_dim": 3, "activation": "elu", "likelihood": "continuous_bernoulli", "posterior": "full"},
     },

@@ -269,3 +269,18 @@ def test_small_images_of_four_channels_are_trained_evaluated_and_served(store: P
     expected = model.reconstruct(model.infer(batch)).permute(0, 2, 3, 1)
     assert isinstance(served, np.ndarray)
     np.testing.assert_allclose(served, expected, atol=1e-6)
+
+
+def test_gated_nets_are_products_of_two_linear_layers():
+    model = model_of((1, 5, 4), net="mlp", activation="glu", hidden=6)
+    assert isinstance(model.decoder, nn.Sequential)
+    z, (first, _, second, _, last, _) = torch.randn(2, 3), model.decoder
+    assert isinstance(first, nn.Linear)
+    x = z
+    for layer in (first, second):
+        assert isinstance(layer, nn.Linear)
+        (kept, gate), (kept_bias, gate_bias) = layer.weight.chunk(2), layer.bias.chunk(2)
+        x = (x @ kept.T + kept_bias) * (x @ gate.T + gate_bias).sigmoid()
+    torch.testing.assert_close(model.decoder(z).flatten(1), last(x))
+    with pytest.raises(UserError, match="activation='glu' gates dense layers, and net='conv' has convolutions"):
+        model_of((1, 8, 8), activation="glu")

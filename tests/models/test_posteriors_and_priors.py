@@ -427,6 +427,7 @@ def test_a_served_model_says_its_posterior_and_draws_from_its_prior(
     posterior: str, prior: str, digits: Data, tmp_path: Path
 ):
     model, _ = trained("vae", digits, tmp_path, posterior=posterior, prior=prior)
+    assert ("zuko" in model.requirements) == ("flow" in (posterior, prior))
     served = Served()
     served.model = model
     images = digits.test.images[:3].permute(0, 2, 3, 1).numpy()

@@ -151,7 +151,6 @@ def _rows(
         ais = annealed_estimate(model, x, start, config, generator)
         # A closed form is not to be beaten by the noise of an estimate.
         log_px = quoted if model.exact_log_px(x) is not None else torch.maximum(ais.log_px, quoted)
-    bests = _in_every_family(model, x, best, config, generator) if config.local_family == "all" else {}
     # New samples judge q*, since the best of noisy values is above its expectation, and q the same, whose noise then
     # is no part of the difference.
     fresh = generator.get_state()
@@ -162,10 +161,14 @@ def _rows(
 
     elbo_best, elbos = judged(best), {name: judged(each) for name, each in posteriors.items()}
     in_families: dict[str, Tensor] = {}
-    for family, each in bests.items():
-        bound = judged(each)
-        in_families |= {m.ELBO_BEST_OF.name.format(FAMILY=family): bound}
-        in_families |= {m.APPROXIMATION_GAP_OF.name.format(FAMILY=family): log_px - bound}
+    if config.local_family == "all":
+        after = generator.get_state()
+        for family, each in _in_every_family(model, x, best, config, generator).items():
+            bound = judged(each)
+            in_families |= {m.ELBO_BEST_OF.name.format(FAMILY=family): bound}
+            in_families |= {m.APPROXIMATION_GAP_OF.name.format(FAMILY=family): log_px - bound}
+        # So that all else is what it is without them.
+        generator.set_state(after)
     assert ais.acceptance is not None
     frames = []
     for name, elbo in elbos.items():

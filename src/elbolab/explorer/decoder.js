@@ -18,6 +18,7 @@ const LAYERS = {
   // The mean of a continuous Bernoulli by its logit.
   continuous_bernoulli: (x) =>
     x.map((value) => (Math.abs(value) < 1e-3 ? 0.5 + value / 12 : -1 / Math.expm1(-value) - 1 / value)),
+  glu: (x) => x.slice(0, x.length / 2).map((value, i) => value / (1 + Math.exp(-x[x.length / 2 + i]))),
   sigmoid: (x) => x.map((value) => 1 / (1 + Math.exp(-value))),
 
   linear(x, layer, weight, bias) {

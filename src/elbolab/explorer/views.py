@@ -60,7 +60,7 @@ def layers(decoder: nn.Sequential, z: Tensor, model: LatentModel) -> list[dict[s
                 layer |= {"kind": "linear"}
             case nn.ConvTranspose2d(kernel_size=(kernel, _), stride=(stride, _), padding=(padding, _)):
                 layer |= {"kind": "conv_transpose", "kernel": kernel, "stride": stride, "padding": padding}
-            case nn.ReLU() | nn.Tanh() | nn.Sigmoid() | nn.ELU(alpha=1.0):
+            case nn.ReLU() | nn.Tanh() | nn.Sigmoid() | nn.GLU() | nn.ELU(alpha=1.0):
                 layer |= {"kind": type(module).__name__.lower()}
             case Crop(top=top, left=left):
                 layer |= {"kind": "crop", "top": top, "left": left}
@@ -98,5 +98,5 @@ def packed(tensors: Sequence[Tensor]) -> str:
 def _unknown(model: LatentModel) -> UserError:
     return UserError(
         f"the explorer cannot decode as {type(model).__name__} does; it runs nets of Linear, ConvTranspose2d, ReLU, "
-        "Tanh and ELU, as the model's `layers`, under the likelihoods of LatentConfig"
+        "Tanh, ELU and GLU, as the model's `layers`, under the likelihoods of LatentConfig"
     )

@@ -129,6 +129,10 @@ class LatentModel(Model):
         return None
 
     @property
+    def requirements(self) -> tuple[str, ...]:
+        return tuple(sorted({*self.prior.requirements, *self.family.requirements}))
+
+    @property
     def observation_model(self) -> str:
         # Of black and white pixels the likelihood's own draws change nothing.
         pixels = BINARISED.get(self.config.binarise, self.likelihood.pixels)

@@ -18,7 +18,8 @@ from elbolab.support.user_code import find, is_word
 Shape = tuple[int, int, int]
 # Nothing else reads what a layer gives; to keep it beside its positive part takes log p(x) a thirtieth longer.
 relu = partial(nn.ReLU, inplace=True)
-ACTIVATIONS = {"relu": relu, "tanh": nn.Tanh, "elu": nn.ELU}
+# A gated linear unit multiplies one half of what it is given by the sigmoid of the other (Dauphin et al. 2017, eq. 1).
+ACTIVATIONS = {"relu": relu, "tanh": nn.Tanh, "elu": nn.ELU, "glu": nn.GLU}
 
 # The least side that two halvings, the fewest by default, leave 2 pixels of.
 LEAST_SIDE = 8
@@ -117,7 +118,10 @@ class ConvNets:
 
 @dataclass(frozen=True)
 class DenseNets:
-    """Two dense layers that are ``hidden`` wide each way, for images of any size (Burda et al. 2016, section 5)."""
+    """Two dense layers that are ``hidden`` wide each way, for images of any size (Burda et al. 2016, section 5).
+
+    With gated linear units they are those of Tomczak & Welling 2018, section 5.
+    """
 
     activation: str = "relu"
     hidden: int = 200
@@ -125,15 +129,20 @@ class DenseNets:
     def encoder(self, shape: Shape, outputs: int) -> nn.Sequential:
         """Images (B, C, H, W) to (B, outputs)."""
         act, hidden = ACTIVATIONS[self.activation], self.hidden
-        first, second = nn.Linear(math.prod(shape), hidden), nn.Linear(hidden, hidden)
+        first, second = nn.Linear(math.prod(shape), self._given), nn.Linear(hidden, self._given)
         return nn.Sequential(nn.Flatten(), first, act(), second, act(), LatentLinear(hidden, outputs))
 
     def decoder(self, latents: int, shape: Shape) -> nn.Sequential:
         """Latent vectors (B, latents) to unbounded activations (B, C, H, W)."""
         act, hidden = ACTIVATIONS[self.activation], self.hidden
-        second, last = nn.Linear(hidden, hidden), nn.Linear(hidden, math.prod(shape))
-        first = LatentLinear(latents, hidden)
+        second, last = nn.Linear(hidden, self._given), nn.Linear(hidden, math.prod(shape))
+        first = LatentLinear(latents, self._given)
         return nn.Sequential(first, act(), second, act(), last, nn.Unflatten(1, shape))
+
+    @property
+    def _given(self) -> int:
+        """What an activation of width ``hidden`` is given."""
+        return 2 * self.hidden if self.activation == "glu" else self.hidden
 
 
 NETS: dict[str, Callable[[Any], Nets]] = {

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from elbolab.config.limits import WIDEST
@@ -42,8 +42,8 @@ class DeepLatentConfig(LatentConfig):
     """Channels of the first convolution of conv nets; each halving doubles them, up to four times as many."""
     hidden: Annotated[int, Field(gt=0, le=WIDEST), IntRange(64, 1024, log=True)] = 200
     """Width of both hidden layers of mlp nets."""
-    activation: Annotated[Literal["relu", "tanh", "elu"], Choices(["relu", "tanh", "elu"])] = "relu"
-    """Nonlinearity between the layers of either kind."""
+    activation: Annotated[Literal["relu", "tanh", "elu", "glu"], Choices(["relu", "tanh", "elu"])] = "relu"
+    """Nonlinearity between the layers of either kind; glu, of mlp nets alone, gates them, with twice the weights."""
     prior_components: Annotated[int, Field(gt=0, le=WIDEST), IntRange(2, 100, log=True)] = 10
     """Components of a mixture prior, pseudo-inputs of vamp; other priors have none."""
     start: str | None = None
@@ -56,6 +56,12 @@ class DeepLatentConfig(LatentConfig):
         if net not in NETS and not is_word(net):
             raise ValueError(f"should be {', '.join(NETS)} or path/to/file.py:Name")
         return net
+
+    @model_validator(mode="after")
+    def _gates_of_dense_layers(self) -> Self:
+        if self.activation == "glu" and self.net == "conv":
+            raise ValueError("activation='glu' gates dense layers, and net='conv' has convolutions; choose net=mlp")
+        return self
 
     def with_runs(self, find_id: Callable[[str], str]) -> Self:
         return self.model_copy(update={"start": find_id(self.start)}) if self.start else self

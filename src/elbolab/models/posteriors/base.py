@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class Posterior(ABC):
 
     mean: Tensor
     """E_q[z], (B, D)."""
+    requirements: ClassVar[tuple[str, ...]] = ()
+    """Packages that it needs beside those of every model."""
 
     @staticmethod
     @abstractmethod

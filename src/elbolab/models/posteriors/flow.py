@@ -32,6 +32,7 @@ class CouplingFlow(Posterior):
     what ``couplings`` says beside fixed random ones: at 0 a gradient still leads away.
     """
 
+    requirements = ("zuko",)
     location: Tensor
     log_diagonal: Tensor
     below: Tensor

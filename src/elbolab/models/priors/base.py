@@ -37,6 +37,8 @@ class Prior(nn.Module, ABC):
 
     needs_encoder: ClassVar[bool] = False
     """Whether it is made of what an encoder gives, so that models without one cannot have it."""
+    requirements: ClassVar[tuple[str, ...]] = ()
+    """Packages that it needs beside those of every model."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()

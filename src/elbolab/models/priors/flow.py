@@ -21,6 +21,8 @@ class SplineFlow(Prior):
     density takes one pass through each net, a draw D of them.
     """
 
+    requirements = ("zuko",)
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         # Its masks are computed, which the device "meta" cannot.

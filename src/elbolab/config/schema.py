@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, create_model, field_validator, model_validator
 
 from elbolab.config.base import Settings
 from elbolab.config.limits import WritableFile, WritableFolder, expanded
@@ -100,6 +100,19 @@ class Config(Settings):
         return 0.0 if value is None else value
 
 
+def split_ids(names: Sequence[str]) -> tuple[str, ...]:
+    """Names that are given one by one or, as `mlflow run -P run=ID,ID` gives them, separated by commas."""
+    return tuple(name for item in names for name in item.split(","))
+
+
+def _joined(names: tuple[str, ...] | None) -> str | None:
+    return ",".join(names or ()) or None
+
+
+# As a parameter they are what `mlflow run -P` was given.
+Names = Annotated[tuple[str, ...], AfterValidator(split_ids), PlainSerializer(_joined, when_used="json")]
+
+
 class GapConfig(Settings):
     """How far q and what it could be are from p(z | x): annealed importance sampling and local optimisation."""
 
@@ -159,20 +172,15 @@ class EvaluateConfig(LikelihoodConfig, GapConfig):
     """Seed of the choice of images, of the importance samples and of fitted posteriors."""
     classifier: str | None = None
     """Run id of the cnn of the same data that judges class preservation [default: the newest finished one]."""
+    ood: Names = ()
+    """Other datasets, as `dataset` names them, from whose test images those of the model's own data are told by their
+    scores, repeated or separated by commas [default: none, since it takes as long as log p(x) does]."""
 
     @model_validator(mode="after")
     def _enough_images(self) -> Self:
         if self.images != "all" and self.gap_images > self.images:
             raise ValueError(f"gap_images={self.gap_images} must be at most images={self.images}; raise images")
         return self
-
-
-def split_ids(names: Sequence[str]) -> tuple[str, ...]:
-    """Run ids that are given one by one or, as `mlflow run -P run=ID,ID` gives them, separated by commas."""
-    return tuple(name for item in names for name in item.split(","))
-
-
-Names = Annotated[tuple[str, ...], AfterValidator(split_ids)]
 
 
 class CompareConfig(Settings):

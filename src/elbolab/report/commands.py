@@ -5,7 +5,7 @@ from typing import Any
 
 from elbolab.config.click_options import command_line
 from elbolab.config.schema import DATA_FIELDS, Config, EvaluateConfig
-from elbolab.tracking.keys import CODE, EVALUATION_PROTOCOL
+from elbolab.tracking.keys import CODE, EVALUATION_OOD, EVALUATION_PROTOCOL
 from elbolab.tracking.mlflow_reader import RunRecord
 
 
@@ -36,7 +36,8 @@ def train_classifier(run: RunRecord) -> str:
 
 
 def _given(run: RunRecord) -> dict[str, Any]:
-    return {**_trust(run), **json.loads(run.tags.get(EVALUATION_PROTOCOL, "[{}]"))[0]}
+    ood = {"ood": names} if (names := run.tags.get(EVALUATION_OOD)) else {}
+    return {**_trust(run), **json.loads(run.tags.get(EVALUATION_PROTOCOL, "[{}]"))[0], **ood}
 
 
 def _trust(run: RunRecord) -> dict[str, Any]:

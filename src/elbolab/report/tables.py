@@ -251,8 +251,8 @@ def ood_table(entries: Sequence[Entry]) -> list[Row]:
                 row[f"auroc_{score}"] = entry.run.metrics.get(key, nan)
                 row[f"auroc_{score}_se"] = entry.run.metrics.get(f"{key}_se", nan)
             for score in ("log_px", "regret"):
-                row |= {score: float(own[score].mean()), f"other_{score}": float(other[score].mean())}
-            rows.append(row | {"unreliable_share": max(float(part["unreliable"].mean()) for part in (own, other))})
+                row |= {score: float(np.mean(own[score])), f"other_{score}": float(np.mean(other[score]))}
+            rows.append(row | {"unreliable_share": max(float(np.mean(part["unreliable"])) for part in (own, other))})
     return rows
 
 

@@ -41,5 +41,5 @@ def ood_blocks(comparison: Comparison) -> list[Block]:
 
 
 def _histogram(entry: Entry) -> str:
-    groups = {name or "own": part["log_px"].to_numpy() for name, part in entry.ood.groupby("dataset", sort=False)}
+    groups = {str(name) or "own": part["log_px"].to_numpy() for name, part in entry.ood.groupby("dataset", sort=False)}
     return plots.histograms(f"ood-{entry.run.id[:8]}", f"(b) {entry.label}", "log p(x) (nats)", groups)

@@ -2,13 +2,13 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainSerializer, create_model, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
-from elbolab.config.base import Settings
+from elbolab.config.base import Names, Settings
 from elbolab.config.limits import WritableFile, WritableFolder, expanded
 from elbolab.config.ranges import FloatRange, IntRange
 
@@ -98,19 +98,6 @@ class Config(Settings):
     def _none_is_zero(cls, value: Any) -> Any:
         # As runs of an earlier version have it.
         return 0.0 if value is None else value
-
-
-def split_ids(names: Sequence[str]) -> tuple[str, ...]:
-    """Names that are given one by one or, as `mlflow run -P run=ID,ID` gives them, separated by commas."""
-    return tuple(name for item in names for name in item.split(","))
-
-
-def _joined(names: tuple[str, ...] | None) -> str | None:
-    return ",".join(names or ()) or None
-
-
-# As a parameter they are what `mlflow run -P` was given.
-Names = Annotated[tuple[str, ...], AfterValidator(split_ids), PlainSerializer(_joined, when_used="json")]
 
 
 class GapConfig(Settings):

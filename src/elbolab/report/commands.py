@@ -36,8 +36,10 @@ def train_classifier(run: RunRecord) -> str:
 
 
 def _given(run: RunRecord) -> dict[str, Any]:
-    ood = {"ood": names} if (names := run.tags.get(EVALUATION_OOD)) else {}
-    return {**_trust(run), **json.loads(run.tags.get(EVALUATION_PROTOCOL, "[{}]"))[0], **ood}
+    given = json.loads(run.tags.get(EVALUATION_PROTOCOL, "[{}]"))[0]
+    # Of an evaluation whose place another has begun to take nothing is known.
+    ood = {"ood": names} if given and (names := run.tags.get(EVALUATION_OOD)) else {}
+    return {**_trust(run), **given, **ood}
 
 
 def _trust(run: RunRecord) -> dict[str, Any]:

@@ -235,7 +235,7 @@ def test_an_evaluation_that_has_scored_more_is_one_without(store: Path):
     assert more.changes()["ood"] == "mnist5k,npz:own.npz"
     assert "ood" not in config.params()
     assert "ood" not in MainConfig().params()
-    assert MainConfig(ood=("a,b",)).params()["ood"] == "a,b"
+    assert MainConfig.parse({"ood": "a,b"}).params()["ood"] == "a,b"
     run = train_model("ppca", MODELS["ppca"].Config.parse({"latent_dim": 3, "train_size": 100}))
     evaluate_run(run, config.model_copy(update={"ood": ("mnist5k",)}))
     record = mlflow_reader.get_run(run)

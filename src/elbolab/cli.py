@@ -274,10 +274,10 @@ def _models(_: "Settings") -> None:
 
 def _explore(config: "schema.ExploreConfig", code: "schema.TrustConfig", run: tuple[str, ...]) -> None:
     """Write a page that decodes in the browser: the latent space of one trained RUN, or of two side by side."""
-    from elbolab.config.schema import split_ids
+    from elbolab.config.base import split_names
     from elbolab.explorer.page import explore
 
-    click.echo(explore(split_ids(run), config, code.trust))
+    click.echo(explore(split_names(run), config, code.trust))
 
 
 def _main(given: "schema.SuiteConfig") -> None:

@@ -54,7 +54,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "ppca": {"latent_dim": 3},
 }
 GAPS = EvaluateConfig(
-    samples=50, images=12, budget=1, simulated=4, gap_images=2, ais_chains=2, ais_distributions=3, local_steps=2
+    samples=50,
+    images=12,
+    budget=1,
+    simulated=4,
+    gap_images=2,
+    ais_chains=2,
+    ais_distributions=3,
+    local_steps=2,
+    ood=("mnist5k",),
 )
 
 
@@ -93,7 +101,7 @@ def test_every_logged_key_is_declared_and_every_metric_logged(trained: dict[str,
 def test_a_key_belongs_to_one_metric():
     for metric in METRICS:
         for split in metric.splits:
-            key = metric.at(split, D=3, N=100, NAME="elbo")
+            key = metric.at(split, D=3, N=100, NAME="elbo", DATASET="fashion_mnist")
             assert [one.name for one in METRICS if one.covers(key)] == [metric.name]
     for key in ("test/elbow", "test/nll", "test/elbow_se", "val/log_px_digit_x", "test/lr", "log_px", "val/kid"):
         assert find_metric(key) is None

@@ -149,7 +149,7 @@ def test_files_are_logged_with_a_run(report: tuple[Path, dict[str, str], Store])
     folder, ids, store = report
     names = {path.name for path in folder.iterdir()}
     tables = {"summary", "seeds", "pairs", "digits", "images", "ablations", "curves", "runs"}
-    tables |= {"bounds", "gap", "representation", "fidelity"}
+    tables |= {"bounds", "gap", "representation", "fidelity", "ood"}
     assert names == {f"{name}.csv" for name in tables} | {"index.html", "report.md", "tables.tex"}
     (run,) = store.client.search_runs([store.experiment], "tags.`elbolab.kind` = 'compare'")
     logged = {file.path for file in store.client.list_artifacts(run.info.run_id, "report")}

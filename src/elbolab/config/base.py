@@ -33,6 +33,19 @@ Values = Annotated[tuple[Value, ...], BeforeValidator(_plain)]
 """Several of them."""
 
 
+def split_names(given: Any) -> Any:
+    """Names that are given one by one or, as `mlflow run -P run=ID,ID` gives them, separated by commas."""
+    items = [given] if isinstance(given, str) else given
+    if isinstance(items, list | tuple) and all(isinstance(item, str) for item in items):
+        return tuple(name for item in items for name in item.split(","))
+    return given
+
+
+SPLIT = BeforeValidator(split_names)
+Names = Annotated[tuple[str, ...], SPLIT]
+"""Several names; as a parameter, and as one text, they are separated by commas."""
+
+
 class Settings(BaseModel):
     """A frozen, flat set of typed fields; the docstring under a field is its help text."""
 
@@ -94,7 +107,11 @@ class Settings(BaseModel):
 
     def params(self) -> dict[str, str]:
         """The fields that are set, as the strings that a tracking server keeps."""
-        return {key: str(value) for key, value in self.model_dump(mode="json").items() if value is not None}
+        found = self.model_dump(mode="json")
+        for key, field in type(self).model_fields.items():
+            if SPLIT in field.metadata:
+                found[key] = ",".join(found[key] or ()) or None
+        return {key: str(value) for key, value in found.items() if value is not None}
 
     def changes(self) -> dict[str, str]:
         """Those of ``params`` that are not their defaults."""

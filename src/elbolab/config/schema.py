@@ -2,13 +2,13 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
-from elbolab.config.base import Settings
+from elbolab.config.base import Names, Settings
 from elbolab.config.limits import WritableFile, WritableFolder, expanded
 from elbolab.config.ranges import FloatRange, IntRange
 
@@ -161,20 +161,15 @@ class EvaluateConfig(LikelihoodConfig, GapConfig):
     """Seed of the choice of images, of the importance samples and of fitted posteriors."""
     classifier: str | None = None
     """Run id of the cnn of the same data that judges class preservation [default: the newest finished one]."""
+    ood: Names = ()
+    """Other datasets, as `dataset` names them, from whose test images those of the model's own data are told by their
+    scores, repeated or separated by commas [default: none, since it takes as long as log p(x) does]."""
 
     @model_validator(mode="after")
     def _enough_images(self) -> Self:
         if self.images != "all" and self.gap_images > self.images:
             raise ValueError(f"gap_images={self.gap_images} must be at most images={self.images}; raise images")
         return self
-
-
-def split_ids(names: Sequence[str]) -> tuple[str, ...]:
-    """Run ids that are given one by one or, as `mlflow run -P run=ID,ID` gives them, separated by commas."""
-    return tuple(name for item in names for name in item.split(","))
-
-
-Names = Annotated[tuple[str, ...], AfterValidator(split_ids)]
 
 
 class CompareConfig(Settings):

@@ -275,3 +275,5 @@ OWN: dict[str, Callable[[Path, int | None, Path], Arrays]] = {
 }
 """A user's own images, each named as NAME:PATH, by what reads a path, with the side of the images or None, and
 the folder for what memory does not hold."""
+RESIZED = ("folder", "parquet")
+"""Those whose images are pictures, which have the side that is asked for."""

@@ -1,7 +1,7 @@
 """What an evaluator is given and gives: a trained model with the images it is judged on, and figures about it."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elbolab.config.schema import EvaluateConfig
-from elbolab.data.batches import Batch, Data
+from elbolab.data.batches import Batch, Data, Split
 from elbolab.models.base import Model
 from elbolab.models.cnn import CNN
 from elbolab.models.fitting import fit_anew
@@ -60,12 +60,15 @@ def image_rows(batch: Batch, posterior: str, columns: dict[Any, Tensor]) -> pd.D
 
 @dataclass(eq=False)
 class Evaluation:
-    """A trained model, its data, the evaluation's config, and the classifier with its run id where there is one."""
+    """A trained model, its data, the evaluation's config, the classifier with its run id where there is one, and the
+    test images of ``others``, data sets of the same shape by the names that metrics give them.
+    """
 
     model: Model
     data: Data
     config: EvaluateConfig
     classifier: tuple[str, CNN] | None = None
+    others: Mapping[str, Split] = field(default_factory=dict)
     estimates: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
     """What ``elbolab.evaluation.likelihood.image_estimates`` has found, by split."""
     _inferred: dict[str, list[Posterior]] = field(default_factory=dict, init=False, repr=False)

@@ -8,6 +8,7 @@ from elbolab.evaluation.base import Evaluation, Results
 from elbolab.evaluation.class_preservation import classes
 from elbolab.evaluation.inference_gap import gap
 from elbolab.evaluation.likelihood import likelihood
+from elbolab.evaluation.out_of_distribution import out_of_distribution
 from elbolab.evaluation.representation import representation
 from elbolab.evaluation.sample_quality import fidelity
 from elbolab.support.entry_points import Extensible, package
@@ -42,6 +43,7 @@ EVALUATORS: Extensible[Evaluator] = Extensible(
         "representation": representation,
         "fidelity": fidelity,
         "gap": gap,
+        "out_of_distribution": out_of_distribution,
     },
 )
 """Those of this package, and after them the entry points ``elbolab.evaluators`` of others."""

@@ -8,8 +8,8 @@ from typing import Literal
 from elbolab.support.statistics import is_unreliable
 
 TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
-EPOCHS, GAP, SIMULATED = (TRAIN, VAL), (TRAIN, TEST), "simulated"
-PLACES = {"D": r"\d+", "N": r"(own|\d+)", "NAME": r"\w+", "FAMILY": r"[a-z]+"}
+EPOCHS, GAP, SIMULATED, OOD = (TRAIN, VAL), (TRAIN, TEST), "simulated", "ood"
+PLACES = {"D": r"\d+", "N": r"(own|\d+)", "NAME": r"\w+", "FAMILY": r"[a-z]+", "DATASET": r"\w+"}
 """What may stand at a place of a name."""
 
 
@@ -264,6 +264,44 @@ COVERAGE = Metric(
     "Naeem et al. 2020", (TEST,),
 )  # fmt: skip
 
+AUROC_LOG_PX = Metric(
+    "auroc_log_px_{DATASET}", "AUROC, log p(x)", "", "maximize",
+    "with `ood`: the probability that a test image of the data set DATASET is scored as less likely than one of the "
+    "model's own data, ties counted half: by log p(x); below 0.5 the model finds the other data likelier; its error is "
+    "DeLong's, 0 where the scores do not overlap, and `…_unreliable` the share of images whose estimate is, the larger "
+    "of both sets'",
+    "Nalisnick et al. 2019; DeLong et al. 1988", (OOD,), SE, "{}_unreliable", digits=3,
+)  # fmt: skip
+AUROC_ELBO = Metric(
+    "auroc_elbo_{DATASET}", "AUROC, ELBO", "", "maximize", "the same by the ELBO of the model's own q",
+    "DeLong et al. 1988", (OOD,), SE, digits=3,
+)  # fmt: skip
+AUROC_REGRET = Metric(
+    "auroc_regret_{DATASET}", "AUROC, regret", "", "maximize",
+    "the same by the likelihood regret, of which more is less likely; 0.5 for exact posteriors, which have none",
+    "Xiao et al. 2020", (OOD,), SE, digits=3,
+)  # fmt: skip
+AUROC_COMPLEXITY = Metric(
+    "auroc_complexity_{DATASET}", "AUROC, complexity", "", "maximize",
+    "the same by log p(x) plus the length of the image as a PNG, in nats, since simple images are likelier under any "
+    "model; meant for likelihoods of whole 8-bit or binary pixels: beside a Gaussian of wide sigma it outweighs "
+    "log p(x)",
+    "Serrà et al. 2020", (OOD,), SE, "{}_unreliable", digits=3,
+)  # fmt: skip
+REGRET = Metric(
+    "regret", "Regret", "nats", None,
+    "with `ood`: likelihood regret, the ELBO under the best q that steps from the model's own find for an image alone "
+    "less that under its own, mean over the evaluated images", "Xiao et al. 2020", (TEST,), SE,
+)  # fmt: skip
+OOD_REGRET = Metric(
+    "regret_{DATASET}", "Regret, other data", "nats", None, "and over as many images of the other data set", "",
+    (OOD,), SE,
+)  # fmt: skip
+OOD_LOG_PX = Metric(
+    "log_px_{DATASET}", "log p(x), other data", "nats", None, "mean log p(x) of the same, beside `log_px_evaluated`",
+    "", (OOD,), SE, "{}_unreliable",
+)  # fmt: skip
+
 NLL_5000 = Metric(
     "nll_5000", "-L_5000", "nats", "minimize",
     "study `burda2016`: the mean of -L_100 over all test images and of L_100 - L_5000 over the evaluated ones, whose "
@@ -291,6 +329,10 @@ GAP_COLUMNS = {
     for one in (LOG_PX_AIS, GAP_LOG_PX, ELBO_BEST, GAP_ELBO, APPROXIMATION_GAP, AMORTIZATION_GAP, INFERENCE_GAP)
 }
 """What is the mean of each column of ``gap.parquet``."""
+OOD_SCORES = {
+    "log_px": AUROC_LOG_PX, "elbo": AUROC_ELBO, "regret": AUROC_REGRET, "complexity": AUROC_COMPLEXITY
+}  # fmt: skip
+"""The AUROC of each score."""
 FIDELITY = (FRECHET_DISTANCE, KID, PRECISION, RECALL, DENSITY, COVERAGE)
 
 

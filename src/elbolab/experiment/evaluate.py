@@ -11,14 +11,15 @@ from operator import or_
 from elbolab.config.schema import EvaluateConfig
 from elbolab.evaluation import EVALUATORS, Evaluation, Results
 from elbolab.evaluation.metrics import ACCURACY, BIAS, LOG_PX, LOG_PX_CONSTANT, SIMULATED
-from elbolab.experiment.loading import choose_device, load_classifier, load_run
+from elbolab.experiment.loading import choose_device, load_classifier, load_others, load_run
+from elbolab.models.latent import LatentModel
 from elbolab.registry.packaging import log_model
 from elbolab.support.counters import computing_for
 from elbolab.support.torch_settings import default_settings
 from elbolab.support.user_code import Trust
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
-from elbolab.tracking.keys import CONVERGED, EVALUATION_PROTOCOL, EVALUATION_TIME, HALF_SENT
+from elbolab.tracking.keys import CONVERGED, EVALUATION_OOD, EVALUATION_PROTOCOL, EVALUATION_TIME, HALF_SENT
 from elbolab.tracking.mlflow_reader import RunRecord, is_latent
 from elbolab.tracking.mlflow_writer import now
 from elbolab.tracking.offline import send_unfinished
@@ -26,10 +27,20 @@ from elbolab.tracking.run_names import find_id, find_training
 
 
 def protocol(config: EvaluateConfig, more: Sequence[Callable[[Evaluation], Results]] = ()) -> str:
-    """What tells an evaluation from others: the fields that are not as by default, and the names of ``more``."""
+    """What tells an evaluation from others: the fields that are not as by default, and the names of ``more``.
+
+    Other data that it has scored beside change none of its figures, and are no part of it: see ``is_of``.
+    """
     # Which were other in 0.1.0.
     moved = {"method": config.method, "images": config.images}
-    return json.dumps([config.changes() | moved, [evaluator.__name__ for evaluator in more]])
+    fields = {name: value for name, value in (config.changes() | moved).items() if name != "ood"}
+    return json.dumps([fields, [evaluator.__name__ for evaluator in more]])
+
+
+def is_of(run: RunRecord, config: EvaluateConfig, more: Sequence[Callable[[Evaluation], Results]] = ()) -> bool:
+    """Whether the last evaluation of a run has found all that one by ``config`` and ``more`` would."""
+    scored = run.tags.get(EVALUATION_OOD, "").split(",")
+    return run.tags.get(EVALUATION_PROTOCOL) == protocol(config, more) and set(config.ood) <= set(scored)
 
 
 @default_settings()
@@ -52,7 +63,13 @@ def evaluate_run(
     started = time.perf_counter()
     device = choose_device("auto")
     model, data = load_run(run_id, device, trust)
-    evaluation = Evaluation(model, data, config, load_classifier(config.classifier, data, device))
+    classifier = load_classifier(config.classifier, data, device)
+    others = {}
+    if isinstance(model, LatentModel):
+        others = load_others(config.ood, model.config, data, device)
+    elif config.ood:
+        print(f"elbolab: {run.name} has no density of images, so that ood is left out", file=sys.stderr, flush=True)
+    evaluation = Evaluation(model, data, config, classifier, others)
     # Of a model that is far from its posteriors every image takes the whole budget.
     hint = (
         "; it has not converged, so that estimates take long (with --budget 2048 less)" if _is_slow(run, config) else ""
@@ -66,7 +83,7 @@ def evaluate_run(
     settings = {
         f"evaluation.{key}": str(getattr(config, key)) for key in ("method", "tolerance", "samples", "images", "seed")
     }
-    settings[EVALUATION_PROTOCOL] = protocol(config, more)
+    settings |= {EVALUATION_PROTOCOL: protocol(config, more), EVALUATION_OOD: ",".join(config.ood)}
     code = {"git.commit": "", "git.dirty": ""} | tracking.code_tags()
     settings |= {f"evaluation.{name}": value for name, value in code.items()}
     settings["evaluation.seconds"] = f"{time.perf_counter() - started:.1f}"

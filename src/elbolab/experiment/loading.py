@@ -2,13 +2,19 @@
 
 import json
 import os
+import re
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from elbolab.config.limits import expanded
 from elbolab.config.schema import Config, default_data_dir
+from elbolab.data.batches import Split
+from elbolab.data.own_files import OWN, RESIZED
 from elbolab.data.readers import DATASETS
 from elbolab.data.splits import Data, load_data
 from elbolab.models.base import Model
@@ -81,16 +87,58 @@ def load_run(run_id: str, device: str, trust: Trust = False) -> tuple[Model, Dat
     Where the folder of its data is not there, as on another machine, they are looked for in this machine's own.
     """
     model = load_model(run_id, device, trust)
-    config = model.config
-    if not os.path.isdir(config.data_dir):
-        config = config.model_copy(update={"data_dir": default_data_dir()})
-    data = load_for(config, device)
+    data = load_for(_on_this_machine(model.config), device)
     if data.spec.digest != model.spec.digest:
         raise UserError(
             f"run {run_id!r} was trained on data with digest {model.spec.digest}, but {data.name} now has the digest "
             f"{data.spec.digest}; bring back the files that it was trained on"
         )
     return model, data
+
+
+def _on_this_machine(config: Config) -> Config:
+    return config if os.path.isdir(config.data_dir) else config.model_copy(update={"data_dir": default_data_dir()})
+
+
+# Of the name of a data set in the keys of metrics, of which a server has at most 250 characters.
+LONGEST_NAME = 100
+
+
+def load_others(datasets: Sequence[str], config: Config, data: Data, device: str = "cpu") -> dict[str, Split]:
+    """The test images of other ``datasets`` by the names that metrics give them: those of a training on them that cuts
+    and binarises as ``config`` does, whose own ``data`` have the same shape.
+
+    Raises UserError where one cannot be read or has another shape, and where two have the same name.
+    """
+    names = [_name_in_metrics(dataset) for dataset in datasets]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(
+            f"ood={','.join(datasets)}: metrics would call two of them {twice[0]!r}; give each once, and files by "
+            "different names"
+        )
+    config, (_, height, width) = _on_this_machine(config), data.spec.shape
+    found = {}
+    for name, dataset in zip(names, datasets, strict=True):
+        size = height if dataset.partition(":")[0] in RESIZED and height == width else None
+        settings = {"split_seed": config.split_seed, "binarise": config.binarise, "image_size": size}
+        try:
+            other = load_data(dataset, config.data_dir, **settings, device=device)
+        except UserError as error:
+            raise UserError(f"ood={dataset!r}, beside {data.name}: {error}") from error
+        if other.spec.shape != data.spec.shape:
+            raise UserError(
+                f"ood={dataset!r} has images of shape {other.spec.shape}, but {data.name} has {data.spec.shape}; name "
+                "data of the same channels, height and width"
+            )
+        found[name] = other.test
+    return found
+
+
+def _name_in_metrics(dataset: str) -> str:
+    """What the keys of metrics call a dataset: its name, or that of its file or folder, in letters and digits."""
+    kind, _, path = dataset.partition(":")
+    name = expanded(Path(path)).absolute().stem if kind in OWN else dataset
+    return re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")[:LONGEST_NAME] or kind
 
 
 def load_classifier(chosen: str | None, data: Data, device: str) -> tuple[str, CNN] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from elbolab.config.schema import CompareConfig, EvaluateConfig, SuiteConfig
 from elbolab.experiment.evaluate import evaluate_run
-from elbolab.experiment.loading import load_classifier, load_for
+from elbolab.experiment.loading import load_classifier, load_for, load_others
 from elbolab.experiment.train import prepare, train_model
 from elbolab.models import MODELS
 from elbolab.report.compare import compare
@@ -32,8 +32,9 @@ def run_all(given: SuiteConfig) -> Path:
     # Under every seed of the trainings the same evaluation, else they could not be averaged.
     evaluation = EvaluateConfig.parse({**given.shared_with(EvaluateConfig), "seed": EvaluateConfig().seed})
     for name, config in configs.items():
-        # What is wrong with the last training, or with the classifier of all, is told before the first.
+        # What is wrong with the last training, the classifier of all or other data is told before the first.
         _, data, _ = prepare(name, config)
+        load_others(evaluation.ood, config, data)
         if evaluation.classifier is not None:
             load_classifier(evaluation.classifier, data, "cpu")
     # Estimates for models that are far from converged take most gradients.

@@ -42,7 +42,7 @@ class Entry:
     The first run, the newest, is the one that is shown; `likelihoods` has a table for each, and `populations` what is
     known of every image of each split, where all of them have it. `slot` is the colour;
     `pictures` holds the step images by key and epoch, `bounds` the mean bound by number of samples, `gaps` the
-    inference gap image by image.
+    inference gap image by image, `ood` the scores of test images and of other data, whose `dataset` these name.
     """
 
     label: str
@@ -55,6 +55,7 @@ class Entry:
     pictures: dict[str, dict[int, bytes]] = field(default_factory=dict)
     bounds: pd.DataFrame = field(default_factory=pd.DataFrame)
     gaps: pd.DataFrame = field(default_factory=pd.DataFrame)
+    ood: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def run(self) -> RunRecord:

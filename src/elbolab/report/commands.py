@@ -5,7 +5,7 @@ from typing import Any
 
 from elbolab.config.click_options import command_line
 from elbolab.config.schema import DATA_FIELDS, Config, EvaluateConfig
-from elbolab.tracking.keys import CODE, EVALUATION_PROTOCOL
+from elbolab.tracking.keys import CODE, EVALUATION_OOD, EVALUATION_PROTOCOL
 from elbolab.tracking.mlflow_reader import RunRecord
 
 
@@ -36,7 +36,10 @@ def train_classifier(run: RunRecord) -> str:
 
 
 def _given(run: RunRecord) -> dict[str, Any]:
-    return {**_trust(run), **json.loads(run.tags.get(EVALUATION_PROTOCOL, "[{}]"))[0]}
+    given = json.loads(run.tags.get(EVALUATION_PROTOCOL, "[{}]"))[0]
+    # Of an evaluation whose place another has begun to take nothing is known.
+    ood = {"ood": names} if given and (names := run.tags.get(EVALUATION_OOD)) else {}
+    return {**_trust(run), **given, **ood}
 
 
 def _trust(run: RunRecord) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from elbolab.evaluation.metrics import ACCURACY, CLASS_PRESERVATION, INFERENCE_GAP, TEST
+from elbolab.evaluation.metrics import ACCURACY, CLASS_PRESERVATION, INFERENCE_GAP, REGRET, TEST
 from elbolab.report.collect import Curves, Entry
 from elbolab.report.select import Group
 from elbolab.tracking import artifacts, mlflow_reader
@@ -18,6 +18,7 @@ from elbolab.tracking.keys import EVALUATION_PROTOCOL, HALF_SENT
 from elbolab.tracking.mlflow_reader import RunRecord, is_evaluated, is_latent
 
 LIKELIHOOD, POPULATION, CLASSES, GAP = "likelihood.parquet", "population.parquet", "classes.json", "gap.parquet"
+OOD = "ood.parquet"
 PICTURES = ("reconstructions_train", "reconstructions_val", "samples")
 PICTURES_OF_VARIANTS = PICTURES[1:]
 
@@ -80,13 +81,18 @@ def likelihood(run: RunRecord, have: set[str]) -> pd.DataFrame:
 
 def _shown(run: RunRecord, have: set[str]) -> dict[str, Any]:
     # An evaluation takes back no file of an earlier one, but every figure that it did not measure itself.
-    figure = {GAP: INFERENCE_GAP.at(TEST), CLASSES: (CLASS_PRESERVATION if is_latent(run) else ACCURACY).at(TEST)}
+    figure = {
+        GAP: INFERENCE_GAP.at(TEST),
+        OOD: REGRET.at(TEST),
+        CLASSES: (CLASS_PRESERVATION if is_latent(run) else ACCURACY).at(TEST),
+    }
     have = {name for name in have if name not in figure or figure[name] in run.metrics}
     readers: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "classes": (CLASSES, lambda file: dict(json.loads(file.read_bytes()))),
         "examples": ("examples.npz", lambda file: dict(np.load(file, allow_pickle=False))),
         "bounds": ("curve.parquet", pd.read_parquet),
         "gaps": (GAP, pd.read_parquet),
+        "ood": (OOD, pd.read_parquet),
     }
     found = {field: _read(run, name, reader, have) for field, (name, reader) in readers.items()}
     pictures = {key: artifacts.step_images(run.id, key) for key in PICTURES} if is_latent(run) else {}

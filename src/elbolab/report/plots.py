@@ -24,6 +24,7 @@ NARROW, WIDE = (3.7, 2.6), (4.9, 2.5)
 FLOOR_SLOT = 4
 SLOTS = (*range(4), *range(5, 12))
 CHART_SLOTS = (1, 2, 3, 0, *SLOTS[4:])
+BINS = 30
 MARKERS = "osD^vPX*<>ph"
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "elbolab",
@@ -218,6 +219,22 @@ def ranking(name: str, title: str, series: Sequence[Series]) -> str:
     spans = [f"{row.name} " + " and ".join(f"{value:.2f}" for value in row.y) for row in series]
     alt = f"{title}, test then training: " + "; ".join(spans)
     return _svg(name, title, alt, (WIDE[0], 0.62 + 0.25 * len(series)), paint)
+
+
+def histograms(name: str, title: str, label: str, groups: Mapping[str, np.ndarray]) -> str:
+    """Draw how values are distributed, a step line a group, as shares of it in bins that all groups share."""
+    every = np.concatenate(list(groups.values()))
+    edges = np.histogram_bin_edges(every[np.isfinite(every)], BINS)
+
+    def paint(axes: Axes) -> None:
+        for slot, (group, values) in zip(cycle(SLOTS), groups.items(), strict=False):
+            shares = np.histogram(values, edges)[0] / len(values)
+            axes.stairs(shares, edges, color=colour(slot), lw=1.5, label=group)
+        axes.set_xlabel(label)
+        axes.legend(frameon=False, fontsize=8)
+
+    means = "; ".join(f"{group} {values.mean():.4g} on average" for group, values in groups.items())
+    return _svg(name, title, f"{title}, {label}: {means}", NARROW, paint)
 
 
 def _points(axes: Axes, row: Series, at: np.ndarray, values: Sequence[float], vertical: bool) -> None:

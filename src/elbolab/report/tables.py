@@ -53,6 +53,9 @@ COLUMNS = {
     "gap": f"{RUN} split posterior images {' '.join(f'{name} {name}_se' for name in m.GAP_COLUMNS)}",
     "representation": f"{RUN} split images latent_dim {_names(*m.REPRESENTATION)}",
     "fidelity": f"{RUN} cnn_run {_names(*m.FIDELITY)}",
+    "ood": f"{RUN} ood images other_images "
+    + " ".join(f"{name}{end}" for name in ("auroc_" + score for score in m.OOD_SCORES) for end in ("", "_se"))
+    + " log_px other_log_px regret other_regret unreliable_share",
     "curves": "model run key epoch value",
     "ablations": "dataset model field value base runs seeds converged best_val_elbo best_epochs last_val_elbo "
     "test_log_px test_log_px_se images mean low high",
@@ -78,6 +81,7 @@ def make(
         "gap": gap_table(entries),
         "representation": representation_table(entries),
         "fidelity": fidelity_table(entries),
+        "ood": ood_table(entries),
         "curves": curves_table(curves, runs),
         "ablations": ablations_table(entries, variants, curves),
         "runs": runs_table(run for run, _ in runs.values()),
@@ -93,7 +97,7 @@ def csv(name: str, comparisons: Iterable[Comparison]) -> str:
     """Write a table of all datasets as CSV, counts as whole numbers."""
     rows = [{"dataset": one.tag("data.name")} | row for one in comparisons for row in one.tables[name]]
     frame = pd.DataFrame(rows, columns=COLUMNS[name].split())
-    counts = [column for column in ("images", "seeds", "epoch") if column in frame]
+    counts = [column for column in ("images", "other_images", "seeds", "epoch") if column in frame]
     return frame.astype(dict.fromkeys(counts, "Int64")).to_csv(index=False)
 
 
@@ -232,6 +236,23 @@ def fidelity_table(entries: Sequence[Entry]) -> list[Row]:
                 found = entry.measures(m.REAL_IMAGES[metric] if name == REAL else metric, m.TEST)
                 row |= dict(zip(metric.names, found.values(), strict=True))
             rows.append(row)
+    return rows
+
+
+def ood_table(entries: Sequence[Entry]) -> list[Row]:
+    """AUROC of each score with its standard error, a row a run and other data set, and means in nats."""
+    rows = []
+    for entry in [entry for entry in entries if not entry.ood.empty]:
+        own = entry.ood[entry.ood["dataset"] == ""]
+        for name, other in entry.ood[entry.ood["dataset"] != ""].groupby("dataset", sort=False):
+            row = _row(entry, ood=name, images=len(own), other_images=len(other))
+            for score, metric in m.OOD_SCORES.items():
+                key = metric.at(m.OOD, DATASET=name)
+                row[f"auroc_{score}"] = entry.run.metrics.get(key, nan)
+                row[f"auroc_{score}_se"] = entry.run.metrics.get(f"{key}_se", nan)
+            for score in ("log_px", "regret"):
+                row |= {score: float(np.mean(own[score])), f"other_{score}": float(np.mean(other[score]))}
+            rows.append(row | {"unreliable_share": max(float(np.mean(part["unreliable"])) for part in (own, other))})
     return rows
 
 

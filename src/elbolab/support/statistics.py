@@ -60,6 +60,25 @@ def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
     return mean, float(stdtrit(len(values) - 1, 0.975)) * error
 
 
+def auroc(own: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """The probability that one of the scores ``other`` (m,) is below one of ``own`` (n,), and its standard error.
+
+    Ties count half: the area under the receiver operating characteristic. With the share of ``other`` below each of
+    ``own``, of variance s^2, and the share of ``own`` above each of ``other``, of variance t^2, the error is
+    sqrt(s^2 / n + t^2 / m) (DeLong et al. 1988): 0 where the two do not overlap, NaN where either has one score only.
+    """
+    # The package takes half a second to import.
+    from scipy.stats import rankdata
+
+    n, m = len(own), len(other)
+    ranks = rankdata(np.concatenate([own, other]))
+    below = (ranks[:n] - rankdata(own)) / m
+    above = 1 - (ranks[n:] - rankdata(other)) / n
+    if min(n, m) < 2:
+        return float(below.mean()), nan
+    return float(below.mean()), sqrt(below.var(ddof=1) / n + above.var(ddof=1) / m)
+
+
 def wilson(count: int, images: int) -> tuple[float, float]:
     """The 95% score interval of a share, ``count`` of so many images (Wilson 1927)."""
     from scipy.stats import binomtest

@@ -51,11 +51,12 @@ class EvaluatorTests:
         return make_model(kind, digits(40, 20), **fields).eval()
 
     def results(self, evaluator: Evaluator, model: Model, data: Data) -> Results:
-        """What it finds of a model, judged by a classifier that has not learnt yet."""
+        """What it finds of a model, its judge a classifier that has not learnt yet, its other data inverted images."""
         with torch.random.fork_rng(devices=[]):
             judge = make_model(CNN, data).eval()
         assert isinstance(judge, CNN)
-        return evaluator(Evaluation(model, data, self.config, ("classifier", judge)))
+        inverted = replace(data.test, images=255 - data.test.images, digest="inverted")
+        return evaluator(Evaluation(model, data, self.config, ("classifier", judge), {"inverted": inverted}))
 
     def test_it_finds_the_same_again_and_leaves_everything_as_it_was(self, evaluator: Evaluator, model: Model):
         data = digits(40, 20)
@@ -76,7 +77,7 @@ class EvaluatorTests:
     def test_its_keys_name_a_split_and_its_figures_are_numbers(self, evaluator: Evaluator, model: Model):
         found = self.results(evaluator, model, digits(40, 20))
         for key, value in found.metrics.items():
-            assert re.fullmatch(r"(train|val|test|simulated)/\w+", key), key
+            assert re.fullmatch(r"(train|val|test|simulated|ood)/\w+", key), key
             assert isinstance(value, float | int)
             assert not math.isnan(value), key
         assert all(isinstance(value, str) for value in found.tags.values())
@@ -88,5 +89,5 @@ class EvaluatorTests:
         data = digits(40, 20)
         inverted = replace(data, test=replace(data.test, images=255 - data.test.images))
         one, other = (self.results(evaluator, model, each).metrics for each in (data, inverted))
-        seen = {key: value for key, value in one.items() if not key.startswith("test/")}
+        seen = {key: value for key, value in one.items() if not key.startswith(("test/", "ood/"))}
         assert {key: other.get(key) for key in seen} == seen

@@ -18,8 +18,8 @@ from elbolab.config.schema import Config, EvaluateConfig
 from elbolab.config.version_0_1_0 import with_added
 from elbolab.evaluation import Evaluation, Results
 from elbolab.evaluation.metrics import is_doubtful
-from elbolab.experiment.evaluate import evaluate_run, protocol
-from elbolab.experiment.loading import choose_device, load_for
+from elbolab.experiment.evaluate import evaluate_run, is_of
+from elbolab.experiment.loading import choose_device, load_for, load_others
 from elbolab.experiment.train import resume, train_model
 from elbolab.models import MODELS, params_of
 from elbolab.report.chart import Chart
@@ -29,7 +29,7 @@ from elbolab.support import figures
 from elbolab.support.errors import UserError
 from elbolab.tracking import mlflow_reader
 from elbolab.tracking import run as tracking
-from elbolab.tracking.keys import EVALUATION_PROTOCOL, LAST_EPOCH, REPRODUCTION, STUDY, TRAINING
+from elbolab.tracking.keys import LAST_EPOCH, REPRODUCTION, STUDY, TRAINING
 from elbolab.tracking.mlflow_reader import RunRecord
 from elbolab.tracking.offline import free_trainings
 
@@ -124,8 +124,11 @@ def reproduce(name: str, study: Reproduction, passes: int | None = None, only: S
         raise UserError(f"only={','.join(only)} names no training; there are: {', '.join(study.trainings)}")
     planned: dict[str, str] = {}
     for label in labels:
-        study.config(label, study.seeds[0], planned, passes)
+        config = study.config(label, study.seeds[0], planned, passes)
         planned[label] = "run"
+        if study.evaluation.ood:
+            # What is wrong with other data is told before the first training.
+            load_others(study.evaluation.ood, config, load_for(config))
         _filled(label, study.evaluation.classifier, planned)
     tags = {STUDY: name, REPRODUCTION: "true", MLFLOW_RUN_NOTE: study.question}
     with tracking.start_run("study", name, {"study": name, "seeds": str(study.seeds)}, tags) as track:
@@ -211,7 +214,7 @@ def _evaluated(study: Reproduction, label: str, done: dict[str, str]) -> RunReco
     run = mlflow_reader.get_run(done[label])
     classifier = _filled(label, study.evaluation.classifier, done)
     config = study.evaluation.model_copy(update={"classifier": classifier})
-    if run.tags.get(EVALUATION_PROTOCOL) != protocol(config, study.evaluators):
+    if not is_of(run, config, study.evaluators):
         evaluate_run(run.id, config, study.evaluators)
         run = mlflow_reader.get_run(run.id)
     if not any(metric in run.metrics for metric in study.metrics):

@@ -9,6 +9,7 @@ from elbolab.report.sections.classifiers import classifier_blocks
 from elbolab.report.sections.latent import latent_blocks
 from elbolab.report.sections.latent_space import latent_space_blocks
 from elbolab.report.sections.likelihood import likelihood_blocks
+from elbolab.report.sections.out_of_distribution import ood_blocks
 from elbolab.report.sections.trust import trust_blocks
 
 SECTIONS: dict[str, Callable[[Comparison], list[Block]]] = {
@@ -17,6 +18,7 @@ SECTIONS: dict[str, Callable[[Comparison], list[Block]]] = {
     "Likelihood": likelihood_blocks,
     "How far to trust it": trust_blocks,
     "Latent space and samples": latent_space_blocks,
+    "Out of distribution": ood_blocks,
     "Ablations": ablation_blocks,
 }
 """What gives the blocks of each, by its title; one without blocks is left out."""

@@ -37,7 +37,10 @@ class Nets(Protocol):
         ...
 
     def decoder(self, latents: int, shape: Shape) -> nn.Module:
-        """Latent vectors (B, latents) to unbounded activations (B, C, H, W), the encoder's mirror."""
+        """Latent vectors (B, latents) to unbounded activations (B, *shape), the encoder's mirror.
+
+        The channels of ``shape`` are those of the images, times the likelihood's parameters a pixel.
+        """
         ...
 
 

@@ -23,8 +23,8 @@ import elbolab
 from elbolab.config.schema import Config, LikelihoodConfig
 from elbolab.data.batches import Batch, Data
 from elbolab.evaluation.log_likelihood import estimate_log_px
-from elbolab.models.latent import LatentModel
-from elbolab.models.likelihoods import Gaussian
+from elbolab.models.latent import LatentConfig, LatentModel
+from elbolab.models.likelihoods.gaussian import Gaussian
 
 SIZES: dict[str, Any] = {"train_size": 2000, "val_size": 500, "test_size": 500}
 EPOCHS, LATENT_DIM, IMAGES, SEEDS = 20, 16, 10, 3
@@ -56,8 +56,9 @@ def main() -> None:
         x = gaussian.test.batch(torch.arange(len(gaussian.test))).x
         print()
         for value in (1.0, sigma):
-            constant = Gaussian(value).log_prob(x, mean.expand_as(x)).mean().item()
-            best = Gaussian(value).log_prob(x, x).mean().item()
+            likelihood = Gaussian(LatentConfig(sigma=value))
+            constant = likelihood.log_prob(x, mean.expand_as(x)).mean().item()
+            best = likelihood.log_prob(x, x).mean().item()
             print(f"sigma={value:g}: the mean training image has {constant:.1f} nats, the image itself {best:.1f}.")
         print()
         counts(model, gaussian.test.batch(torch.arange(1)).x)

@@ -27,6 +27,8 @@ from elbolab import cli
 from elbolab.data.batches import Batch, Data, DataSpec
 from elbolab.data.splits import load_data
 from elbolab.models import MODELS
+from elbolab.models.latent import LatentConfig
+from elbolab.models.likelihoods import LIKELIHOODS, Likelihood
 from elbolab.models.ppca import PPCA, PPCAConfig
 from elbolab.tracking.mlflow_reader import prepare_store
 
@@ -55,6 +57,11 @@ def digits() -> Data:
 @pytest.fixture(scope="session")
 def sixteen() -> Data:
     return load_data("mnist5k", Path(), train_size=16, val_size=10, test_size=10)
+
+
+def make_likelihood(name: str, **fields: Any) -> Likelihood:
+    """The likelihood of this name, as a model of these fields has it."""
+    return LIKELIHOODS[name](LatentConfig.parse({"likelihood": name, **fields}))
 
 
 def linear_gaussian(

@@ -81,6 +81,8 @@ def test_what_the_page_adds_keeps_its_promises_and_is_trained_and_evaluated(copy
     (working / "nets.py").write_text(code("Nets"))
     (copy / "models" / "priors" / "laplace.py").write_text(code("A prior"))
     insert(copy / "models" / "priors" / "__init__.py", "PRIORS", said('laplace="Laplace"'))
+    (copy / "models" / "likelihoods" / "laplacian.py").write_text(code("A likelihood"))
+    insert(copy / "models" / "likelihoods" / "__init__.py", "LIKELIHOODS", said('laplacian="Laplacian"'))
     install(copy.parent)
     (working / "test_own.py").write_text(code("Test it"))
     tests = python(copy, "pytest", "-q", "-p", "no:cacheprovider", "test_own.py")
@@ -94,6 +96,8 @@ def test_what_the_page_adds_keeps_its_promises_and_is_trained_and_evaluated(copy
         "nets.py:SiluNets",
         "--prior",
         "laplace",
+        "--likelihood",
+        "laplacian",
         "--rank",
         "3",
         "--epochs",
@@ -116,5 +120,6 @@ def test_the_tests_and_files_that_the_pages_name_are_there():
     gone = {word for word in words if word.endswith(".py") and not any(f"/{one}".endswith(f"/{word}") for one in paths)}
     gone |= {word for word in words if re.fullmatch(r"test_\w+", word)} - names - {"test_size"}
     # What a page has its reader write.
+    laplacian = "src/elbolab/models/likelihoods/laplacian.py"
     package = {f"my_package/{file}" for file in ("datasets.py", "evaluators.py")}
-    assert gone == {"linear_vae.py", "src/elbolab/models/priors/laplace.py", *package}
+    assert gone == {"linear_vae.py", "src/elbolab/models/priors/laplace.py", laplacian, *package}

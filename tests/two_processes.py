@@ -34,10 +34,12 @@ CASES: dict[str, dict[str, Any]] = {
     "cnn": {},
     "vae": {"latent_dim": 4},
     "vae bernoulli": {"latent_dim": 4, "likelihood": "bernoulli", "beta": 2.0, "beta_warmup": 2.0},
+    "vae learned": {"latent_dim": 4, "sigma": "learned"},
     "iwae": {"latent_dim": 4, "iw_samples": 3, "gradient": "dreg"},
     "semi_amortized": {"latent_dim": 4, "refine_steps": 2},
     "latent_opt": {"latent_dim": 4, "latent_init": "normal"},
     "latent_opt bernoulli": {"latent_dim": 4, "clip": 5.0, "likelihood": "bernoulli", "latent_steps": 3},
+    "latent_opt logistic": {"latent_dim": 4, "likelihood": "discretised_logistic"},
     "ppca": {"latent_dim": 4, "epochs": 1},
     # Both must end with the fourth epoch.
     "vae plateau": {"latent_dim": 4, "schedule": "plateau", "epochs": 9, "beta_warmup": 0.0, **AT_ONCE},

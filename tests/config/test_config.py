@@ -108,7 +108,7 @@ def test_a_search_range_lies_within_the_bounds_of_its_field(name: str):
         ({"latent_dim": -3}, "latent_dim=-3: should be greater than 0 (default 200)"),
         (
             {"likelihood": "poisson"},
-            "likelihood='poisson': should be 'gaussian', 'bernoulli' or 'continuous_bernoulli'",
+            "likelihood='poisson': should be 'gaussian', 'bernoulli', 'continuous_bernoulli' or 'discretised_logistic'",
         ),
         ({"sigma": float("nan")}, "sigma=nan: should be a finite number"),
         ({"latentdim": 3}, "latentdim is not a parameter; there are: dataset"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import batch_of, linear_gaussian
+from conftest import batch_of, linear_gaussian, make_likelihood
 
 from elbolab.config.schema import EvaluateConfig
 from elbolab.data.splits import Data
@@ -15,7 +15,6 @@ from elbolab.evaluation.log_likelihood import estimate_log_px
 from elbolab.models import MODELS
 from elbolab.models.fitting import fit_anew
 from elbolab.models.latent import LatentModel
-from elbolab.models.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
 from elbolab.testing.models import make_model
 
 MODEL, X = linear_gaussian(3)
@@ -24,14 +23,16 @@ Z = MODEL.prior.sample((len(X),), torch.Generator().manual_seed(0))
 START = PriorStart(MODEL.prior, len(X))
 CONFIG = EvaluateConfig(ais_chains=2, ais_distributions=4, ais_leapfrog=1, samples=10)
 GREY = torch.full((2, 1, 3, 3), 0.5)
+TWO = torch.cat([GREY, -GREY], 1)
 
 DRAWS: dict[str, Callable[[torch.Generator], Any]] = {
     "diagonal posterior": lambda g: Q.sample(4, g),
     "normal prior": lambda g: MODEL.prior.sample((4,), g),
-    "gaussian": lambda g: Gaussian(0.4).sample(GREY, g),
-    "bernoulli": lambda g: Bernoulli().sample(GREY, g),
-    "binarised pixels": lambda g: Bernoulli().observe(GREY, g),
-    "continuous bernoulli": lambda g: ContinuousBernoulli().sample(GREY, g),
+    "gaussian": lambda g: make_likelihood("gaussian").sample(GREY, g),
+    "bernoulli": lambda g: make_likelihood("bernoulli").sample(GREY, g),
+    "binarised pixels": lambda g: make_likelihood("bernoulli").observe(GREY, g),
+    "continuous bernoulli": lambda g: make_likelihood("continuous_bernoulli").sample(GREY, g),
+    "discretised logistic": lambda g: make_likelihood("discretised_logistic").sample(TWO, g),
     "fitted posterior": lambda g: fit_anew(MODEL, X, 2, generator=g).mean,
     "fitted posterior of a drawn start": lambda g: fit_anew(MODEL, X, 2, drawn=True, generator=g).mean,
     "importance samples": lambda g: importance_estimate(MODEL, X, Q, 4, g).log_px,

@@ -1,6 +1,7 @@
 """Every metric is declared once: what is logged, asked for, shown and documented is what the declaration says."""
 
 import contextlib
+import math
 import os
 import re
 import runpy
@@ -52,6 +53,8 @@ SMALL: dict[str, dict[str, Any]] = {
     **{name: {"latent_dim": 3, "net": "mlp", "hidden": 8} for name in ("vae", "iwae", "semi_amortized")},
     "latent_opt": {"latent_dim": 3, "net": "mlp", "hidden": 8, "fit_steps": 5},
     "ppca": {"latent_dim": 3},
+    "vae learned": {"latent_dim": 3, "net": "mlp", "hidden": 8, "sigma": "learned"},
+    "vae logistic": {"latent_dim": 3, "net": "mlp", "hidden": 8, "likelihood": "discretised_logistic"},
 }
 GAPS = EvaluateConfig(
     samples=50,
@@ -78,7 +81,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        runs = {name: train_model(name, MODELS[name].Config.parse(TINY | own)) for name, own in SMALL.items()}
+        runs = {
+            name: train_model(kind := name.split()[0], MODELS[kind].Config.parse(TINY | own))
+            for name, own in SMALL.items()
+        }
         evaluate_run(runs["latent_opt"], EvaluateConfig(method="importance", samples=50, images=12))
         for name, run in runs.items():
             evaluate_run(run, GAPS, more if name == "vae" else ())
@@ -96,6 +102,16 @@ def test_every_logged_key_is_declared_and_every_metric_logged(trained: dict[str,
         if (found := [key for key in keys if metric.covers(key)]) and metric.errors:
             ends = [name.removeprefix(metric.name) for name in metric.error_names]
             assert all(any(key.endswith(end) for key in found) for end in ends if "{" not in metric.name)
+
+
+def test_bits_are_of_probabilities_alone_and_those_of_log_px(trained: dict[str, str]):
+    numbers = {name: mlflow.get_run(run).data.metrics for name, run in trained.items()}
+    assert [name for name, has in numbers.items() if "test/bits_per_dim" in has] == ["vae logistic"]
+    assert [name for name, has in numbers.items() if "val/sigma" in has] == ["vae learned"]
+    found, per_dim = numbers["vae logistic"], 784 * math.log(2)
+    for split in ("train", "val", "test"):
+        assert found[f"{split}/bits_per_dim"] == pytest.approx(-found[f"{split}/log_px"] / per_dim)
+        assert found[f"{split}/bits_per_dim_se"] == pytest.approx(found[f"{split}/log_px_se"] / per_dim)
 
 
 def test_a_key_belongs_to_one_metric():

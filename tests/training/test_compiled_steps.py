@@ -78,12 +78,15 @@ def test_a_compiler_that_fails_is_said_and_nothing_is_lost(
 
 
 @pytest.mark.scale
-@pytest.mark.parametrize("name", ["vae", "iwae"])
+@pytest.mark.parametrize(
+    ("name", "likelihood"),
+    [("vae", "bernoulli"), ("iwae", "bernoulli"), ("vae", "discretised_logistic"), ("vae", "gaussian")],
+)
 def test_compiled_steps_are_those_that_are_not_and_one_graph_serves_them_all(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, likelihood: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # A KL term of growing weight, pixels drawn at every visit, a smaller last batch.
-    fields = {"likelihood": "bernoulli", "beta_warmup": 3.0, "precision": "float32"}
+    fields = {"likelihood": likelihood, "sigma": "learned", "beta_warmup": 3.0, "precision": "float32"}
     expected = trained(tmp_path / "plain", name, **fields)
     monkeypatch.setattr(compiled_steps, "REPAID_AFTER", 0)
     torch._dynamo.utils.counters.clear()

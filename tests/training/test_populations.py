@@ -94,6 +94,8 @@ def test_in_turn_each_is_bit_for_bit_what_it_is_alone(name: str, data: Data, tmp
     [
         ("vae", {}),
         ("vae", {"net": "mlp", "likelihood": "bernoulli"}),
+        ("vae", {"net": "mlp", "likelihood": "discretised_logistic"}),
+        ("vae", {"net": "mlp", "sigma": "learned"}),
         ("iwae", {"net": "mlp", "iw_samples": 3}),
         ("iwae", {"net": "mlp", "gradient": "dreg"}),
         ("semi_amortized", {"net": "mlp", "refine_steps": 2}),

@@ -90,11 +90,12 @@ class Evaluation:
         total = torch.stack([part.sum(0, dtype=torch.int64) for part in images.split(IMAGES_AT_ONCE)]).sum(0)
         return (total.double() / (255 * len(images))).float().to(self.model.device)
 
+    @torch.no_grad()
     def constant(self, x: Tensor) -> Tensor:
         """log p(x) of images (B, C, H, W) if each were decoded to the mean training image, (B,), in nats."""
         assert isinstance(self.model, LatentModel)
         params = self.model.likelihood.from_mean(self.mean_image)
-        return self.model.likelihood.log_prob(x, params.expand_as(x))
+        return self.model.likelihood.log_prob(x, params.expand(len(x), *params.shape))
 
     def batches(self, split: str) -> Iterator[Batch]:
         """The evaluated images of a split as the observation model sees them: the same for every model and call."""

@@ -58,12 +58,16 @@ def likelihood(evaluation: Evaluation) -> Results:
 
 
 def _split_metrics(evaluation: Evaluation, split: str, rows: pd.DataFrame) -> dict[str, float]:
-    everyone = evaluation.population(split)
+    model, everyone = evaluation.model, evaluation.population(split)
+    assert isinstance(model, LatentModel)
     known = everyone.elbo
     noise = noise_of(rows.std_err)
     exact = rows.rung.eq(0).all()
     log_px = (float(known.mean()), 0.0) if exact else split_mean(rows.log_px, known.to_frame(), noise)
     metrics = with_error(m.LOG_PX.at(split), *log_px)
+    if model.likelihood.of_bytes:
+        nats = math.prod(model.spec.shape) * math.log(2)
+        metrics |= with_error(m.BITS_PER_DIM.at(split), -log_px[0] / nats, log_px[1] / nats)
     metrics |= mean_metrics(m.LOG_PX_EVALUATED.at(split), rows.log_px)
     metrics |= {m.POSTERIOR_ELBO.at(split): split_mean(rows.elbo, known.to_frame())[0]}
     for jackknifed in [one for one in (m.JVI_1, m.JVI_2) if one.name in rows]:

@@ -84,6 +84,11 @@ MSE = Metric(
     "squared error of the expected image, mean over pixels (pixels in [0, 1])", "", EPOCHS,
 )  # fmt: skip
 KL = Metric("kl", "KL divergence", "nats", "minimize", "KL(q(z\\|x) ‖ p(z))", "", EPOCHS)
+SIGMA = Metric(
+    "sigma", "Sigma", "pixel range", None,
+    "with `sigma=learned`: the standard deviation of the gaussian observation model, one for all pixels and images",
+    "Rybkin et al. 2021", EPOCHS, digits=4,
+)  # fmt: skip
 ACCURACY = Metric("accuracy", "Accuracy", "share", "maximize", "`cnn`: share of right classes")
 LR = Metric("lr", "Rate", "", None, "Adam's rate on the networks at the epoch's last step", "", (TRAIN,))
 STEPS = Metric(
@@ -110,6 +115,12 @@ LOG_PX_EVALUATED = Metric(
     "log_px_evaluated", "log p(x), images like these", "nats", "maximize",
     "the plain mean over the evaluated images; its error is that of the mean over all images that could be", "",
     errors=SE, doubt="unreliable",
+)  # fmt: skip
+BITS_PER_DIM = Metric(
+    "bits_per_dim", "Bits per dimension", "bits", "minimize",
+    "-`log_px` / (D ln 2), D = C H W the numbers of an image: of likelihoods alone that are probabilities of the 256 "
+    "values of a byte (`discretised_logistic`); a density has no such unit", "van den Oord et al. 2016",
+    errors=SE, doubt="unreliable", digits=3,
 )  # fmt: skip
 LOG_PX_DIGIT = Metric(
     "log_px_digit_{D}", "log p(x)", "nats", "maximize", "log p(x) of the images of class D in the split", errors=SE

@@ -10,6 +10,8 @@ function bytes(text) {
 
 const floats = (text) => new Float32Array(bytes(text).buffer);
 
+const softplus = (value) => Math.max(value, 0) + Math.log1p(Math.exp(-Math.abs(value)));
+
 // Each takes a flat input, the layer and its weights as PyTorch keeps them, and gives a flat output.
 const LAYERS = {
   relu: (x) => x.map((value) => Math.max(value, 0)),
@@ -19,6 +21,14 @@ const LAYERS = {
   continuous_bernoulli: (x) =>
     x.map((value) => (Math.abs(value) < 1e-3 ? 0.5 + value / 12 : -1 / Math.expm1(-value) - 1 / value)),
   glu: (x) => x.slice(0, x.length / 2).map((value, i) => value / (1 + Math.exp(-x[x.length / 2 + i]))),
+  // The mean of a logistic cut to [0, 1], by activations of its locations and then of its log-scales.
+  discretised_logistic(x, { least }) {
+    const half = x.length / 2;
+    return x.subarray(0, half).map((value, i) => {
+      const scale = Math.exp(least / (1 + Math.exp(x[half + i])));
+      return scale * (softplus((value + 0.5) / scale) - softplus((value - 0.5) / scale));
+    });
+  },
   sigmoid: (x) => x.map((value) => 1 / (1 + Math.exp(-value))),
 
   linear(x, layer, weight, bias) {

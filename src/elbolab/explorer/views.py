@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from elbolab.evaluation.base import Evaluation
 from elbolab.models.latent import LatentModel
-from elbolab.models.likelihoods import ContinuousBernoulliMean
+from elbolab.models.likelihoods.base import MeanLayer
+from elbolab.models.likelihoods.continuous_bernoulli import ContinuousBernoulli
+from elbolab.models.likelihoods.discretised_logistic import LEAST_LOG_SCALE, DiscretisedLogistic
 from elbolab.models.networks import Crop
 from elbolab.support.errors import UserError
 
@@ -64,8 +66,10 @@ def layers(decoder: nn.Sequential, z: Tensor, model: LatentModel) -> list[dict[s
                 layer |= {"kind": type(module).__name__.lower()}
             case Crop(top=top, left=left):
                 layer |= {"kind": "crop", "top": top, "left": left}
-            case ContinuousBernoulliMean():
+            case MeanLayer(likelihood=ContinuousBernoulli()):
                 layer |= {"kind": "continuous_bernoulli"}
+            case MeanLayer(likelihood=DiscretisedLogistic()):
+                layer |= {"kind": "discretised_logistic", "least": LEAST_LOG_SCALE}
             case nn.Unflatten():
                 continue
             case _:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from pydantic import Field, create_model
+from pydantic import Field, create_model, field_validator
 from torch import Tensor, nn
 
 from elbolab.config.base import Settings
@@ -13,6 +13,7 @@ from elbolab.config.schema import DATA_FIELDS
 from elbolab.data.batches import Batch, DataSpec
 from elbolab.models.adapters import encoded, make_adapter
 from elbolab.models.latent import LatentConfig, LatentModel
+from elbolab.models.likelihoods import LIKELIHOODS
 from elbolab.models.posteriors import Posterior
 from elbolab.support.user_code import Source, source_of
 
@@ -41,6 +42,20 @@ class AdoptedConfig(LatentConfig):
     """What the adapter is made of, as JSON."""
     prior_components: int = 1
     """Components of a mixture prior."""
+
+    @field_validator("sigma")
+    @classmethod
+    def _a_number(cls, sigma: float | str) -> float | str:
+        if sigma == "learned":
+            raise ValueError("an adopted model is trained no further; give the number under which it is evaluated")
+        return sigma
+
+    @field_validator("likelihood")
+    @classmethod
+    def _of_images(cls, likelihood: str) -> str:
+        if (wanted := LIKELIHOODS[likelihood].per_pixel) > 1:
+            raise ValueError(f"takes {wanted} parameters a pixel, and an adapter decodes one; take gaussian")
+        return likelihood
 
 
 class Adopted(LatentModel):

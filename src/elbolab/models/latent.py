@@ -13,7 +13,7 @@ from elbolab.config.ranges import Choices, FloatRange, IntRange
 from elbolab.config.schema import Config
 from elbolab.data.batches import Batch, DataSpec
 from elbolab.models.base import Model
-from elbolab.models.likelihoods import PIXELS, Likelihood, make_likelihood
+from elbolab.models.likelihoods import LIKELIHOODS, PIXELS, Likelihood
 from elbolab.models.objectives import Terms, elbo
 from elbolab.models.posteriors import POSTERIORS, Posterior
 from elbolab.models.priors import PRIORS, Prior
@@ -32,11 +32,12 @@ class LatentConfig(Config):
 
     latent_dim: Annotated[int, Field(gt=0, le=WIDEST), IntRange(2, 256, log=True)] = 200
     """Number of latent dimensions."""
-    likelihood: Literal["gaussian", "bernoulli", "continuous_bernoulli"] = "gaussian"
+    likelihood: Annotated[Literal[tuple(LIKELIHOODS)], Choices(tuple(LIKELIHOODS))] = "gaussian"  # pyright: ignore
     """Observation model: gaussian or continuous_bernoulli on pixels in [0, 1], bernoulli on pixels binarised at every
-    visit."""
-    sigma: Annotated[float, Field(gt=0), FloatRange(0.05, 1.0, log=True)] = 0.4
-    """Standard deviation of the gaussian observation model, in units of the pixel range."""
+    visit, discretised_logistic on pixels of 256 values, of which log p(x) is in bits too."""
+    sigma: Annotated[Annotated[float, Field(gt=0)] | Literal["learned"], FloatRange(0.05, 1.0, log=True)] = 0.4
+    """Standard deviation of the gaussian observation model, in units of the pixel range, or learned: one for all pixels
+    and images, trained with the decoder."""
     prior: Annotated[Literal[tuple(PRIORS)], Choices(tuple(PRIORS))] = "normal"  # pyright: ignore
     """Prior p(z): N(0, I), or one that is trained with the decoder: a mixture of Gaussians, vamp, which mixes the
     encoder's posteriors of trained pseudo-inputs, or a normalising flow."""
@@ -66,6 +67,15 @@ class LatentConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _pixels_of_the_likelihood(self) -> Self:
+        if self.binarise != "no" and LIKELIHOODS[self.likelihood].of_bytes:
+            raise ValueError(
+                f"binarise={self.binarise!r} leaves pixels of 2 values, and likelihood={self.likelihood!r} is of 256; "
+                "leave binarise out, or take likelihood='bernoulli'"
+            )
+        return self
+
 
 class LatentModel(Model):
     """p(x, z) = p(x | z) p(z) with a posterior q(z | x) that each subclass gets in its own way."""
@@ -75,13 +85,19 @@ class LatentModel(Model):
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        self.likelihood: Likelihood = make_likelihood(config.likelihood, config.sigma)
+        self.likelihood: Likelihood = LIKELIHOODS[config.likelihood](config)
         self.prior: Prior = PRIORS[config.prior](config)
         self.family: type[Posterior] = POSTERIORS[config.posterior]
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
-        """Parameters of p(x | z): (..., D) to (..., C, H, W)."""
+        """Parameters of p(x | z): (..., D) to (..., *params_shape)."""
+
+    @property
+    def params_shape(self) -> tuple[int, int, int]:
+        """Of the parameters of p(x | z), (P C, H, W), of which the likelihood has P a pixel."""
+        channels, height, width = self.spec.shape
+        return self.likelihood.per_pixel * channels, height, width
 
     @property
     def decodes_at_once(self) -> int:
@@ -176,7 +192,8 @@ class LatentModel(Model):
         return self.likelihood.log_prob(x, self.decode(z)).mean(0) - kl_weight * q.kl(self.prior, z)
 
     def metrics(self, terms: Terms) -> dict[str, Tensor]:
-        return {"elbo": elbo(terms), **terms.also, "kl": terms.kl}
+        learned = {name: value.expand_as(terms.kl) for name, value in self.likelihood.learned().items()}
+        return {"elbo": elbo(terms), **terms.also, "kl": terms.kl, **learned}
 
     def expected(self, z: Tensor) -> Tensor:
         """The expected images at latent vectors, (..., D) to (..., C, H, W), in [0, 1]."""

@@ -148,7 +148,7 @@ class LatentOpt(DeepLatentModel):
         if not self._optimizers:
             self._optimizers = [
                 torch.optim.Adam(
-                    [*self.decoder.parameters(), *self.prior.parameters()],
+                    [*self.decoder.parameters(), *self.prior.parameters(), *self.likelihood.parameters()],
                     self.config.lr,
                     eps=self.config.adam_eps,
                     fused=True,

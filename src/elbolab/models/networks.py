@@ -31,14 +31,17 @@ CONV_FEATURES = 256
 
 
 class Nets(Protocol):
-    """Of one kind of nets an encoder and a decoder, for images of a shape (C, H, W)."""
+    """Of one kind of nets an encoder and a decoder, for images of a shape (C, H, W).
+
+    A decoder's shape (P C, H, W) is that of P parameters of each number of an image, which the likelihood says.
+    """
 
     def encoder(self, shape: Shape, outputs: int) -> nn.Module:
         """Images (B, C, H, W) to (B, outputs); raises UserError for a shape that it cannot take."""
         ...
 
     def decoder(self, latents: int, shape: Shape) -> nn.Module:
-        """Latent vectors (B, latents) to unbounded activations (B, C, H, W), the encoder's mirror."""
+        """Latent vectors (B, latents) to unbounded activations (B, *shape), the encoder's mirror."""
         ...
 
 

@@ -100,7 +100,7 @@ class DeepLatentModel(LatentModel):
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        self.decoder = make_nets(config).decoder(config.latent_dim, spec.shape)
+        self.decoder = make_nets(config).decoder(config.latent_dim, self.params_shape)
 
     @classmethod
     def code_of(cls, config: Any) -> dict[str, Source]:
@@ -151,7 +151,7 @@ class DeepLatentModel(LatentModel):
 
     def decode(self, z: Tensor) -> Tensor:
         activations = self.compute(self.decoder, z.reshape(-1, z.shape[-1]))
-        return self.likelihood.params(activations).reshape(*z.shape[:-1], *self.spec.shape)
+        return self.likelihood.params(activations).reshape(*z.shape[:-1], *self.params_shape)
 
 
 def _field(model: DeepLatentModel, name: str) -> Any:

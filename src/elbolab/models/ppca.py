@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from elbolab.data.batches import Batch, Data, DataSpec
 from elbolab.models.latent import LatentConfig, LatentModel
-from elbolab.models.likelihoods import Gaussian
+from elbolab.models.likelihoods.gaussian import Gaussian
 from elbolab.models.posteriors import LOG_2PI, DiagonalGaussian
 from elbolab.support.counters import counted
 from elbolab.support.errors import UserError
@@ -38,6 +38,13 @@ class PPCAConfig(LatentConfig):
     """Family of the posteriors q(z | x): orthogonal loadings make the exact ones diagonal."""
     free_sigma: bool = False
     """Whether sigma too is fitted by maximum likelihood; the observation model is then another."""
+
+    @field_validator("sigma")
+    @classmethod
+    def _a_number(cls, sigma: float | str) -> float | str:
+        if sigma == "learned":
+            raise ValueError("is trained by gradient, which ppca is not; take free_sigma=true, by which it is fitted")
+        return sigma
 
 
 def fit_ppca(x: Tensor, latent_dim: int, sigma: float | None) -> tuple[Tensor, Tensor, float]:
@@ -120,11 +127,11 @@ def _krylov_basis(x: Tensor, mean: Tensor, leading: int, least_rise: Callable[[f
 
 
 def ppca_start(images: Tensor, config: LatentConfig) -> tuple[Tensor, Tensor, float]:
-    """The PPCA of training images, uint8 (N, C, H, W), from which models start: at the sigma of a gaussian likelihood,
-    else at its own.
+    """The PPCA of training images, uint8 (N, C, H, W), from which models start: at the fixed sigma of a gaussian
+    likelihood, else at its own.
     """
-    sigma = config.sigma if config.likelihood == "gaussian" else None
-    return fit_ppca(images.flatten(1), config.latent_dim, sigma)
+    fixed = config.likelihood == "gaussian" and config.sigma != "learned"
+    return fit_ppca(images.flatten(1), config.latent_dim, config.sigma if fixed else None)
 
 
 def linear_posterior(x: Tensor, mean: Tensor, loadings: Tensor, sigma: float) -> DiagonalGaussian:
@@ -161,11 +168,14 @@ class PPCA(LatentModel):
         self.mean.copy_(mean)
         self.loadings.copy_(loadings)
         self.sigma.fill_(fitted)
-        self.likelihood = Gaussian(fitted)
+        self.likelihood = self._gaussian(fitted)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.likelihood = Gaussian(self.sigma.item())
+        self.likelihood = self._gaussian(self.sigma.item())
+
+    def _gaussian(self, sigma: float) -> Gaussian:
+        return Gaussian(self.config.model_copy(update={"sigma": sigma}))
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return []

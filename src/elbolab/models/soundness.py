@@ -74,7 +74,7 @@ def _refuse_unsound_latent(model: LatentModel, data: Data, name: str) -> None:
     # Samples of a posterior come as (S, B, D), its mean as (B, D).
     for given in (z, z.expand(IMAGES, *z.shape)):
         what = f"{name}.decode of latent vectors {tuple(given.shape)}"
-        _refuse_other(what, _called(what, model.decode, given), (*given.shape[:-1], *shape[1:]))
+        _refuse_other(what, _called(what, model.decode, given), (*given.shape[:-1], *model.params_shape))
     # A table of posteriors is made with the first step.
     if model.inference.partition(":")[0] not in ("encoder", "refined"):
         return
@@ -117,7 +117,7 @@ def _refuse_what_is_lost(model: LatentModel, name: str) -> None:
 
 def _refuse_unsound_nets(model: DeepLatentModel, x: Tensor, z: Tensor) -> None:
     what = f"the decoder of {model.code['net']} for latent vectors {tuple(z.shape)}"
-    _refuse_other(what, _called(what, model.decoder, z), tuple(x.shape))
+    _refuse_other(what, _called(what, model.decoder, z), (len(z), *model.params_shape))
     if isinstance(model, EncoderModel):
         what = f"the encoder of {model.code['net']} for images {tuple(x.shape)}"
         _refuse_other(what, _called(what, model.encoder, x), (len(x), model.family.width(z.shape[-1])))

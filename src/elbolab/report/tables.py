@@ -44,7 +44,7 @@ def _names(*metrics: m.Metric) -> str:
 RUN = "dataset model run"
 COLUMNS = {
     "summary": f"{RUN} split posterior images {_names(m.LOG_PX, m.POSTERIOR_ELBO, m.ESS, m.PARETO_K)} unreliable "
-    f"unreliable_share {_names(*RATES, m.ACCURACY)} {ACCURACY_SE}",
+    f"unreliable_share {_names(*RATES, m.ACCURACY)} {ACCURACY_SE} {_names(m.BITS_PER_DIM)}",
     "seeds": "dataset model runs metric seeds mean half_width",
     "pairs": f"{RUN} other other_run split converged images seeds mean low high above below",
     "digits": f"{RUN} split digit images {_names(m.LOG_PX, m.PARETO_K)} unreliable",
@@ -115,7 +115,7 @@ def summary_table(entries: Sequence[Entry]) -> list[Row]:
                     rows.append(_row(entry, split=split, images=n or None) | figures)
             elif entry.has(m.LOG_PX, split):
                 row = _row(entry, split=split, posterior=entry.inference, images=len(entry.images(split)) or None)
-                for metric in (m.LOG_PX, m.POSTERIOR_ELBO, m.ESS, *RATES):
+                for metric in (m.LOG_PX, m.BITS_PER_DIM, m.POSTERIOR_ELBO, m.ESS, *RATES):
                     row |= entry.measures(metric, split)
                 rows.append(row | _trust(entry.doubts(split).values(), entry.images(split, "pareto_k").values()))
         if entry.has(m.STORED[m.LOG_PX], m.TRAIN):

@@ -6,7 +6,14 @@ from math import isnan, nan
 
 import numpy as np
 
-from elbolab.evaluation.metrics import ACCURACY_ORIGINAL, ACCURACY_RECONSTRUCTION, CLASS_PRESERVATION, LOG_PX, TEST
+from elbolab.evaluation.metrics import (
+    ACCURACY_ORIGINAL,
+    ACCURACY_RECONSTRUCTION,
+    BITS_PER_DIM,
+    CLASS_PRESERVATION,
+    LOG_PX,
+    TEST,
+)
 from elbolab.report import blocks as b
 from elbolab.report import plots, sentences
 from elbolab.report.blocks import Block, Cell, Picture, Ref, Table
@@ -111,15 +118,20 @@ def _floor(rows: Sequence[Row]) -> list[Ref]:
 def mean_blocks(comparison: Comparison, letter: str) -> list[Block]:
     """Return means by split of every run and posterior, with the exact baseline and the constant image."""
     rows: list[list[Cell]] = []
+    has_bits = any(not isnan(entry.metric(BITS_PER_DIM, TEST)) for entry in comparison.latents)
     for (model, run, posterior), by in comparison.by_split(LOG_PX).items():
         slot = FLOOR_SLOT if posterior == "none" else comparison.runs[run][1].slot
         means = [b.shown(LOG_PX, by.get(split, {})) for split in SPLITS]
         counts = ", ".join(dict.fromkeys(str(row["images"] or DASH) for row in by.values()))
-        rows.append([Ref(model, slot=slot), b.short(run), posterior, *means, counts])
-    heads = ["Model", "Run", "Posterior", *(split.capitalize() for split in SPLITS.values()), "Images"]
+        bits = [b.shown(BITS_PER_DIM, by.get(TEST, {}))] if has_bits else []
+        rows.append([Ref(model, slot=slot), b.short(run), posterior, *means, *bits, counts])
+    heads = ["Model", "Run", "Posterior", *(split.capitalize() for split in SPLITS.values())]
+    heads += [*([b.head(BITS_PER_DIM, TEST)] if has_bits else []), "Images"]
     caption = (
         f"({letter}) Mean log p(x) of each split ± standard error, nats; exact where the posterior is. Constant image: "
         "every image decoded to the mean training image. Images: so many of each split were evaluated."
     )
+    if has_bits:
+        caption += " Bits per dimension: that of test images, divided by -ln 2 and by the numbers of an image."
     found = [one for entry in comparison.latents for one in (sentences.train_test(entry), sentences.table(entry))]
     return [Table("means", caption, heads, rows, left=3), *b.notes(*found)] if rows else []

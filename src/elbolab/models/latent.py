@@ -2,7 +2,8 @@
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -43,6 +44,11 @@ class LatentConfig(Config):
     """Family of the posteriors q(z | x): Gaussians with a diagonal covariance, or with a full one, which takes
     D (D + 3) / 2 numbers an image for D latent dimensions."""
 
+    @property
+    def decoded_dim(self) -> int:
+        """How many of the latent dimensions, the first ones, p(x | z) depends on."""
+        return self.latent_dim
+
     @model_validator(mode="after")
     def _posterior_of_a_size(self) -> Self:
         if (width := POSTERIORS[self.posterior].width(self.latent_dim)) > MOST_NUMBERS:
@@ -58,11 +64,13 @@ class LatentModel(Model):
 
     score_metric = "elbo"
     """Which of ``metrics`` is ``score``."""
+    priors: ClassVar[Mapping[str, type[Prior]]] = PRIORS
+    """The priors that ``prior`` of its config names."""
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.likelihood: Likelihood = make_likelihood(config.likelihood, config.sigma)
-        self.prior: Prior = PRIORS[config.prior](config)
+        self.prior: Prior = self.priors[config.prior](config)
         self.family: type[Posterior] = POSTERIORS[config.posterior]
 
     @abstractmethod

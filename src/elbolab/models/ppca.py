@@ -124,7 +124,7 @@ def ppca_start(images: Tensor, config: LatentConfig) -> tuple[Tensor, Tensor, fl
     else at its own.
     """
     sigma = config.sigma if config.likelihood == "gaussian" else None
-    return fit_ppca(images.flatten(1), config.latent_dim, sigma)
+    return fit_ppca(images.flatten(1), config.decoded_dim, sigma)
 
 
 def linear_posterior(x: Tensor, mean: Tensor, loadings: Tensor, sigma: float) -> DiagonalGaussian:

@@ -37,6 +37,7 @@ STILL_THERE: dict[str, Callable[[], bool]] = {
     "_get_stale_trial_ids": lambda: is_method(RDBStorage, "_get_stale_trial_ids"),
     "_GENERATOR_NOUNS": lambda: "dog" in name_utils._GENERATOR_NOUNS,
     "_GENERATOR_PREDICATES": lambda: "calm" in map(str.lower, name_utils._GENERATOR_PREDICATES),
+    "_version": lambda: isinstance(torch.ones(1)._version, int),
     "_load_from_state_dict": lambda: is_method(torch.nn.Module, "_load_from_state_dict"),
 }
 

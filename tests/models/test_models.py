@@ -29,6 +29,7 @@ from elbolab.training.schedule import rate_factor
 # Each sample of the bound and each step of the refinement costs about as much as a step of a vae.
 QUICK: dict[str, dict[str, Any]] = {
     "iwae": {"iw_samples": 2, "net": "mlp"},
+    "hierarchical": {"net": "mlp"},
     "semi_amortized": {"refine_steps": 1, "net": "mlp"},
     "latent_opt": {"fit_steps": 5},
 }
@@ -42,6 +43,7 @@ def test_a_run_is_tagged_with_its_prior_posterior_and_inference(digits: Data) ->
     assert {name: found[name]["inference"] for name in LATENT} == {
         "vae": "encoder",
         "iwae": "encoder",
+        "hierarchical": "encoder",
         "semi_amortized": "refined",
         "latent_opt": "fitted",
         "ppca": "exact",

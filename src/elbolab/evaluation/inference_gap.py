@@ -139,7 +139,7 @@ def _rows(
     starts = own if config.local_start in ("q", "both") else []
     if config.local_start in ("prior", "both"):
         mean, variance = (value.expand_as(q.mean) for value in model.prior.moments())
-        starts = [*starts, q.around(mean, variance.log())]
+        starts = [*starts, q.like(mean, variance.log())]
     # A search may end below the q that there is.
     best = best_of_family(model, x, starts, config, generator, known=own)
     own_estimates = image_estimates(evaluation, batch.split).query("posterior == @name").set_index("index")

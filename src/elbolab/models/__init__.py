@@ -17,6 +17,7 @@ MODELS: "OpenClasses[Model]" = OpenClasses(
     cnn="CNN",
     vae="VAE",
     iwae="IWAE",
+    hierarchical="Hierarchical",
     semi_amortized="SemiAmortized",
     latent_opt="LatentOpt",
     ppca="PPCA",

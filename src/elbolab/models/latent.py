@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -50,13 +51,18 @@ class LatentConfig(Config):
 
     @model_validator(mode="after")
     def _prior_of_an_encoder(self) -> Self:
-        if PRIORS[self.prior].needs_encoder and not self.has_encoder:
+        if self.prior in PRIORS and PRIORS[self.prior].needs_encoder and not self.has_encoder:
             others = ", ".join(name for name in PRIORS if not PRIORS[name].needs_encoder)
             raise ValueError(
                 f"prior={self.prior!r} is made of an encoder's posteriors, and this model has no encoder; choose one "
                 f"of {others}"
             )
         return self
+
+    @property
+    def decoded_dim(self) -> int:
+        """How many of the latent dimensions, the first ones, p(x | z) depends on."""
+        return self.latent_dim
 
     @model_validator(mode="after")
     def _posterior_of_a_size(self) -> Self:
@@ -82,11 +88,13 @@ class LatentModel(Model):
 
     score_metric = "elbo"
     """Which of ``metrics`` is ``score``."""
+    priors: ClassVar[Mapping[str, type[Prior]]] = PRIORS
+    """The priors that ``prior`` of its config names."""
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.likelihood: Likelihood = LIKELIHOODS[config.likelihood](config)
-        self.prior: Prior = PRIORS[config.prior](config)
+        self.prior: Prior = self.priors[config.prior](config)
         self.family: type[Posterior] = POSTERIORS[config.posterior]
 
     @abstractmethod

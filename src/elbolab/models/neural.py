@@ -100,7 +100,7 @@ class DeepLatentModel(LatentModel):
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        self.decoder = make_nets(config).decoder(config.latent_dim, self.params_shape)
+        self.decoder = make_nets(config).decoder(config.decoded_dim, self.params_shape)
 
     @classmethod
     def code_of(cls, config: Any) -> dict[str, Source]:
@@ -167,7 +167,7 @@ class EncoderModel(DeepLatentModel):
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        self.encoder = make_nets(config).encoder(spec.shape, self.family.width(config.latent_dim))
+        self.encoder = make_nets(config).encoder(spec.shape, self.family.width(config.decoded_dim))
         self.prior.attach(self)
         self._ppca: tuple[Tensor, Tensor, float] | None = None
 
@@ -193,6 +193,11 @@ class EncoderModel(DeepLatentModel):
         """The posterior that the encoder gives of each of the images (B, C, H, W)."""
         return self.family.from_rows(self.compute(self.encoder, x))
 
+    def pca_posterior(self, batch: Batch) -> Posterior:
+        """The posterior of each image that its latent vectors are drawn from in the first epochs."""
+        assert self._ppca is not None, "prepare() comes first"
+        return self.family.of(linear_posterior(batch.x.flatten(1), *self._ppca))
+
     @property
     def starts(self) -> bool:
         """Whether a step would be one of the first epochs, whose latent vectors are a PPCA's."""
@@ -201,11 +206,11 @@ class EncoderModel(DeepLatentModel):
     def terms(self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None) -> Terms:
         if not self.starts:
             return super().terms(batch, samples, generator)
-        assert self._ppca is not None, "prepare() comes first"
-        q = self.family.of(linear_posterior(batch.x.flatten(1), *self._ppca))
+        q = self.pca_posterior(batch)
         z = q.sample(samples, generator)
         terms = self.terms_at(batch, q, z)
-        return replace(terms, also={**terms.also, "encoder_nll": -self.encode(batch.x).log_prob(z).mean(0)})
+        nll = -self.encode(batch.x).log_prob(z[..., : self.config.decoded_dim]).mean(0)
+        return replace(terms, also={**terms.also, "encoder_nll": nll})
 
     def metrics(self, terms: Terms) -> dict[str, Tensor]:
         # Of the first epochs only, while every other figure is one of all epochs.

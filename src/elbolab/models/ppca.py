@@ -131,7 +131,7 @@ def ppca_start(images: Tensor, config: LatentConfig) -> tuple[Tensor, Tensor, fl
     likelihood, else at its own.
     """
     fixed = config.likelihood == "gaussian" and config.sigma != "learned"
-    return fit_ppca(images.flatten(1), config.latent_dim, config.sigma if fixed else None)
+    return fit_ppca(images.flatten(1), config.decoded_dim, config.sigma if fixed else None)
 
 
 def linear_posterior(x: Tensor, mean: Tensor, loadings: Tensor, sigma: float) -> DiagonalGaussian:

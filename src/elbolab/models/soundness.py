@@ -67,7 +67,7 @@ def _refuse_unsound_latent(model: LatentModel, data: Data, name: str) -> None:
     count, dims, shape = len(batch), model.config.latent_dim, tuple(batch.x.shape)
     z = model.prior.sample((count,), torch.Generator().manual_seed(0)).to(model.device)
     if isinstance(model, DeepLatentModel) and "net" in model.code:
-        _refuse_unsound_nets(model, batch.x, z)
+        _refuse_unsound_nets(model, batch.x, z[:, : model.config.decoded_dim])
     if isinstance(model, Adopted):
         what = f"the decoder of {model.config.origin} for latent vectors {tuple(z.shape)}"
         _refuse_other(what, _called(what, model.adapter.decode, z), shape)

@@ -106,6 +106,10 @@ class Posterior(ABC):
         """What ``from_rows`` makes these posteriors of, (B, W)."""
         return torch.cat([value.flatten(1) for value in self.tensors], -1)
 
+    def like(self, mean: Tensor, log_var: Tensor) -> Self:
+        """The member of its own family that ``around`` makes, with whatever it shares among images."""
+        return self.around(mean, log_var)
+
     @classmethod
     def of(cls, q: "Posterior") -> Self:
         """``q`` itself where it is of this family, else the member of equal mean and variances."""

@@ -84,6 +84,7 @@ class Prior(nn.Module, ABC):
         """
         if self.training:
             return make()
+        # In place of its numbers the count of changes to them, which is private but what autograd goes by.
         at = [(id(value), value._version, value.device) for value in chain(self.parameters(), others)]
         if self._remembered[0] != at:
             with torch.no_grad():

@@ -1,0 +1,107 @@
+"""A VAE of two stochastic layers, z2 to z1 to the image, trained on the ELBO or an importance-weighted bound."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from elbolab.config.limits import WIDEST
+from elbolab.config.ranges import IntRange
+from elbolab.data.batches import Batch, DataSpec
+from elbolab.models.base import Model
+from elbolab.models.iwae import IWAE, IWAEConfig
+from elbolab.models.neural import BetaConfig
+from elbolab.models.objectives import Terms, iw_bound
+from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.models.posteriors.hierarchical import ConditionalGaussian, HierarchicalPosterior
+from elbolab.models.priors import Prior
+from elbolab.models.priors.hierarchical import HierarchicalPrior
+
+
+class HierarchicalConfig(BetaConfig, IWAEConfig):
+    """The layers and the nets between them."""
+
+    latent_dim: Annotated[int, Field(gt=1, le=WIDEST), IntRange(2, 256, log=True)] = 150
+    """Number of latent dimensions, those of both layers together."""
+    top_dim: Annotated[int | None, Field(gt=0, le=WIDEST), IntRange(1, 128, log=True)] = None
+    """How many of the latent dimensions are the upper layer's, z2; below latent_dim [default: a third of it]."""
+    top_hidden: Annotated[int, Field(gt=0, le=WIDEST), IntRange(32, 512, log=True)] = 100
+    """Width of both hidden layers, of tanh units, of each net between z1 and z2."""
+    prior: Literal["hierarchical"] = "hierarchical"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Prior p(z): p(z1 | z2) p(z2) with N(0, I) for z2, the only one, since it is what makes the layers."""
+    posterior: Literal["diagonal"] = "diagonal"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Family of q(z1 | x) and of q(z2 | z1): Gaussians with a diagonal covariance; their product has another."""
+    iw_samples: Annotated[int, Field(gt=0), IntRange(1, 50, log=True)] = 1
+    """Importance samples K in the bound, each decoded at every step; 1 is the ELBO with its KL from that sample."""
+
+    @property
+    def decoded_dim(self) -> int:
+        return self.latent_dim - (max(1, self.latent_dim // 3) if self.top_dim is None else self.top_dim)
+
+    @model_validator(mode="after")
+    def _two_layers(self) -> Self:
+        if self.decoded_dim < 1:
+            raise ValueError(
+                f"top_dim={self.top_dim} must be below latent_dim={self.latent_dim}, which counts both layers; lower "
+                "top_dim or raise latent_dim"
+            )
+        return self
+
+
+class Hierarchical(IWAE):
+    """p(x | z1) p(z1 | z2) p(z2) with q(z1 | x) q(z2 | z1) (Burda et al. 2016, section 5, two stochastic layers).
+
+    The latent vector is z = (z1, z2). The loss is minus the importance-weighted bound of K samples, at K = 1 the ELBO,
+    with log w = log p(x | z) + beta (log p(z) - log q(z | x)).
+
+    In the epochs from a PPCA z1 is drawn from its exact posterior. Decoder and encoder learn as in models of one
+    layer, and the nets between the layers on the ELBO of these z1.
+    """
+
+    Config = HierarchicalConfig
+    priors: ClassVar[Mapping[str, type[Prior]]] = {"hierarchical": HierarchicalPrior}
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        first_dim = config.decoded_dim
+        self.top_encoder = ConditionalGaussian(first_dim, config.latent_dim - first_dim, config.top_hidden)
+        """q(z2 | z1)."""
+
+    def start_from(self, field: str, source: Model) -> None:
+        if isinstance(source, Hierarchical):
+            self.refuse_other(field, source, "decoded_dim", "top_hidden")
+        super().start_from(field, source)
+
+    @property
+    def layers(self) -> nn.Sequential | None:
+        if (decoder := super().layers) is None:
+            return None
+        chosen = nn.Linear(self.config.latent_dim, self.config.decoded_dim, device=self.device)
+        with torch.no_grad():
+            nn.init.eye_(chosen.weight)
+            nn.init.zeros_(chosen.bias)
+        return nn.Sequential(chosen, *decoder)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return super().decode(z[..., : self.config.decoded_dim])
+
+    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> HierarchicalPosterior:
+        return self._of_both(self.encode(batch.x))
+
+    def pca_posterior(self, batch: Batch) -> HierarchicalPosterior:
+        return self._of_both(super().pca_posterior(batch))
+
+    def _of_both(self, first: Any) -> HierarchicalPosterior:
+        assert isinstance(first, DiagonalGaussian)
+        return HierarchicalPosterior(first.mean, first.log_var, self.top_encoder)
+
+    def kl_weight(self, epochs: float) -> float:
+        return self.config.beta_at(epochs)
+
+    def loss(self, terms: Terms, kl_weight: float | Tensor) -> Tensor:
+        if self.starts:
+            return super().loss(terms, kl_weight) + (terms.log_qz - terms.log_pz).mean()
+        return -iw_bound(replace(terms, log_pz=kl_weight * terms.log_pz, log_qz=kl_weight * terms.log_qz)).mean()

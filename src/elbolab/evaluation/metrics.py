@@ -328,6 +328,15 @@ JVI_1_OF = replace(
     source="Nowozin 2018, section 3",
 )  # fmt: skip
 JVI_2_OF = replace(JVI_1_OF, name="jvi_2_{D}", label="JVI-2", meaning="and by the jackknife of second order")
+LOG_PX_5000 = Metric(
+    "log_px_5000", "L_5000", "nats", "maximize",
+    "study `vampprior2018`: log(1/5000 sum_k w_k) of samples of q, mean over the evaluated test images",
+    "Burda et al. 2016, eq. 8", (TEST,), SE,
+)  # fmt: skip
+BITS_PER_DIM_5000 = Metric(
+    "bits_per_dim_5000", "Bits per dimension, L_5000", "bits", "minimize",
+    "and that in bits, as `bits_per_dim`", BITS_PER_DIM.source, (TEST,), SE, digits=3,
+)  # fmt: skip
 ELBO_FIT = Metric(
     "elbo_fit_{N}", "ELBO", "nats", "maximize",
     "study `amortized_vs_latent`: the ELBO of 200 test images under the model's own q (`own`), and under posteriors "

@@ -10,10 +10,11 @@ import mlflow
 import pytest
 from conftest import Command
 
-from elbolab import Reproduction, Training
+from elbolab import Chart, Line, Reproduction, Training
 from elbolab.config.schema import CompareConfig, EvaluateConfig, StudyConfig
 from elbolab.experiment.evaluate import evaluate_run
 from elbolab.report.compare import compare
+from elbolab.report.plots import chart_png
 from elbolab.report.sections.reproductions import cell
 from elbolab.support.errors import UserError
 from elbolab.support.number_formats import DAGGER, MINUS, UNRELIABLE
@@ -283,3 +284,13 @@ def test_the_command_prints_the_run(study: str, command_here: Command):
 def test_a_mean_without_an_error_has_the_decimals_of_a_density(error: float | None):
     row = {"figures": {"test/posterior_elbo": {"mean": -93.76149, "error": error}}}
     assert cell(row, "test/posterior_elbo", "measured") == "-93.76"
+
+
+def test_a_chart_of_names_has_a_name_for_every_place():
+    line = Line(name="vae", x=(1, 2), y=(-90.0, -80.0), error=(1.0, 2.0))
+    shown = Chart(x="prior", y="test log p(x), nats", lines=(line,), names=("normal", "flow"))
+    assert shown.alt == "test log p(x), nats, by prior: vae from -90.00 (normal) to -80.00 (flow)"
+    assert Chart.parse(shown.model_dump(mode="json")) == shown
+    assert chart_png(shown)[1:4] == b"PNG"
+    with pytest.raises(UserError, match="x=2 has no name; give whole numbers from 1 to 1"):
+        Chart.parse({"x": "prior", "y": "nats", "lines": [line.model_dump()], "names": ["normal"]})

@@ -14,7 +14,7 @@ class Line(Settings):
     name: str
     """What the line is of."""
     x: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
-    """Where its values are, on a logarithmic axis."""
+    """Where its values are, on a logarithmic axis, or at which of the chart's ``names``, from 1 on."""
     y: tuple[float, ...]
     """Its values."""
     error: tuple[float, ...] = ()
@@ -39,7 +39,7 @@ class Line(Settings):
 
 
 class Chart(Settings):
-    """Lines over one logarithmic axis."""
+    """Lines over one logarithmic axis, or points beside names."""
 
     x: str
     """What the horizontal axis counts."""
@@ -52,9 +52,27 @@ class Chart(Settings):
     bottom: float | None = None
     """Where the vertical axis begins, for lines that begin far below what matters."""
 
+    names: tuple[str, ...] = ()
+    """What the places 1, 2, ... of the horizontal axis are, where it has no numbers: lines are points then."""
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        places = range(1, len(self.names) + 1)
+        if self.names and (beyond := [x for line in self.lines for x in line.x if x not in places]):
+            raise ValueError(f"x={beyond[0]:g} has no name; give whole numbers from 1 to {len(self.names)}")
+        return self
+
     @property
     def alt(self) -> str:
         """What the figure shows, in words."""
+        if self.names:
+            ends = [(line, *(pick(zip(line.y, line.x, strict=True)) for pick in (min, max))) for line in self.lines]
+            spans = [
+                f"{line.label} from {low[0]:.2f} ({self.names[int(low[1]) - 1]}) to {high[0]:.2f} "
+                f"({self.names[int(high[1]) - 1]})"
+                for line, low, high in ends
+            ]
+            return f"{self.y}, by {self.x}: {'; '.join(spans)}"
         spans = [
             f"{line.label} from {line.y[0]:.2f} at {line.x[0]:g} to {line.y[-1]:.2f} at {line.x[-1]:g}"
             + (f", dotted {line.level:.2f}" if line.level is not None else "")

@@ -166,9 +166,23 @@ def chart_png(shown: Chart) -> bytes:
 def _paint_chart(axes: Axes, shown: Chart, tint: Callable[[int], str] = colour) -> None:
     slot = slots(shown)
     lines = [Series(one.label, slot[one.label], one.x, one.y, one.error, level=one.level) for one in shown.lines]
-    _logarithmic(axes, shown.x, lines, tint)
+    if shown.names:
+        _named(axes, shown, lines, tint)
+    else:
+        _logarithmic(axes, shown.x, lines, tint)
     if shown.bottom is not None:
         axes.set_ylim(bottom=shown.bottom)
+
+
+def _named(axes: Axes, shown: Chart, series: Sequence[Series], tint: Callable[[int], str]) -> None:
+    for number, row in enumerate(series):
+        shift = min(0.16, 0.8 / len(series)) * (number - (len(series) - 1) / 2)
+        look, at = _look(row.slot, tint), np.asarray(row.x) + shift
+        axes.errorbar(at, row.y, row.error or None, ms=4.5, elinewidth=1.1, label=row.name, ls="none", **look)
+        if row.level is not None:
+            axes.axhline(row.level, color=look["color"], ls=":", lw=1.2)
+    axes.set_xticks(range(1, len(shown.names) + 1), shown.names, rotation=45, ha="right", parse_math=False)
+    axes.set_xlabel(shown.x)
 
 
 def _logarithmic(axes: Axes, label: str, series: Sequence[Series], tint: Callable[[int], str] = colour) -> None:

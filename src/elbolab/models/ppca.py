@@ -130,8 +130,8 @@ def ppca_start(images: Tensor, config: LatentConfig) -> tuple[Tensor, Tensor, fl
     """The PPCA of training images, uint8 (N, C, H, W), from which models start: at the fixed sigma of a gaussian
     likelihood, else at its own.
     """
-    fixed = config.likelihood == "gaussian" and config.sigma != "learned"
-    return fit_ppca(images.flatten(1), config.latent_dim, config.sigma if fixed else None)
+    sigma = None if config.likelihood != "gaussian" or config.sigma == "learned" else config.sigma
+    return fit_ppca(images.flatten(1), config.latent_dim, sigma)
 
 
 def linear_posterior(x: Tensor, mean: Tensor, loadings: Tensor, sigma: float) -> DiagonalGaussian:

@@ -115,6 +115,20 @@ def test_bits_are_of_probabilities_alone_and_those_of_log_px(trained: dict[str, 
         assert found[f"{split}/bits_per_dim_se"] == pytest.approx(found[f"{split}/log_px_se"] / per_dim)
 
 
+def test_a_report_has_the_bits_where_a_run_has_them_and_compares_no_others_with_it(
+    trained: dict[str, str], tmp_path: Path
+):
+    bits = mlflow.get_run(trained["vae logistic"]).data.metrics["test/bits_per_dim"]
+    page = compare(CompareConfig(run=(trained["vae logistic"],), out=tmp_path)).read_text()
+    assert "Test Bits per dimension" in page
+    assert f"{bits:.2f}" in page
+    page = compare(CompareConfig(run=(trained["vae learned"],), out=tmp_path)).read_text()
+    assert "Bits per dimension" not in page
+    for one, other in (("vae logistic", "vae"), ("vae learned", "vae"), ("vae logistic", "vae learned")):
+        with pytest.raises(UserError, match="runs of different observation models cannot be compared"):
+            compare(CompareConfig(run=(trained[one], trained[other]), out=tmp_path))
+
+
 def test_a_key_belongs_to_one_metric():
     for metric in METRICS:
         for split in metric.splits:

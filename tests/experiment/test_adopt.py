@@ -207,6 +207,18 @@ def test_a_class_of_a_file_is_adopted_with_the_weights_that_it_reads(store: Path
     explore([run], ExploreConfig(images=5, out=store / "page.html"))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sigma": "learned"}, "sigma='learned': an adopted model is trained no further; give the number"),
+        ({"likelihood": "discretised_logistic"}, "likelihood='discretised_logistic': takes 2 parameters a pixel"),
+    ],
+)
+def test_a_likelihood_that_an_adapter_does_not_decode_for_is_refused(fields: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        adopted("mine.py:Mine", **fields)
+
+
 def test_the_adapter_of_the_page_is_adopted(store: Path):
     page = (REPOSITORY / "docs" / "adopting.md").read_text()
     found = re.search(r"```python\n(.*?)```", page, re.DOTALL)

@@ -45,6 +45,7 @@ PAGES = {
     "transparent": ("transparent",),
     "mlp": ("iwae",),
     "grey": ("semi_amortized",),
+    "logistic": ("logistic",),
 }
 EVIL = "<script>alert(1)</script>"
 Open = Callable[..., AbstractContextManager[Any]]
@@ -72,6 +73,7 @@ def runs(folder: Path) -> dict[str, str]:
     wanted["colour"] = {"dataset": f"npz:{folder}/<i>.npz", "likelihood": "bernoulli", "latent_dim": 3, "epochs": 1}
     # Nets pad these by one row and column before, two behind.
     np.savez(folder / "rgba.npz", images=random.integers(0, 256, (60, 13, 9, 4), dtype=np.uint8))
+    wanted["logistic"] = SMALL | {"latent_dim": 3, "net": "mlp", "likelihood": "discretised_logistic"}
     wanted["transparent"] = {"dataset": f"npz:{folder}/rgba.npz", "latent_dim": 3, "width": 8, "epochs": 1}
     models = {name: MODELS.get(name, VAE) for name in wanted}
     ids = {
@@ -172,6 +174,9 @@ def test_the_page_decodes_as_pytorch_does(opened: Open, runs: dict[str, str], pa
         ((3, 65, 33), {"width": 8}),
         ((1, 9, 20), {"depth": 3, "activation": "elu", "likelihood": "continuous_bernoulli"}),
         ((3, 8, 11), {"depth": 1, "activation": "tanh"}),
+        ((1, 28, 28), {"likelihood": "discretised_logistic"}),
+        ((3, 13, 9), {"net": "mlp", "likelihood": "discretised_logistic"}),
+        ((1, 8, 8), {"sigma": "learned"}),
     ],
 )
 def test_the_script_decodes_images_of_any_size_as_pytorch_does(shape: tuple[int, int, int], fields: dict[str, Any]):

@@ -147,12 +147,7 @@ class LatentOpt(DeepLatentModel):
     def optimizers(self) -> list[torch.optim.Optimizer]:
         if not self._optimizers:
             self._optimizers = [
-                torch.optim.Adam(
-                    [*self.decoder.parameters(), *self.prior.parameters(), *self.likelihood.parameters()],
-                    self.config.lr,
-                    eps=self.config.adam_eps,
-                    fused=True,
-                ),
+                self.adam([*self.decoder.parameters(), *self.prior.parameters()]),
                 RowAdam([self.train_rows, self.val_rows], self.config.latent_lr, eps=self.config.adam_eps),
             ]
         return self._optimizers

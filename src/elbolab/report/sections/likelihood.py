@@ -132,6 +132,6 @@ def mean_blocks(comparison: Comparison, letter: str) -> list[Block]:
         "every image decoded to the mean training image. Images: so many of each split were evaluated."
     )
     if has_bits:
-        caption += " Bits per dimension: that of test images, divided by -ln 2 and by the numbers of an image."
+        caption += " Bits per dimension: test log p(x), divided by -ln 2 and by the numbers of an image."
     found = [one for entry in comparison.latents for one in (sentences.train_test(entry), sentences.table(entry))]
     return [Table("means", caption, heads, rows, left=3), *b.notes(*found)] if rows else []

@@ -209,6 +209,7 @@ def test_every_entry_point_by_mlflow_run(store: Path):
         ("cnn", "epochs=1"),
         ("vae", "epochs=1", "latent_dim=4", "lr=1e-3"),
         ("iwae", "epochs=1", "latent_dim=4", "iw_samples=2"),
+        ("hierarchical", "epochs=1", "latent_dim=4"),
         ("semi_amortized", "epochs=1", "latent_dim=4", "refine_steps=2"),
         ("latent_opt", "epochs=1", "latent-dim=4", "fit_steps=3"),
         ("ppca", "latent_dim=4"),
@@ -216,7 +217,7 @@ def test_every_entry_point_by_mlflow_run(store: Path):
         done = mlflow_run(store, name, *small, *more)
         assert done.returncode == 0, done.stderr
     by_model = {run.params["model"]: run for run in mlflow_reader.find_runs()}
-    assert set(by_model) == {"cnn", "vae", "iwae", "semi_amortized", "latent_opt", "ppca"}
+    assert set(by_model) == {"cnn", "vae", "iwae", "hierarchical", "semi_amortized", "latent_opt", "ppca"}
     # The parent logs 1e-3 as it was typed; the value that was used is in config.json.
     vae = by_model["vae"].id
     assert by_model["vae"].params["lr"] == "1e-3"

@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "vae bernoulli": {"latent_dim": 4, "likelihood": "bernoulli", "beta": 2.0, "beta_warmup": 2.0},
     "vae learned": {"latent_dim": 4, "sigma": "learned"},
     "iwae": {"latent_dim": 4, "iw_samples": 3, "gradient": "dreg"},
+    "hierarchical": {"latent_dim": 4, "pca_epochs": 1},
     "semi_amortized": {"latent_dim": 4, "refine_steps": 2},
     "latent_opt": {"latent_dim": 4, "latent_init": "normal"},
     "latent_opt bernoulli": {"latent_dim": 4, "clip": 5.0, "likelihood": "bernoulli", "latent_steps": 3},

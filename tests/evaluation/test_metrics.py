@@ -50,7 +50,9 @@ from elbolab.tuning.command import load_study
 TINY: dict[str, Any] = {"train_size": 40, "val_size": 20, "test_size": 20, "epochs": 1}
 SMALL: dict[str, dict[str, Any]] = {
     "cnn": {},
-    **{name: {"latent_dim": 3, "net": "mlp", "hidden": 8} for name in ("vae", "iwae", "semi_amortized")},
+    **{
+        name: {"latent_dim": 3, "net": "mlp", "hidden": 8} for name in ("vae", "iwae", "hierarchical", "semi_amortized")
+    },
     "latent_opt": {"latent_dim": 3, "net": "mlp", "hidden": 8, "fit_steps": 5},
     "ppca": {"latent_dim": 3},
     "vae learned": {"latent_dim": 3, "net": "mlp", "hidden": 8, "sigma": "learned"},

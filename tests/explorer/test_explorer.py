@@ -32,6 +32,7 @@ SMALL = {"train_size": 64, "val_size": 20, "test_size": 20, "epochs": 1}
 OWN: dict[str, dict[str, Any]] = {
     "vae": {"latent_dim": 12},
     "iwae": {"latent_dim": 3, "net": "mlp", "activation": "glu", "prior": "mixture"},
+    "hierarchical": {"latent_dim": 5, "net": "mlp"},
     "semi_amortized": {
         **{"latent_dim": 3, "activation": "elu", "likelihood": "continuous_bernoulli", "posterior": "full"},
     },

@@ -167,7 +167,7 @@ def test_a_run_alone_lacks_its_evaluation_and_no_other_model(store: Store, tmp_p
     ]
     assert html.count('<div class="card"') == 1
     assert not re.search(r">\s*(nan|None|± nan)", re.sub(r'"data:[^"]*"', "", html))
-    others = {"cnn", "vae", "iwae", "semi_amortized", "latent_opt", "ppca"} - {model}
+    others = {"cnn", "vae", "iwae", "hierarchical", "semi_amortized", "latent_opt", "ppca"} - {model}
     assert not any(re.search(rf"\b{other}\b", html) for other in others)
 
 

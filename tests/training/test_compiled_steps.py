@@ -41,6 +41,7 @@ def test_only_long_trainings_of_dense_nets_are_compiled(monkeypatch: pytest.Monk
     long = compiled_steps.REPAID_AFTER // 2 + 1
     assert worth("vae", epochs=long)
     assert worth("iwae", epochs=long)
+    assert worth("hierarchical", epochs=long)
     for name, fields in (
         ("vae", {"epochs": long - 1}),
         ("vae", {"epochs": long, "compile": "no"}),

@@ -98,6 +98,7 @@ def test_in_turn_each_is_bit_for_bit_what_it_is_alone(name: str, data: Data, tmp
         ("vae", {"net": "mlp", "sigma": "learned"}),
         ("iwae", {"net": "mlp", "iw_samples": 3}),
         ("iwae", {"net": "mlp", "gradient": "dreg"}),
+        ("hierarchical", {"net": "mlp"}),
         ("semi_amortized", {"net": "mlp", "refine_steps": 2}),
         ("latent_opt", {"net": "mlp"}),
         ("cnn", {}),

@@ -85,6 +85,7 @@ class StoppedError(Exception):
         ("cnn", {}),
         ("vae", {"likelihood": "bernoulli", "beta_warmup": 1.0}),
         ("iwae", {"iw_samples": 3, "gradient": "dreg"}),
+        ("hierarchical", {"iw_samples": 2, "beta_warmup": 1.0, "pca_epochs": 1}),
         ("semi_amortized", {"refine_steps": 2}),
         ("latent_opt", {"latent_init": "normal"}),
         ("vae", {"sigma": "learned"}),

@@ -66,17 +66,19 @@ SE = ("{}_se",)
 
 LOSS = Metric(
     "loss", "Loss", "nats", "minimize",
-    "what is minimised: -E_q[log p(x\\|z)] + beta KL; for `iwae` minus its bound, for `semi_amortized` -ELBO at the "
+    "what is minimised: -E_q[log p(x\\|z)] + beta KL; for `iwae` minus its bound, for `hierarchical` minus that of "
+    "log w = log p(x\\|z) + beta (log p(z) - log q(z\\|x)), for `semi_amortized` -ELBO at the "
     "refined q; for `cnn`, which alone has the third key, the cross-entropy", "Higgins et al. 2017, eq. 4",
 )  # fmt: skip
 ELBO = Metric(
     "elbo", "ELBO", "nats", "maximize",
-    "E_q[log p(x\\|z)] - KL at one sample (`iwae`: at K), beta = 1 whatever the training's, KL in closed form where "
-    "there is one", "Kingma & Welling 2014, eq. 3", EPOCHS,
+    "E_q[log p(x\\|z)] - KL at one sample (`iwae`, `hierarchical`: at K), beta = 1 whatever the training's, KL in "
+    "closed form where there is one", "Kingma & Welling 2014, eq. 3", EPOCHS,
 )  # fmt: skip
 IW_BOUND = Metric(
     "iw_bound", "Bound", "nats", "maximize",
-    "`iwae`: log(1/K sum_k w_k) at K = `iw_samples`; its best epoch is that of the highest on validation images",
+    "`iwae` and `hierarchical`: log(1/K sum_k w_k) at K = `iw_samples`; its best epoch is that of the highest "
+    "on validation images",
     "Burda et al. 2016, eq. 8", EPOCHS,
 )  # fmt: skip
 MSE = Metric(

@@ -1,10 +1,12 @@
 """A VAE of two stochastic layers, z2 to z1 to the image, trained on the ELBO or an importance-weighted bound."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -15,10 +17,13 @@ from elbolab.models.base import Model
 from elbolab.models.iwae import IWAE, IWAEConfig
 from elbolab.models.neural import BetaConfig
 from elbolab.models.objectives import Terms, iw_bound
-from elbolab.models.posteriors import DiagonalGaussian
+from elbolab.models.posteriors import DiagonalGaussian, Posterior
 from elbolab.models.posteriors.hierarchical import ConditionalGaussian, HierarchicalPosterior
 from elbolab.models.priors import Prior
 from elbolab.models.priors.hierarchical import HierarchicalPrior
+
+# Of the variance of z1, z2's part in the epochs from a PPCA.
+SHARED = 0.9
 
 
 class HierarchicalConfig(BetaConfig, IWAEConfig):
@@ -48,6 +53,11 @@ class HierarchicalConfig(BetaConfig, IWAEConfig):
                 f"top_dim={self.top_dim} must be below latent_dim={self.latent_dim}, which counts both layers; lower "
                 "top_dim or raise latent_dim"
             )
+        if self.gradient == "dreg" and (self.beta != 1 or self.beta_warmup):
+            raise ValueError(
+                f"gradient='dreg' is of the bound at beta=1, but beta={self.beta:g} and beta_warmup="
+                f"{self.beta_warmup:g}; set beta=1 and beta_warmup=0"
+            )
         return self
 
 
@@ -57,8 +67,8 @@ class Hierarchical(IWAE):
     The latent vector is z = (z1, z2). The loss is minus the importance-weighted bound of K samples, at K = 1 the ELBO,
     with log w = log p(x | z) + beta (log p(z) - log q(z | x)).
 
-    In the epochs from a PPCA z1 is drawn from its exact posterior. Decoder and encoder learn as in models of one
-    layer, and the nets between the layers on the ELBO of these z1.
+    The epochs from a PPCA are from one of two layers with the same p(x): z1 is its latent vector, of which z2 is a part
+    and noise. All four nets learn from draws of its exact posterior; without them z2 is given up at once.
     """
 
     Config = HierarchicalConfig
@@ -88,20 +98,28 @@ class Hierarchical(IWAE):
     def decode(self, z: Tensor) -> Tensor:
         return super().decode(z[..., : self.config.decoded_dim])
 
-    def posterior(self, batch: Batch, generator: torch.Generator | None = None) -> HierarchicalPosterior:
-        return self._of_both(self.encode(batch.x))
+    def encode(self, x: Tensor) -> HierarchicalPosterior:
+        return self._of_both(super().encode(x), self.top_encoder)
 
     def pca_posterior(self, batch: Batch) -> HierarchicalPosterior:
-        return self._of_both(super().pca_posterior(batch))
+        return self._of_both(super().pca_posterior(batch), self._linear_top)
 
-    def _of_both(self, first: Any) -> HierarchicalPosterior:
+    def _of_both(self, first: Posterior, top: Callable[[Tensor], DiagonalGaussian]) -> HierarchicalPosterior:
         assert isinstance(first, DiagonalGaussian)
-        return HierarchicalPosterior(first.mean, first.log_var, self.top_encoder)
+        return HierarchicalPosterior(first.mean, first.log_var, top)
+
+    def _linear_top(self, z1: Tensor) -> DiagonalGaussian:
+        """p(z2 | z1) of z1 ~ N(0, I), (..., D1), whose first dimensions are z2's but for noise."""
+        top_dim = self.config.latent_dim - self.config.decoded_dim
+        shared = z1[..., :top_dim]
+        mean = F.pad(math.sqrt(SHARED) * shared, (0, top_dim - shared.shape[-1]))
+        log_var = F.pad(torch.full_like(shared, math.log1p(-SHARED)), (0, top_dim - shared.shape[-1]))
+        return DiagonalGaussian(mean, log_var)
 
     def kl_weight(self, epochs: float) -> float:
         return self.config.beta_at(epochs)
 
     def loss(self, terms: Terms, kl_weight: float | Tensor) -> Tensor:
         if self.starts:
-            return super().loss(terms, kl_weight) + (terms.log_qz - terms.log_pz).mean()
+            return super().loss(terms, kl_weight) - terms.log_pz.mean()
         return -iw_bound(replace(terms, log_pz=kl_weight * terms.log_pz, log_qz=kl_weight * terms.log_qz)).mean()

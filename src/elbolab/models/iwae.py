@@ -43,13 +43,11 @@ class IWAE(EncoderModel):
 
     def terms_at(self, batch: Batch, q: Posterior, z: Tensor) -> Terms:
         terms = super().terms_at(batch, q, z)
-        if self.config.gradient == "dreg" and z.requires_grad and not self.starts:
+        if self.config.gradient == "dreg" and z.requires_grad:
             # The encoder moves the weights through z alone, whose gradient has one factor v_k from the bound.
             terms = replace(terms, log_qz=q.detach().log_prob(z))
-            # That of log p(x | z) is in proportion to v_k, whatever a loss weighs the other terms by, and comes first.
-            weights: list[Tensor] = []
-            terms.log_px_z.register_hook(lambda gradient: weights.append(gradient / gradient.sum(0)))
-            z.register_hook(lambda gradient: gradient * weights.pop()[..., None])
+            weights = terms.log_w.detach().softmax(0)[..., None]
+            z.register_hook(lambda gradient: gradient * weights)
         return terms
 
     def loss(self, terms: Terms, kl_weight: float | Tensor) -> Tensor:

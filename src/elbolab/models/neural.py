@@ -209,8 +209,7 @@ class EncoderModel(DeepLatentModel):
         q = self.pca_posterior(batch)
         z = q.sample(samples, generator)
         terms = self.terms_at(batch, q, z)
-        nll = -self.encode(batch.x).log_prob(z[..., : self.config.decoded_dim]).mean(0)
-        return replace(terms, also={**terms.also, "encoder_nll": nll})
+        return replace(terms, also={**terms.also, "encoder_nll": -self.encode(batch.x).log_prob(z).mean(0)})
 
     def metrics(self, terms: Terms) -> dict[str, Tensor]:
         # Of the first epochs only, while every other figure is one of all epochs.

@@ -108,7 +108,7 @@ def test_the_number_of_threads_changes_nothing_between_equal_seeds(digits: Data,
 def test_precision_is_the_wanted_one_or_what_the_cpu_is_fast_at(
     wanted: str, fast: bool, expected: torch.dtype, digits: Data, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(contract, "has_fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(contract, "FAST_BFLOAT16", fast)
     assert make("vae", digits, precision=wanted).precision == expected
 
 

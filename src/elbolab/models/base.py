@@ -15,11 +15,10 @@ from elbolab.data.batches import Batch, Data, DataSpec
 from elbolab.models.objectives import Terms, beta_loss, elbo
 from elbolab.support.user_code import Source, is_own, of_class
 
-
 # Asked once, since a compiled step cannot ask.
 _CPU = torch.cpu.get_capabilities()
 FAST_BFLOAT16 = bool(_CPU.get("avx512_bf16") or _CPU.get("amx_bf16"))
-"""Whether this machine's CPU multiplies matrices of bfloat16 faster than those of float32; others imitate it, slowly."""
+"""Whether this CPU multiplies matrices of bfloat16 faster than those of float32; others imitate it, slowly."""
 
 
 class Model(nn.Module, ABC):

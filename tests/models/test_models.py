@@ -110,7 +110,7 @@ def test_the_number_of_threads_changes_nothing_between_equal_seeds(digits: Data,
 def test_precision_is_the_wanted_one_or_what_the_cpu_is_fast_at(
     wanted: str, fast: bool, expected: torch.dtype, digits: Data, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(contract, "has_fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(contract, "FAST_BFLOAT16", fast)
     assert make("vae", digits, precision=wanted).precision == expected
 
 
@@ -164,6 +164,9 @@ def test_rates_fall_by_their_schedule():
     cosine, constant, staged = (Config(epochs=4000, schedule=name) for name in ("cosine", "constant", "staged"))
     assert [rate_factor(cosine, epochs) for epochs in (0, 2000, 4000)] == pytest.approx([1, 0.5, 0])
     assert rate_factor(constant, 3999.9) == 1
+    cooldown = Config(epochs=4000, schedule="cooldown")
+    falls = [rate_factor(cooldown, epochs) for epochs in (0, 3200, 3600, 3999, 4000)]
+    assert falls == pytest.approx([1, 1, 0.5, 1 / 800, 0])
     # Stage i lasts 3^i passes: the rates of all passes sum to that of Burda et al. 2016, section 5.
     rates = [rate_factor(staged, epoch) for epoch in range(4000)]
     stages = [10 ** (-i / 7) for i in range(8) for _ in range(3**i)]

@@ -136,7 +136,7 @@ def test_of_short_epochs_more_are_waited_for():
 
 def test_fixed_epochs_are_judged_by_scores_at_rates_that_still_move_the_weights():
     flat, rising = [0.0] * 60, [float(epoch) for epoch in range(60)]
-    for schedule in ("cosine", "constant", "staged"):
+    for schedule in ("cosine", "constant", "cooldown", "staged"):
         config = Config(schedule=schedule, epochs=60, patience=10)  # pyright: ignore[reportArgumentType]
         assert fed(config, flat).converged
         assert not fed(config, rising).converged

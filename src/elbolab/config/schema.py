@@ -23,7 +23,7 @@ def default_data_dir() -> Path:
     return expanded(user_cache_path("elbolab"))
 
 
-RateSchedule = Literal["cosine", "constant", "staged", "plateau"]
+RateSchedule = Literal["cosine", "constant", "cooldown", "staged", "plateau"]
 
 
 DATA_FIELDS = ("dataset", "train_size", "val_size", "test_size", "split_seed", "binarise", "image_size")
@@ -58,9 +58,9 @@ class Config(Settings):
     lr: Annotated[float, Field(gt=0), FloatRange(1e-4, 1e-2, log=True)] = 1e-3
     """Learning rate of Adam on the networks at the first step; it falls by the schedule."""
     schedule: RateSchedule = "plateau"
-    """How rates fall: to 0 along a half cosine; not at all; to lr 10^(-i/7) for 3^i passes, i = 0 to 7, 3,280 in all
-    (Burda et al. 2016, section 5); or, plateau, to a tenth when the validation score has stopped improving, and the
-    training ends when it has again."""
+    """How rates fall: to 0 along a half cosine; not at all; not at all and in the last fifth, cooldown, along a line to
+    0; to lr 10^(-i/7) for 3^i passes, i = 0 to 7, 3,280 in all (Burda et al. 2016, section 5); or, plateau, to a tenth
+    when the validation score has stopped improving, and the training ends when it has again."""
     patience: Annotated[int, Field(gt=0)] = 5
     """Epochs over which the validation score is averaged: it has stopped improving where the mean of so many epochs is
     hardly above that of as many before them."""

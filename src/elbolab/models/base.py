@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -15,13 +15,10 @@ from elbolab.data.batches import Batch, Data, DataSpec
 from elbolab.models.objectives import Terms, beta_loss, elbo
 from elbolab.support.user_code import Source, is_own, of_class
 
-
-@cache
-def has_fast_bfloat16() -> bool:
-    """Whether this machine's CPU multiplies matrices of bfloat16 faster than those of float32."""
-    # On others torch imitates it, slowly.
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+# Asked once, since a compiled step cannot ask.
+_CPU = torch.cpu.get_capabilities()
+FAST_BFLOAT16 = bool(_CPU.get("avx512_bf16") or _CPU.get("amx_bf16"))
+"""Whether this CPU multiplies matrices of bfloat16 faster than those of float32; others imitate it, slowly."""
 
 
 class Model(nn.Module, ABC):
@@ -64,12 +61,13 @@ class Model(nn.Module, ABC):
     def device(self) -> torch.device:
         return next(chain(self.parameters(), self.buffers())).device
 
-    @cached_property
+    @property
     def precision(self) -> torch.dtype:
         """The type of the matrix products of ``compute`` while the model trains, on the device that it trains on."""
+        # No cached property, whose lock would cut a compiled step in two.
         wanted = self.config.precision
         if wanted == "auto":
-            wanted = "bfloat16" if self.device.type == "cpu" and has_fast_bfloat16() else "float32"
+            wanted = "bfloat16" if self.device.type == "cpu" and FAST_BFLOAT16 else "float32"
         return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
     def compute(self, net: nn.Module, x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from elbolab.config.schema import Config
 # Once the score had stopped improving, ten or twenty more epochs on mnist5k won as much at a tenth of the rate as along
 # a half cosine to 0 (vae), or more (latent_opt, which went on improving).
 FALLEN = 0.1
+# The part of a training in which the rate of `cooldown` falls.
+COOLDOWN = 0.2
 
 
 class Schedule:
@@ -112,6 +114,9 @@ def rate_factor(config: Config, epochs: float) -> float:
     match config.schedule:
         case "cosine":
             return 0.5 * (1 + math.cos(math.pi * epochs / config.epochs))
+        case "cooldown":
+            # Hägele et al. 2024, section 3: it does as well as a cosine, with the first rate for longer.
+            return min(1.0, (1 - epochs / config.epochs) / COOLDOWN)
         case "staged":
             # Stage i begins after 1 + 3 + ... + 3^(i - 1) passes.
             return 10 ** (-sum(epochs >= (3**i - 1) / 2 for i in range(1, 8)) / 7)

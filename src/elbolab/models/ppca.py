@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
@@ -158,7 +157,7 @@ class PPCA(LatentModel):
         self.register_buffer("loadings", torch.zeros(pixels, config.latent_dim))
         self.register_buffer("sigma", torch.tensor(config.sigma, dtype=torch.float64))
 
-    @cached_property
+    @property
     def precision(self) -> torch.dtype:
         return torch.float32  # nothing here is a net
 

@@ -10,14 +10,15 @@ from elbolab.models.posteriors import Posterior
 from elbolab.models.posteriors.base import DENSITIES_AT_ONCE
 from elbolab.models.priors.base import Encoder, Prior
 
-INSIDE = 0.01
+# From training images themselves a mixture of 500 learns 1,565 Frey faces by heart, 180 nats worse on others.
+SPREAD, INSIDE, IMAGES = 0.01, 0.05, 1000
 
 
 class Vamp(Prior):
     """1/K sum_k q(z | u_k), q the encoder's, with K = ``prior_components`` (Tomczak & Welling 2018, eq. 9).
 
-    The pseudo-inputs u_k are images in [0, 1] that are trained with the nets. They begin as training images, drawn by
-    the model's seed, with black and white a hundredth inside: at the ends of the range they have no gradient.
+    The pseudo-inputs u_k are images in [0, 1] that are trained with the nets. They begin near the mean training image,
+    with black and white some hundredths inside: at the ends of the range they have no gradient.
     """
 
     needs_encoder = True
@@ -37,9 +38,11 @@ class Vamp(Prior):
 
     def begin(self, images: Tensor) -> None:
         generator = torch.Generator().manual_seed(self._seed)
-        rows = torch.randint(len(images), (self._components,), generator=generator)
+        some = images[torch.randperm(len(images), generator=generator)[:IMAGES]]
+        mean = (some / 255).mean(0).clamp(INSIDE, 1 - INSIDE).to(self.zero.device)
+        noise = SPREAD * torch.randn(self.pseudo_inputs.shape, generator=generator).to(self.zero.device)
         with torch.no_grad():
-            self.pseudo_inputs.copy_(images[rows] / 255).clamp_(INSIDE, 1 - INSIDE)
+            self.pseudo_inputs.copy_(mean + noise)
 
     @property
     def posteriors(self) -> Posterior:

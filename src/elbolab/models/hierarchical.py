@@ -51,7 +51,7 @@ class HierarchicalConfig(BetaConfig, IWAEConfig):
         if self.decoded_dim < 1:
             raise ValueError(
                 f"top_dim={self.top_dim} must be below latent_dim={self.latent_dim}, which counts both layers; lower "
-                "top_dim or raise latent_dim"
+                "top_dim, in a study by narrow, or raise latent_dim"
             )
         if self.gradient == "dreg" and (self.beta != 1 or self.beta_warmup):
             raise ValueError(

@@ -10,7 +10,7 @@ from elbolab.models.posteriors import Posterior
 from elbolab.models.posteriors.base import DENSITIES_AT_ONCE
 from elbolab.models.priors.base import Encoder, Prior
 
-# From training images themselves a mixture of 500 is no better on other Frey faces, and learns the training ones sooner.
+# Of the noise as in the authors' code: equal pseudo-inputs would stay equal.
 SPREAD, INSIDE, IMAGES = 0.01, 0.05, 1000
 
 

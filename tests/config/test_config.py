@@ -95,7 +95,13 @@ def test_a_search_range_lies_within_the_bounds_of_its_field(name: str):
         searched += 1
         found: Any = kind.search_range(field)
         for value in getattr(found, "choices", None) or (found.low, found.high):
-            assert getattr(kind.parse({field: value}), field) == value
+            if field == "prior" and value == "vamp" and not getattr(kind, "has_encoder", False):
+                with pytest.raises(UserError, match="this model has no encoder"):
+                    kind.parse({field: value})
+                continue
+            # Of a loss with a weighted KL it is refused.
+            together = {"beta_warmup": 0.0} if value == "dreg" and "beta_warmup" in kind.model_fields else {}
+            assert getattr(kind.parse({field: value, **together}), field) == value
     assert searched >= 2
     with pytest.raises(UserError, match=r"nonsense is not a parameter; there are: .*lr"):
         kind.search_range("nonsense")

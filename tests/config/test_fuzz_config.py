@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mlflow.projects._project_spec import load_project
 
 from elbolab.config.click_options import options_of
-from elbolab.config.limits import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT
+from elbolab.config.limits import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT, WIDEST
 from elbolab.config.schema import (
     CompareConfig,
     EvaluateConfig,
@@ -138,7 +138,23 @@ def configs(draw: st.DrawFn, kinds: list[type[Settings]]) -> tuple[type[Settings
         del values["gap_images"]
     if values.get("new_run"):
         values.setdefault("resume", "run")
-    return kind, values
+    return kind, _agreeing(kind, values)
+
+
+def _agreeing(kind: type[Settings], values: dict[str, Any]) -> dict[str, Any]:
+    """The values without those that are refused beside others of them."""
+    if values.get("activation") == "glu":
+        values["net"] = "mlp"
+    if values.get("prior") == "vamp" and not getattr(kind, "has_encoder", True):
+        del values["prior"]
+    if "top_dim" in kind.model_fields:
+        if "latent_dim" in values:
+            values["latent_dim"] = max(values["latent_dim"], 2)
+        if "top_dim" in values:
+            values["top_dim"] = min(values["top_dim"], values.get("latent_dim", 150) - 1)
+        if values.get("gradient") == "dreg":
+            values |= {"beta": 1.0, "beta_warmup": 0.0}
+    return values
 
 
 def from_flags(kind: type[Settings], arguments: list[str]) -> Settings:
@@ -182,7 +198,9 @@ def test_a_number_is_taken_at_its_bound_and_refused_beyond_it(kind: type[Setting
             refused(bound, bound)
         for taken in [step(bound, up)] if out else [bound]:
             # A bound on two fields together is no bound of this one.
-            together = {"images": "all"} if name == "gap_images" else {}
+            together: dict[str, Any] = {"gap_images": {"images": "all"}, "top_dim": {"latent_dim": WIDEST}}.get(
+                name, {}
+            )
             assert getattr(kind.parse({name: taken, **required, **together}), name) == taken
         refused(step(bound, not up), bound)
 

@@ -246,6 +246,24 @@ def test_what_a_prior_remembers_is_made_anew_when_its_weights_have_changed(name:
         assert {key for key, _ in prior.named_parameters()} == {"pseudo_inputs"}
 
 
+@pytest.mark.parametrize("name", ["vamp", "flow"])
+def test_what_a_prior_remembers_is_made_anew_after_a_step_of_training(name: str, digits: Data):
+    kind = MODELS["vae"]
+    model = kind(kind.Config.parse({**SMALL, "prior": name}), digits.spec)
+    model.prepare(digits)
+    assert isinstance(model, LatentModel)
+    z, found = torch.randn(5, D, generator=seeded()), []
+    for _ in range(2):
+        model.eval()
+        found.append((model.prior.log_prob(z), model.prior.moments()[0]))
+        model.train()
+        # A fused step changes weights without a change of their version.
+        model.loss(model.terms(next(digits.train.batches(12))), 1.0).backward()
+        model.optimizers()[0].step()
+    for before, after in zip(*found, strict=True):
+        assert not before.equal(after)
+
+
 def test_pseudo_inputs_begin_near_the_mean_image_and_move(digits: Data, tmp_path: Path):
     kind = MODELS["vae"]
     model = kind(kind.Config.parse({**SMALL, "prior": "vamp"}), digits.spec)

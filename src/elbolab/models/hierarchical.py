@@ -31,7 +31,7 @@ class HierarchicalConfig(BetaConfig, IWAEConfig):
 
     latent_dim: Annotated[int, Field(gt=1, le=WIDEST), IntRange(2, 256, log=True)] = 150
     """Number of latent dimensions, those of both layers together."""
-    top_dim: Annotated[int | None, Field(gt=0, le=WIDEST), IntRange(1, 128, log=True)] = None
+    top_dim: Annotated[int | None, Field(gt=0, lt=WIDEST), IntRange(1, 128, log=True)] = None
     """How many of the latent dimensions are the upper layer's, z2; below latent_dim [default: a third of it]."""
     top_hidden: Annotated[int, Field(gt=0, le=WIDEST), IntRange(32, 512, log=True)] = 100
     """Width of both hidden layers, of tanh units, of each net between z1 and z2."""

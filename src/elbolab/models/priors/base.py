@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import chain
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -77,10 +77,15 @@ class Prior(nn.Module, ABC):
     def begin(self, images: Tensor) -> None:
         """Begin at the training images, uint8 (N, C, H, W); called before a training of a model with an encoder."""
 
+    def train(self, mode: bool = True) -> Self:
+        # A fused step of Adam leaves no trace in the count of changes.
+        self._remembered = None, None
+        return super().train(mode)
+
     def remembered(self, make: Callable[[], T], *others: Tensor) -> T:
         """What ``make`` gives of the prior's parameters and of ``others``, made anew when one of these has changed.
 
-        While the model trains it is made at every call; otherwise it has no gradients.
+        In training mode it is made at every call; otherwise it has no gradients, and is made anew after training too.
         """
         if self.training:
             return make()

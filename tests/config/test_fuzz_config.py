@@ -145,6 +145,10 @@ def _agreeing(kind: type[Settings], values: dict[str, Any]) -> dict[str, Any]:
     """The values without those that are refused beside others of them."""
     if values.get("activation") == "glu":
         values["net"] = "mlp"
+    if values.get("likelihood") == "discretised_logistic":
+        values.pop("binarise", None)
+    if values.get("sigma") == "learned" and "free_sigma" in kind.model_fields:
+        del values["sigma"]
     if values.get("prior") == "vamp" and not getattr(kind, "has_encoder", True):
         del values["prior"]
     if "top_dim" in kind.model_fields:

@@ -125,7 +125,8 @@ class Served(PythonModel):
     ==================  ===============================================================================================
     reconstruct         expected images (N, H, W, C) in [0, 1]
     encode              q(z | x) by the model's declared inference: {"mean": (N, D), "log_var": (N, D)},
-                        or of a full covariance {"mean": (N, D), "scale_tril": (N, D, D)}; of two layers moments
+                        or of a full covariance {"mean": (N, D), "scale_tril": (N, D, D)}; of two layers moments;
+                        of a flow "mean", "location", "scale_tril" and "couplings"
     sample              expected images (n, H, W, C) at ``n`` draws from the prior; the images given are not looked at
     log_px              {"log_px": (N,), "std_err": (N,), "ess": (N,), "unreliable": (N,)} in nats, by ``method`` auto
                         or importance, with ``samples`` importance samples; no ess where log p(x) is exact

@@ -176,8 +176,7 @@ def _paint_chart(axes: Axes, shown: Chart, tint: Callable[[int], str] = colour) 
 
 def _named(axes: Axes, shown: Chart, series: Sequence[Series], tint: Callable[[int], str]) -> None:
     for number, row in enumerate(series):
-        shift = min(0.16, 0.8 / len(series)) * (number - (len(series) - 1) / 2)
-        look, at = _look(row.slot, tint), np.asarray(row.x) + shift
+        look, at = _look(row.slot, tint), np.asarray(row.x) + _shift(number, len(series))
         axes.errorbar(at, row.y, row.error or None, ms=4.5, elinewidth=1.1, label=row.name, ls="none", **look)
         if row.level is not None:
             axes.axhline(row.level, color=look["color"], ls=":", lw=1.2)
@@ -202,8 +201,7 @@ def by_class(name: str, title: str, series: Sequence[Series], classes: Mapping[i
 
     def paint(axes: Axes) -> None:
         for number, row in enumerate(series):
-            shift = min(0.16, 0.8 / len(series)) * (number - (len(series) - 1) / 2)
-            _points(axes, row, np.asarray(row.x) + shift, row.y, vertical=True)
+            _points(axes, row, np.asarray(row.x) + _shift(number, len(series)), row.y, vertical=True)
         ticks = sorted({int(x) for row in series for x in row.x})
         names = [classes[tick] for tick in ticks]
         # A dollar in a name begins no formula.
@@ -249,6 +247,11 @@ def histograms(name: str, title: str, label: str, groups: Mapping[str, np.ndarra
 
     means = "; ".join(f"{group} {values.mean():.4g} on average" for group, values in groups.items())
     return _svg(name, title, f"{title}, {label}: {means}", NARROW, paint)
+
+
+def _shift(number: int, count: int) -> float:
+    """How far beside its place one of several series is drawn, so that none covers another."""
+    return min(0.16, 0.8 / count) * (number - (count - 1) / 2)
 
 
 def _points(axes: Axes, row: Series, at: np.ndarray, values: Sequence[float], vertical: bool) -> None:

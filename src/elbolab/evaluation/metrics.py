@@ -278,7 +278,7 @@ COVERAGE = Metric(
 )  # fmt: skip
 
 AUROC_LOG_PX = Metric(
-    "auroc_log_px_{DATASET}", "AUROC, log p(x)", "", "maximize",
+    "auroc_log_px_{DATASET}", "By log p(x)", "AUROC", "maximize",
     "with `ood`: the probability that a test image of the data set DATASET is scored as less likely than one of the "
     "model's own data, ties counted half: by log p(x); below 0.5 the model finds the other data likelier; its error is "
     "DeLong's, 0 where the scores do not overlap, and `…_unreliable` the share of images whose estimate is, the larger "
@@ -286,16 +286,16 @@ AUROC_LOG_PX = Metric(
     "Nalisnick et al. 2019; DeLong et al. 1988", (OOD,), SE, "{}_unreliable", digits=3,
 )  # fmt: skip
 AUROC_ELBO = Metric(
-    "auroc_elbo_{DATASET}", "AUROC, ELBO", "", "maximize", "the same by the ELBO of the model's own q",
+    "auroc_elbo_{DATASET}", "By ELBO", "AUROC", "maximize", "the same by the ELBO of the model's own q",
     "DeLong et al. 1988", (OOD,), SE, digits=3,
 )  # fmt: skip
 AUROC_REGRET = Metric(
-    "auroc_regret_{DATASET}", "AUROC, regret", "", "maximize",
+    "auroc_regret_{DATASET}", "By regret", "AUROC", "maximize",
     "the same by the likelihood regret, of which more is less likely; 0.5 for exact posteriors, which have none",
     "Xiao et al. 2020", (OOD,), SE, digits=3,
 )  # fmt: skip
 AUROC_COMPLEXITY = Metric(
-    "auroc_complexity_{DATASET}", "AUROC, complexity", "", "maximize",
+    "auroc_complexity_{DATASET}", "By complexity", "AUROC", "maximize",
     "the same by log p(x) plus the length of the image as a PNG, in nats, since simple images are likelier under any "
     "model; meant for likelihoods of whole 8-bit or binary pixels: beside a Gaussian of wide sigma it outweighs "
     "log p(x)",

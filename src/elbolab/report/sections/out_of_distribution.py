@@ -23,13 +23,14 @@ def ood_blocks(comparison: Comparison) -> list[Block]:
     if not rows:
         return []
     caption = (
-        "(a) Test images against those of other data sets: AUROC ± standard error, the probability that an image of "
-        "the other data is scored as less likely than one of the own, ties counted half. Below 0.5 the model finds the "
-        "other data likelier, as deep generative models often do where these are simpler (Nalisnick et al. 2019). "
-        "Regret: ELBO under the best posterior of an image alone less that under the model's own (Xiao et al. 2020), 0 "
-        "where posteriors are exact, about 0 where they are fitted to each image. Complexity: length of the image as a "
-        "PNG in nats, added to log p(x) (Serrà et al. 2020), meant for likelihoods of whole 8-bit or binary pixels. "
-        "Images, and last the means of log p(x) and of the regret in nats: own, other."
+        "(a) Test images against those of other data sets: AUROC by each score ± standard error, the probability that"
+        " an image of the other data is scored as less likely than one of the own, ties counted half. Below 0.5 the "
+        "model finds the other data likelier, as deep generative models often do where these are simpler (Nalisnick "
+        "et al. 2019). Regret: ELBO under the best posterior of an image alone less that under the model's own (Xiao "
+        "et al. 2020), 0 where posteriors are exact, about 0 where they are fitted to each image. Complexity: length "
+        "of the image as a PNG in nats, added to log p(x) (Serrà et al. 2020), meant for likelihoods of whole 8-bit "
+        "or binary pixels. Images: how many own ones, and how many others. Mean log p(x) and mean regret, nats: of "
+        "the own images, and of the others."
     )
     heads = ["Model", "Run", "Other data", "Images", *map(head, OOD_SCORES.values()), "Mean log p(x)", "Mean regret"]
     entries = [entry for entry in comparison.latents if not entry.ood.empty]

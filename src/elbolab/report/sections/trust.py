@@ -103,8 +103,8 @@ def gap_blocks(comparison: Comparison) -> list[Block]:
         searches = [entry.run.tags.get(f"evaluation.{name}", DASH) for name in ("ais", "local_optimisation")]
         protocols.append([*start(entry), *searches, percent(entry.metric(m.AIS_ACCEPTANCE, m.TEST))])
     how = (
-        "How (c) was measured: annealed importance sampling of log p(x), the search for q*, and how many of the moves "
-        "on test images were accepted: they are steered to 65 %, and far below it the estimate is too low."
+        "How the gaps were measured: annealed importance sampling of log p(x), the search for q*, and how many of the "
+        "moves on test images were accepted: they are steered to 65 %, and far below it the estimate is too low."
     )
     names = ["Model", "Run", "Annealed importance sampling", "Search", head(m.AIS_ACCEPTANCE)]
     return [

@@ -97,16 +97,17 @@ def _in_every_family(
     model: LatentModel, x: Tensor, best: Posterior, config: EvaluateConfig, generator: torch.Generator | None
 ) -> dict[str, Posterior]:
     """q* of each family, where ``best`` is that of the model's own: a search begins at what the family before, which is
-    narrower, has found.
+    narrower, has found. That of the model's own family may be a better one than ``best``.
     """
     found: dict[str, Posterior] = {}
     narrower = best
     for name, family in POSTERIORS.items():
-        if not isinstance(best, family):
-            start = family.of(narrower)
-            found[name] = best_of_family(model, x, [start], config, generator, known=[start])
-        else:
+        if narrower is best and isinstance(best, family):
             found[name] = best
+        else:
+            start = family.of(narrower)
+            known = [start, best] if isinstance(best, family) else [start]
+            found[name] = best_of_family(model, x, [start], config, generator, known=known)
         narrower = found[name]
     return found
 
